@@ -1,0 +1,40 @@
+# Two commands matter: `make demo` and `make test`. Each creates the environment it needs.
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+SOURCES := $(wildcard cdc conductor tools examples benchmarks tests)
+
+.PHONY: test check lint types demo bench format clean
+
+test: check
+	$(BIN)/pytest
+
+check: lint types
+	$(BIN)/pytest -q tests/unit/test_budgets.py tests/unit/test_layers.py
+
+lint: .venv
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: .venv
+	$(BIN)/mypy $(SOURCES)
+
+demo: .venv
+	KEEP=$(KEEP) $(BIN)/python -m examples.shop.demo
+
+bench: .venv
+	$(BIN)/python -m benchmarks
+
+format: .venv
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:
+	rm -rf .venv .cache .bench .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv: pyproject.toml constraints.txt
+	PYTHON=$(PYTHON) sh tools/venv.sh $@
+	@touch $@
