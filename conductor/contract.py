@@ -1,0 +1,118 @@
+"""The job contract: what a router must write so that a worker can run it.
+
+One place says how a routed job looks on the wire into ``conductor.jobs`` (binary COPY, see
+"Binary Format" on PostgreSQL's COPY page), what its payload holds and what its identity is.
+Pure: no I/O, no clock. Used by the router (`cdc`), the dispatcher and the workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+INTERNAL_QUEUE = "conductor.internal"
+DISPATCH_TASK = "conductor.dispatch"
+
+COPY_COLUMNS = (
+    "run_at",
+    "queue",
+    "task",
+    "app",
+    "version",
+    "trigger",
+    "rank",
+    "subscription",
+    "source_generation",
+    "source_lsn",
+    "source_ordinal",
+    "payload",
+)
+"""Columns of a routed job, in the order `encode_copy_rows` writes them."""
+
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+COPY_TRAILER = b"\xff\xff"
+
+_NULL = b"\xff\xff\xff\xff"
+_ROW_START = Struct("!hiq").pack  # number of fields; run_at
+_SMALLINT = Struct("!ih").pack
+_BIGINT = Struct("!iq").pack
+_POSITION = Struct("!iqiQ").pack  # generation; commit LSN
+_ORDINAL_AND_LENGTH = Struct("!iqi").pack  # ordinal; length of the payload
+_POSTGRES_EPOCH_US = 946_684_800_000_000  # 2000-01-01 in Unix microseconds
+
+
+@dataclass(slots=True)
+class JobSpec:
+    """A job to be, as the router hands it to its sink. Immutable by convention (one per row).
+
+    ``head`` and ``position`` are shared by all jobs of a subscription and of a transaction.
+    """
+
+    head: bytes  # encode_head(...) of the subscription
+    position: bytes  # encode_position(...) of the transaction
+    ordinal: int  # of the change in its transaction
+    payload: bytes  # JSON text
+
+
+def _text(value: str | None) -> bytes:
+    if value is None:
+        return _NULL
+    data = value.encode()
+    return len(data).to_bytes(4, "big") + data
+
+
+def encode_head(  # noqa: PLR0913 - one argument a column
+    *,
+    queue: str,
+    task: str,
+    app: str | None,
+    version: str | None,
+    trigger: str,
+    rank: int,
+    subscription: int,
+) -> bytes:
+    """Return the columns that every job of one subscription shares, encoded for COPY."""
+    return (
+        _text(queue)
+        + _text(task)
+        + _text(app)
+        + _text(version)
+        + _text(trigger)
+        + _SMALLINT(2, rank)
+        + _BIGINT(8, subscription)
+    )
+
+
+def encode_position(generation: int, commit_lsn: int) -> bytes:
+    """Return the columns that every job of one source transaction shares, encoded for COPY."""
+    return _POSITION(8, generation, 8, commit_lsn)
+
+
+def encode_copy_rows(specs: Iterable[JobSpec], run_at_us: int) -> bytes:
+    """Return COPY data (no header, no trailer) for jobs due at ``run_at_us`` (Unix microseconds)."""
+    start = _ROW_START(len(COPY_COLUMNS), 8, run_at_us - _POSTGRES_EPOCH_US)
+    parts: list[bytes] = []
+    append = parts.append
+    for spec in specs:
+        payload = spec.payload
+        append(start)
+        append(spec.head)
+        append(spec.position)
+        append(_ORDINAL_AND_LENGTH(8, spec.ordinal, len(payload)))
+        append(payload)
+    return b"".join(parts)
+
+
+def idempotency_key(generation: int, commit_lsn: str, ordinal: int, subscription: int) -> str:
+    """Return the stable name of a routed job: the same for every delivery of the same change.
+
+    The generation names one creation of one slot, so slot and generation are one number here.
+
+    >>> idempotency_key(3, "0/16B3748", 65536, 12)
+    '3:0/16B3748:65536:12'
+    """
+    return f"{generation}:{commit_lsn}:{ordinal}:{subscription}"

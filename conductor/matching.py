@@ -1,0 +1,127 @@
+"""Subscriptions, and which of them an event or a table concerns.
+
+Shared by the router (changes and events read from the WAL) and the dispatcher (events emitted
+through the queue), so that both paths match alike. Pure: rows in, subscriptions out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from conductor.contract import encode_head
+
+Operation = Literal["insert", "update", "delete", "truncate"]
+OPERATIONS: Final[tuple[Operation, ...]] = ("insert", "update", "delete", "truncate")
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeFilter:
+    """Which changes of one table a subscription wants, and which columns of them."""
+
+    schema: str
+    table: str
+    operations: frozenset[Operation]
+    columns: tuple[str, ...] | None = None  # None: every column
+    changed: tuple[str, ...] | None = None  # updates only when one of these differs
+    when: str | None = None  # CEL
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stored definition; `ChangeFilter.from_json` reads it back."""
+        return {
+            "schema": self.schema,
+            "table": self.table,
+            "operations": sorted(self.operations),
+            "columns": None if self.columns is None else list(self.columns),
+            "changed": None if self.changed is None else list(self.changed),
+            "when": self.when,
+        }
+
+    @classmethod
+    def from_json(cls, definition: dict[str, Any]) -> ChangeFilter:
+        """Read a stored definition."""
+        columns, changed = definition.get("columns"), definition.get("changed")
+        return cls(
+            schema=definition["schema"],
+            table=definition["table"],
+            operations=frozenset(definition["operations"]),
+            columns=None if columns is None else tuple(columns),
+            changed=None if changed is None else tuple(changed),
+            when=definition.get("when"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which emitted events a subscription wants."""
+
+    event: str
+    when: str | None = None  # CEL
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stored definition; `EventFilter.from_json` reads it back."""
+        return {"event": self.event, "when": self.when}
+
+    @classmethod
+    def from_json(cls, definition: dict[str, Any]) -> EventFilter:
+        """Read a stored definition."""
+        return cls(event=definition["event"], when=definition.get("when"))
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A stored (task, trigger) pair. ``head`` is its part of every job, encoded for COPY."""
+
+    id: int
+    app: str
+    task: str
+    trigger: str
+    queue: str
+    version: str | None
+    rank: int
+    source: str
+    filter: ChangeFilter | EventFilter
+    head: bytes
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Subscription:
+        """Read a row of ``conductor.subscriptions`` (definition already decoded)."""
+        kind, definition = row["kind"], row["definition"]
+        return cls(
+            id=row["id"],
+            app=row["app"],
+            task=row["task"],
+            trigger=row["trigger"],
+            queue=row["queue"],
+            version=row["version"],
+            rank=row["rank"],
+            source=row["source"],
+            filter=ChangeFilter.from_json(definition)
+            if kind == "change"
+            else EventFilter.from_json(definition),
+            head=encode_head(
+                queue=row["queue"],
+                task=row["task"],
+                app=row["app"],
+                version=row["version"],
+                trigger=kind,
+                rank=row["rank"],
+                subscription=row["id"],
+            ),
+        )
+
+
+class EventIndex:
+    """Event subscriptions by event name. Built once per set of subscriptions, then only read."""
+
+    __slots__ = ("_by_event",)
+
+    def __init__(self, subscriptions: list[Subscription]) -> None:
+        self._by_event: dict[str, list[Subscription]] = {}
+        for subscription in sorted(subscriptions, key=lambda s: s.id):
+            if isinstance(subscription.filter, EventFilter):
+                self._by_event.setdefault(subscription.filter.event, []).append(subscription)
+
+    def match(self, event: str) -> list[Subscription]:
+        """Return the subscriptions of an event, in the order of their ids."""
+        return self._by_event.get(event, [])
