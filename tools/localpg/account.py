@@ -1,0 +1,116 @@
+"""The account that a server runs as, and folders that it can use.
+
+A PostgreSQL server refuses to run as root. Root therefore starts it as `postgres` or `nobody`,
+who may be unable to read the project folder: its binaries are then linked or copied into the
+server's own folder. The permissions of folders that are not ours are never changed.
+"""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypedDict
+
+from tools.localpg.binaries import Binaries, BinariesNotFound
+
+# A Unix socket's whole path may have 107 bytes, of which `.s.PGSQL.65535.lock` takes 20.
+MAX_SOCKET_FOLDER = 80
+
+
+class ProcessIdentity(TypedDict, total=False):
+    """The arguments of `subprocess.Popen` that choose the account; empty for one's own."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Who runs the server: `identity` is empty when it is the current user."""
+
+    uid: int
+    gid: int
+    identity: ProcessIdentity
+
+    def own(self, path: Path) -> None:
+        """Give a folder of ours to the account."""
+        if self.identity:
+            os.chown(path, self.uid, self.gid)
+
+    def can_run(self, program: Path, environment: Mapping[str, str]) -> bool:
+        """Whether the account can execute a program where it is."""
+        try:
+            subprocess.run(
+                [program, "--version"],
+                cwd="/",
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=True,
+                **self.identity,
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return False
+        return True
+
+
+def server_account() -> Account:
+    """The current user or, for root, `postgres` or `nobody`."""
+    if os.geteuid() != 0:
+        return Account(os.geteuid(), os.getegid(), {})
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        identity = ProcessIdentity(user=entry.pw_uid, group=entry.pw_gid, extra_groups=[])
+        return Account(entry.pw_uid, entry.pw_gid, identity)
+    raise BinariesNotFound(
+        "root cannot run a server: there is neither a postgres nor a nobody user"
+    )
+
+
+def make_home(account: Account) -> Path:
+    """Create the folder for everything of one server, with a path short enough for sockets."""
+    for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108  # mkdtemp is safe there
+        home = Path(tempfile.mkdtemp(prefix="localpg-", dir=parent))
+        home.chmod(0o755 if account.identity else 0o700)  # the server's account must pass through
+        if len(str(home)) <= MAX_SOCKET_FOLDER and _can_enter(account, home):
+            return home
+        home.rmdir()
+    raise BinariesNotFound("no temporary folder that the server's account can enter")
+
+
+def _can_enter(account: Account, folder: Path) -> bool:
+    command = ["/bin/sh", "-c", 'cd "$0"', str(folder)]
+    return subprocess.run(command, cwd="/", check=False, **account.identity).returncode == 0
+
+
+def usable_binaries(binaries: Binaries, account: Account, home: Path) -> Binaries:
+    """Return the binaries, or a copy of them in `home` when the account cannot run them."""
+    if account.can_run(binaries.bindir / "postgres", binaries.environment):
+        return binaries
+    copy = home / "install"
+    shutil.copytree(binaries.prefix, copy, symlinks=True, copy_function=_link)
+    libraries = binaries.library_path
+    moved = replace(
+        binaries,
+        bindir=copy / binaries.bindir.relative_to(binaries.prefix),
+        prefix=copy,
+        library_path=libraries and copy / libraries.relative_to(binaries.prefix),
+    )
+    if not account.can_run(moved.bindir / "postgres", moved.environment):
+        raise BinariesNotFound(f"uid {account.uid} cannot run {binaries.bindir}/postgres or a copy")
+    return moved
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
