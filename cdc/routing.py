@@ -1,0 +1,387 @@
+"""Changes x subscriptions → job specs.
+
+A `Router` compiles, for each table in the stream, what every active subscription wants of it: the
+operations, the columns, the JSON around them. Routing a row is then one conversion of its columns
+and one formatting a subscription. Pure: bytes and lists in, `JobSpec`s and dead letters out; the
+order of changes and the set of active subscriptions are the caller's.
+
+What a job's payload holds is the contract of `conductor` (trigger ``change``)::
+
+    {"op": "update", "schema": "shop", "table": "orders", "new": {…}, "old": {…},
+     "changed": ["state"], "unchanged": ["note"], "commit_time": "…", "commit_lsn": "0/16B3748"}
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from operator import itemgetter
+from typing import Any
+
+import orjson
+
+from cdc.errors import ProtocolError, ValueUndecodable
+from cdc.relations import RelationShape
+from cdc.wire.messages import (
+    UNCHANGED,
+    Delete,
+    Field,
+    Insert,
+    Row,
+    Truncate,
+    Unchanged,
+    Update,
+)
+from conductor.contract import JobSpec, encode_position
+from conductor.matching import ChangeFilter, Subscription
+
+Fragments = Sequence[bytes | Unchanged]
+Change = Insert | Update | Delete | Truncate
+
+
+@dataclass(slots=True)
+class DeadLetter:
+    """A change that could not become a job of this subscription, with all that is known of it."""
+
+    commit_lsn: int
+    ordinal: int
+    subscription: int | None
+    relation: dict[str, Any] | None
+    error: str
+    raw: bytes
+
+
+@dataclass(slots=True)
+class Routed:
+    """What routing has produced so far; the caller empties it."""
+
+    specs: list[JobSpec] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    unmatched: int = 0
+
+
+class Router:
+    """Routes the changes of one stream, transaction by transaction, in order.
+
+    `begin` a transaction, then `route` its changes. `activate` and `retire` take effect for what
+    is routed afterwards.
+    """
+
+    def __init__(self, generation: int, subscriptions: Iterable[Subscription]) -> None:
+        self._generation = generation
+        self._active: dict[int, Subscription] = {s.id: s for s in subscriptions}
+        self._plans: dict[int, _TablePlan] = {}
+        self._commit_lsn = 0
+        self._position = b""
+        self._suffix = b""
+        self._second = -1  # many transactions commit within one second: format it once
+        self._second_text = b""
+
+    @property
+    def active(self) -> list[Subscription]:
+        """The subscriptions that route now, by id."""
+        return [self._active[i] for i in sorted(self._active)]
+
+    def activate(self, subscriptions: Iterable[Subscription]) -> None:
+        """Let subscriptions route from here on."""
+        self._active.update((s.id, s) for s in subscriptions)
+        self._plans.clear()
+
+    def retire(self, ids: Iterable[int]) -> None:
+        """Let subscriptions route no more."""
+        for subscription_id in ids:
+            self._active.pop(subscription_id, None)
+        self._plans.clear()
+
+    def wants(self, shape: RelationShape) -> bool:
+        """Tell whether any active subscription concerns this table."""
+        return bool(self._plan(shape).routes)
+
+    def begin(self, commit_lsn: int, commit_time_us: int) -> None:
+        """Start on the changes of the transaction that committed here."""
+        self._commit_lsn = commit_lsn
+        self._position = encode_position(self._generation, commit_lsn)
+        second, microsecond = divmod(commit_time_us, 1_000_000)
+        if second != self._second:
+            self._second = second
+            self._second_text = datetime.fromtimestamp(second, UTC).isoformat()[:19].encode()
+        self._suffix = b',"commit_time":"%b.%06d+00:00","commit_lsn":"%X/%X"}' % (
+            self._second_text,
+            microsecond,
+            commit_lsn >> 32,
+            commit_lsn & 0xFFFF_FFFF,
+        )
+
+    def route(
+        self, shape: RelationShape, change: Change, ordinal: int, raw: bytes, out: Routed
+    ) -> None:
+        """Append the jobs of one change to `out`: one a subscription that wants it.
+
+        `raw` is the message as it came, kept with a dead letter when a value cannot be decoded.
+        """
+        plan = self._plan(shape)
+        if isinstance(change, Insert):
+            routes = plan.inserts
+        elif isinstance(change, Update):
+            routes = plan.updates
+        else:
+            routes = plan.deletes if isinstance(change, Delete) else plan.truncates
+        if not routes:
+            out.unmatched += 1
+            return
+        try:
+            self._append(plan, routes, change, ordinal, out)
+        except (ValueUndecodable, ProtocolError):
+            self._append_singly(plan, routes, change, ordinal, raw, out)
+
+    def _append(
+        self,
+        plan: "_TablePlan",
+        routes: "Sequence[_Route]",
+        change: Change,
+        ordinal: int,
+        out: Routed,
+    ) -> None:
+        position, suffix = self._position, self._suffix
+        specs = out.specs
+        if isinstance(change, Insert):
+            fragments = plan.shape.fragments(change.new)
+            for route in routes:
+                body = route.head_insert + route.new.render(fragments)
+                specs.append(JobSpec(route.copy_head, position, ordinal, body + suffix))
+        elif isinstance(change, Update):
+            rendered = _UpdateImage.of(plan.shape, change)
+            for route in routes:
+                if rendered.concerns(route.changed):
+                    payload = route.head_update + rendered.render(route) + suffix
+                    specs.append(JobSpec(route.copy_head, position, ordinal, payload))
+        elif isinstance(change, Delete):
+            old = plan.shape.fragments(change.old)
+            for route in routes:
+                body = route.head_delete + route.old(change.old_kind).render(old)
+                specs.append(JobSpec(route.copy_head, position, ordinal, body + suffix))
+        else:
+            flags = b'"cascade":%b,"restart_identity":%b' % (
+                _bool(change.cascade),
+                _bool(change.restart_identity),
+            )
+            for route in routes:
+                payload = route.head_truncate + flags + suffix
+                specs.append(JobSpec(route.copy_head, position, ordinal, payload))
+
+    def _append_singly(
+        self,
+        plan: "_TablePlan",
+        routes: "Sequence[_Route]",
+        change: Change,
+        ordinal: int,
+        raw: bytes,
+        out: Routed,
+    ) -> None:
+        """Route what can be routed of a change with a bad value; the rest are dead letters.
+
+        A subscription that does not capture the bad column loses nothing by it.
+        """
+        for route in routes:
+            done = len(out.specs)
+            try:
+                self._append(plan, (route,), route.only_captured(change), ordinal, out)
+            except (ValueUndecodable, ProtocolError) as error:
+                del out.specs[done:]
+                out.dead_letters.append(
+                    DeadLetter(
+                        self._commit_lsn,
+                        ordinal,
+                        route.subscription,
+                        _describe(plan.shape),
+                        f"{type(error).__name__}: {error}",
+                        raw,
+                    )
+                )
+
+    def _plan(self, shape: RelationShape) -> "_TablePlan":
+        plan = self._plans.get(shape.oid)
+        if plan is None or plan.shape is not shape:
+            plan = self._plans[shape.oid] = _TablePlan(shape, self.active)
+        return plan
+
+
+class _TablePlan:
+    """What the active subscriptions want of one table in its present shape."""
+
+    __slots__ = ("deletes", "inserts", "routes", "shape", "truncates", "updates")
+
+    def __init__(self, shape: RelationShape, subscriptions: Sequence[Subscription]) -> None:
+        self.shape = shape
+        self.routes = [
+            _Route(s, s.filter, shape)
+            for s in subscriptions
+            if isinstance(s.filter, ChangeFilter)
+            and (s.filter.schema, s.filter.table) == (shape.schema, shape.name)
+        ]
+        self.inserts = [r for r in self.routes if "insert" in r.operations]
+        self.updates = [r for r in self.routes if "update" in r.operations]
+        self.deletes = [r for r in self.routes if "delete" in r.operations]
+        self.truncates = [r for r in self.routes if "truncate" in r.operations]
+
+
+class _Route:
+    """One subscription on one table: everything about it that does not depend on the row."""
+
+    __slots__ = (
+        "_captured",
+        "changed",
+        "copy_head",
+        "head_delete",
+        "head_insert",
+        "head_truncate",
+        "head_update",
+        "key",
+        "new",
+        "operations",
+        "subscription",
+    )
+
+    def __init__(
+        self, subscription: Subscription, wanted: ChangeFilter, shape: RelationShape
+    ) -> None:
+        names = shape.column_names
+        captured = [
+            i for i, name in enumerate(names) if wanted.columns is None or name in wanted.columns
+        ]
+        self._captured = frozenset(captured)
+        self.subscription = subscription.id
+        self.operations = wanted.operations
+        self.changed = None if wanted.changed is None else frozenset(wanted.changed)
+        self.copy_head = subscription.head
+        self.new = _ObjectTemplate(names, captured)
+        self.key = _ObjectTemplate(names, [i for i in captured if i in shape.key_indexes])
+        table = b'"schema":%b,"table":%b,' % (orjson.dumps(shape.schema), orjson.dumps(shape.name))
+        self.head_insert = b'{"op":"insert",' + table + b'"new":'
+        self.head_update = b'{"op":"update",' + table + b'"new":'
+        self.head_delete = b'{"op":"delete",' + table + b'"old":'
+        self.head_truncate = b'{"op":"truncate",' + table
+
+    def old(self, old_kind: str | None) -> "_ObjectTemplate":
+        """Return the template of an old row: all captured columns, or those of the key."""
+        return self.new if old_kind == "O" else self.key
+
+    def only_captured(self, change: Change) -> Change:
+        """Return the change with the columns blanked that this subscription does not capture."""
+        if isinstance(change, Insert):
+            return Insert(change.relation_oid, self._blank(change.new))
+        if isinstance(change, Update):
+            old = None if change.old is None else self._blank(change.old)
+            return Update(change.relation_oid, change.old_kind, old, self._blank(change.new))
+        if isinstance(change, Delete):
+            return Delete(change.relation_oid, change.old_kind, self._blank(change.old))
+        return change
+
+    def _blank(self, row: Row) -> Row:
+        return [value if i in self._captured else None for i, value in enumerate(row)]
+
+
+class _ObjectTemplate:
+    """Some columns of a row as a JSON object."""
+
+    __slots__ = ("_columns", "_select", "_template")
+
+    def __init__(self, names: Sequence[str], indexes: Sequence[int]) -> None:
+        keys = [orjson.dumps(names[i]) for i in indexes]
+        self._columns = [(i, key + b":", names[i]) for i, key in zip(indexes, keys, strict=True)]
+        self._template = b"{" + b",".join(k.replace(b"%", b"%%") + b":%b" for k in keys) + b"}"
+        self._select = _selector(indexes, len(names))
+
+    def render(self, fragments: Fragments) -> bytes:
+        """Return the object; every value must be there."""
+        return self._template % self._select(fragments)
+
+    def render_present(self, fragments: Fragments) -> tuple[bytes, list[str]]:
+        """Return the object of the values that are there, and the names of those that are not."""
+        parts: list[bytes] = []
+        absent: list[str] = []
+        for index, key, name in self._columns:
+            fragment = fragments[index]
+            if fragment is UNCHANGED:
+                absent.append(name)
+            else:
+                parts.append(key + fragment)
+        return b"{" + b",".join(parts) + b"}", absent
+
+
+@dataclass(slots=True)
+class _UpdateImage:
+    """An update, converted once for all subscriptions of its table."""
+
+    new: Fragments
+    old: Fragments | None
+    old_kind: str | None
+    changed: list[str] | None  # None: unknown, for the WAL held no full old row
+    has_unchanged: bool
+
+    @classmethod
+    def of(cls, shape: RelationShape, update: Update) -> "_UpdateImage":
+        new, old = update.new, update.old
+        changed = None
+        if old is not None and update.old_kind == "O":
+            changed = [
+                name
+                for name, after, before in zip(shape.column_names, new, old, strict=False)
+                if after is not UNCHANGED and after != before
+            ]
+            new = [_filled(after, before) for after, before in zip(new, old, strict=False)]
+        return cls(
+            shape.fragments(new),
+            None if old is None else shape.fragments(old),
+            update.old_kind,
+            changed,
+            UNCHANGED in new,
+        )
+
+    def concerns(self, wanted: frozenset[str] | None) -> bool:
+        """Tell whether a wanted column changed.
+
+        When the table has lost its full identity since registration nobody can tell: then it does,
+        for a job too many can be ignored and a lost one cannot be found.
+        """
+        return wanted is None or self.changed is None or not wanted.isdisjoint(self.changed)
+
+    def render(self, route: _Route) -> bytes:
+        parts: list[bytes] = []
+        unchanged: list[str] = []
+        if self.has_unchanged:
+            new, unchanged = route.new.render_present(self.new)
+        else:
+            new = route.new.render(self.new)
+        parts.append(new)
+        if self.old is not None:
+            parts.append(b',"old":' + route.old(self.old_kind).render(self.old))
+        if self.changed is not None:
+            parts.append(b',"changed":' + orjson.dumps(self.changed))
+        if unchanged:
+            parts.append(b',"unchanged":' + orjson.dumps(unchanged))
+        return b"".join(parts)
+
+
+def _filled(after: Field, before: Field) -> Field:
+    """A full old row carries the TOASTed values that the new row leaves out."""
+    return before if after is UNCHANGED else after
+
+
+def _selector(indexes: Sequence[int], width: int) -> Callable[[Any], tuple[Any, ...]]:
+    if list(indexes) == list(range(width)):
+        return tuple
+    if len(indexes) > 1:
+        return itemgetter(*indexes)
+    return lambda fragments: tuple(fragments[i] for i in indexes)
+
+
+def _describe(shape: RelationShape) -> dict[str, Any]:
+    columns = [
+        {"name": name, "type_oid": oid}
+        for name, oid in zip(shape.column_names, shape.type_oids, strict=True)
+    ]
+    return {"schema": shape.schema, "table": shape.name, "oid": shape.oid, "columns": columns}
+
+
+def _bool(value: bool) -> bytes:  # noqa: FBT001 - a JSON literal
+    return b"true" if value else b"false"
