@@ -1,0 +1,166 @@
+"""Migrations: bring the schema ``conductor`` of a database to what this code expects.
+
+Numbered files of ``sql/migrations`` are applied in order, each in a transaction of its own that
+also records its checksum, one process at a time. A recorded migration never changes: a file with
+another checksum, or a record this code does not know, is refused before anything is written.
+The role needs no more than owning the database (or CREATE on it). This module must not know what
+a migration does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from conductor import sql
+from conductor.errors import DatabaseUnavailable, MigrationMismatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_QUERIES: Final = sql.load("migrations")
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered file. ``checksum`` is the SHA-256 of its bytes, in hex."""
+
+    number: int
+    name: str
+    statements: bytes
+    checksum: str
+
+    @classmethod
+    def from_file(cls, filename: str, content: bytes) -> Migration:
+        """Read ``0001_initial.sql`` and the like; raises ValueError for another form of name.
+
+        >>> Migration.from_file("0001_initial.sql", b"select 1").name
+        'initial'
+        """
+        number, _, name = filename.removesuffix(".sql").partition("_")
+        if not number.isdecimal() or not name:
+            raise ValueError(f"{filename!r} is not named like 0001_initial.sql")
+        return cls(int(number), name, content, sha256(content).hexdigest())
+
+    def __str__(self) -> str:
+        return f"{self.number:04}_{self.name}"
+
+
+@cache
+def known_migrations() -> tuple[Migration, ...]:
+    """Return the migrations of this code in order; raises ValueError when a number is missing."""
+    folder = files(sql).joinpath("migrations")
+    found = sorted(
+        (
+            Migration.from_file(file.name, file.read_bytes())
+            for file in folder.iterdir()
+            if file.name.endswith(".sql")
+        ),
+        key=lambda migration: migration.number,
+    )
+    if [migration.number for migration in found] != list(range(1, len(found) + 1)):
+        raise ValueError("migrations are not numbered 1, 2, 3 … without a gap")
+    return tuple(found)
+
+
+def pending_of(
+    known: Sequence[Migration], recorded: Sequence[tuple[int, str, str]]
+) -> tuple[Migration, ...]:
+    """Return those of ``known`` that ``recorded`` (number, name, checksum) lacks.
+
+    Raises MigrationMismatch when the record holds a migration this code does not have, has with
+    another content, or lacks one that is older than a recorded one.
+    """
+    by_number = {migration.number: migration for migration in known}
+    for number, name, checksum in recorded:
+        migration = by_number.pop(number, None)
+        if migration is None:
+            raise MigrationMismatch(
+                f"the database has migration {number:04}_{name}, which is newer than this code"
+                f" (it knows {len(known)}): run a version of pgconductor at least as new"
+            )
+        if migration.checksum != checksum:
+            raise MigrationMismatch(
+                f"migration {migration} was applied with checksum {checksum[:12]}, but its file has"
+                f" {migration.checksum[:12]}: restore the released file"
+            )
+    if recorded and by_number and min(by_number) < recorded[-1][0]:
+        raise MigrationMismatch(
+            f"the database has migration {recorded[-1][0]:04} but not {min(by_number):04}"
+        )
+    return tuple(by_number.values())
+
+
+def _recorded(connection: psycopg.Connection[Any]) -> list[tuple[int, str, str]]:
+    if not _scalar(connection, "has_record"):
+        return []
+    return connection.execute(_QUERIES["recorded"]).fetchall()
+
+
+def _scalar(connection: psycopg.Connection[Any], query: str) -> Any:
+    row = connection.execute(_QUERIES[query]).fetchone()
+    return None if row is None else row[0]
+
+
+def _connect(dsn: str) -> psycopg.Connection[Any]:
+    try:
+        return psycopg.connect(
+            dsn,
+            autocommit=True,
+            application_name="conductor migrate",
+        )
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(f"cannot connect to the database: {error}") from error
+
+
+def pending_migrations(dsn: str) -> tuple[Migration, ...]:
+    """Return what `migrate` would apply; changes nothing.
+
+    Raises DatabaseUnavailable and MigrationMismatch.
+    """
+    with _connect(dsn) as connection:
+        return pending_of(known_migrations(), _recorded(connection))
+
+
+def migrate(dsn: str) -> tuple[Migration, ...]:
+    """Apply what is pending and return it. Safe to call from many processes at once.
+
+    Raises DatabaseUnavailable and MigrationMismatch; a failing migration leaves nothing behind
+    and raises what the server said.
+
+    >>> [str(m) for m in migrate("postgresql://app@db/app")]  # doctest: +SKIP
+    ['0001_initial']
+    """
+    applied: list[Migration] = []
+    with _connect(dsn) as connection:
+        while migration := _apply_next(connection):
+            applied.append(migration)
+    return tuple(applied)
+
+
+def _apply_next(connection: psycopg.Connection[Any]) -> Migration | None:
+    with connection.transaction():
+        connection.execute(_QUERIES["set_session"])
+        connection.execute(_QUERIES["lock_migrations"])
+        pending = pending_of(known_migrations(), _recorded(connection))
+        if not pending:
+            return None
+        if not _scalar(connection, "has_schema"):
+            connection.execute(_QUERIES["create_schema"])
+        connection.execute(_QUERIES["create_record"])
+        migration = pending[0]
+        connection.execute(migration.statements)
+        connection.execute(
+            _QUERIES["record"],
+            {
+                "number": migration.number,
+                "name": migration.name,
+                "checksum": migration.checksum,
+            },
+        )
+    return migration
