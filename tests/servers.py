@@ -8,10 +8,7 @@ an empty (or migrated) database in it, with the two ordinary roles of a producti
   owner's tables. Neither is a superuser.
 """
 
-import os
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -144,6 +141,8 @@ class Cluster:
         )
 
     def _migrated_template(self) -> str:
+        from conductor.migrations import migrate  # noqa: PLC0415  # most tests need no schema
+
         if self._template is None:
             self._template = self._create_database("template1")
             migrate(self._scratch(self._template).dsn)
@@ -154,21 +153,6 @@ class Cluster:
         with self._admin() as connection:
             _drop_slots(connection, name)
             connection.execute(drop)
-
-
-def migrate(dsn: str) -> None:
-    """Apply the migrations as an operator does."""
-    done = subprocess.run(
-        [sys.executable, "-m", "conductor", "migrate"],
-        env={**os.environ, "CONDUCTOR_DSN": dsn},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-        text=True,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"conductor migrate failed ({done.returncode}):\n{done.stdout}")
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

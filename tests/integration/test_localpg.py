@@ -121,20 +121,8 @@ def test_dropping_a_database_drops_its_active_slots(server: Cluster) -> None:
         parameters = conninfo_to_dict(database.source_dsn, replication="database")
         with psycopg.connect(**parameters, autocommit=True) as idle:  # type: ignore[arg-type]  # str values
             assert idle.info.backend_pid
-    assert (
-        scalar(
-            server.admin_dsn, "select count(*) from pg_database where datname = %s", database.name
-        )
-        == 0
-    )
-    assert (
-        scalar(
-            server.admin_dsn,
-            "select count(*) from pg_replication_slots where database = %s",
-            database.name,
-        )
-        == 0
-    )
+    for left in ("pg_database where datname = %s", "pg_replication_slots where database = %s"):
+        assert scalar(server.admin_dsn, f"select count(*) from {left}", database.name) == 0
 
 
 def test_a_server_object_outside_its_context_is_not_running(start_server: StartServer) -> None:

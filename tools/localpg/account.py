@@ -70,9 +70,7 @@ def server_account() -> Account:
             continue
         identity = ProcessIdentity(user=entry.pw_uid, group=entry.pw_gid, extra_groups=[])
         return Account(entry.pw_uid, entry.pw_gid, identity)
-    raise BinariesNotFound(
-        "root cannot run a server: there is neither a postgres nor a nobody user"
-    )
+    raise BinariesNotFound("root cannot run a server, and there is no user postgres or nobody")
 
 
 def make_home(account: Account) -> Path:

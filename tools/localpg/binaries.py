@@ -61,12 +61,10 @@ class Binaries:
     @property
     def environment(self) -> Mapping[str, str]:
         """The environment for these programs: nothing of the caller's reaches them."""
-        path = {"PATH": f"{self.bindir}:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
-        return (
-            path
-            if self.library_path is None
-            else {**path, "LD_LIBRARY_PATH": str(self.library_path)}
-        )
+        variables = {"PATH": f"{self.bindir}:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+        if self.library_path is not None:
+            variables["LD_LIBRARY_PATH"] = str(self.library_path)
+        return variables
 
     def output(self, program: str, *arguments: str) -> str:
         """Run a program of the installation and return what it prints."""

@@ -83,11 +83,8 @@ def _add_libraries(root: Path, archives: list[Path], apt: "_Apt") -> None:
 
 def _missing_libraries(binaries: Binaries) -> list[str]:
     library = binaries.bindir.parent / "lib"
-    programs = [
-        *binaries.bindir.iterdir(),
-        library / "libpqwalreceiver.so",
-        library / "wal2json.so",
-    ]
+    plugins = [library / "libpqwalreceiver.so", library / "wal2json.so"]
+    programs = map(str, [*binaries.bindir.iterdir(), *plugins])
     listed = subprocess.run(
         ["ldd", *programs], env=binaries.environment, capture_output=True, check=False, text=True
     )
@@ -138,13 +135,9 @@ class _Apt:
         state, cache = self._work / "apt-state", self._work / "apt-cache"
         for folder in (state / "lists" / "partial", cache / "archives" / "partial"):
             folder.mkdir(parents=True)
-        self._options += (
-            "-o",
-            f"Dir::State={state}",
-            "-o",
-            "Dir::State::status=/var/lib/dpkg/status",
-        )
-        self._options += ("-o", f"Dir::Cache={cache}")
+        folders = (f"Dir::State={state}", f"Dir::Cache={cache}")
+        for option in (*folders, "Dir::State::status=/var/lib/dpkg/status"):
+            self._options += ("-o", option)
         self._private = True
         self._apt_get("update")
 

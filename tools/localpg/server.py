@@ -5,6 +5,7 @@ every role is trusted, and on 127.0.0.1, where passwords are asked for. Its pare
 it and removes the folder; a guard process does so when the parent is killed.
 """
 
+import itertools
 import secrets
 import shutil
 import signal
@@ -193,10 +194,8 @@ class PostgresServer:
             "unix_socket_directories": str(self.socket_folder),
             "port": str(self.port),
         }
-        options = [
-            option for name, value in settings.items() for option in ("-c", f"{name}={value}")
-        ]
-        return ["-D", str(self.data), *options]
+        pairs = [("-c", f"{name}={value}") for name, value in settings.items()]
+        return ["-D", str(self.data), *itertools.chain.from_iterable(pairs)]
 
     def _plugin_settings(self) -> dict[str, str]:
         """Allow wal2json where the server has a list of allowed plugins (recent minor releases)."""
@@ -224,8 +223,8 @@ class PostgresServer:
         secret.write_text(self.password)
         self._account.own(secret)
         command = [
-            self.binaries.bindir / "initdb",
-            *("--pgdata", self.data, "--username", SUPERUSER, "--pwfile", secret),
+            str(self.binaries.bindir / "initdb"),
+            *("--pgdata", str(self.data), "--username", SUPERUSER, "--pwfile", str(secret)),
             *("--auth-local", "trust", "--auth-host", "scram-sha-256"),
             *("--encoding", "UTF8", "--locale", "C", "--no-sync", "--no-instructions"),
         ]
