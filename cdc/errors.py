@@ -1,0 +1,297 @@
+"""Every way `cdc` can fail, in one tree.
+
+An error's message holds the facts; its `hint` says what an operator does about them; `retry` says
+whether trying again can help; `exit_code` is what the process ends with (sysexits numbers: 65
+stream refused, 69 database unavailable, 70 bug, 78 configuration). `condition` names the errors
+that may mean loss: it is the name in `conductor.gaps`, the metric's label and the log's field.
+
+Nothing here imports anything of the project but `lsn`.
+"""
+
+# ruff: noqa: N818 — an operator reads SlotLost and FenceLost; "Error" adds nothing to a condition
+
+import enum
+from typing import ClassVar
+
+from cdc.lsn import Lsn
+
+
+class Retry(enum.Enum):
+    """Whether the same attempt can succeed later."""
+
+    TIMED = "timed"  # by itself: try again after a pause
+    MANUAL = "manual"  # after somebody has changed something
+    NEVER = "never"
+
+
+class CdcError(Exception):
+    """The root. An instance may carry a more exact `hint` than its class.
+
+    >>> CdcError("table shop.users has no key", hint="alter table …").hint
+    'alter table …'
+    """
+
+    retry: ClassVar[Retry] = Retry.NEVER
+    exit_code: ClassVar[int] = 70
+    condition: ClassVar[str | None] = None
+    hint: str = "this is a bug in cdc: please report it with the log"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        if hint is not None:
+            self.hint = hint
+
+
+class ConfigError(CdcError):
+    """A setting is missing or wrong."""
+
+    retry = Retry.MANUAL
+    exit_code = 78
+    hint = "correct the setting: command line, environment, TOML file or secret file"
+
+
+# --- the databases are not there, or not as we need them -------------------------------------
+
+
+class SourceUnavailable(CdcError):
+    """The source database cannot be reached, or the connection to it was lost."""
+
+    retry = Retry.TIMED
+    exit_code = 69
+    hint = "check CDC_SOURCE_DSN and that the source database accepts connections"
+
+
+class QueueUnavailable(CdcError):
+    """The queue database cannot be reached, or the connection to it was lost."""
+
+    retry = Retry.TIMED
+    exit_code = 69
+    hint = "check CDC_QUEUE_DSN and that the queue database accepts connections"
+
+
+class PrivilegeMissing(CdcError):
+    """The role may not do what replication needs."""
+
+    retry = Retry.MANUAL
+    exit_code = 78
+    hint = "grant the role what it lacks: `alter role … replication`, or roles.sql as a whole"
+
+
+class WalLevelTooLow(CdcError):
+    """The server does not write what logical decoding needs."""
+
+    retry = Retry.MANUAL
+    exit_code = 78
+    hint = "set wal_level = logical on the source server and restart it"
+
+
+# --- bytes that are not what they should be --------------------------------------------------
+
+
+class ProtocolError(CdcError):
+    """The server sent bytes that are not the protocol: the stream cannot go on.
+
+    `tag` is the message's first byte as text, `offset` counts from the start of that message.
+    """
+
+    retry = Retry.MANUAL
+    exit_code = 65
+    condition = "protocol_error"
+    hint = "check the versions of server and cdc, and what stands between them"
+
+    def __init__(self, tag: str, offset: int, expected: str, actual: str) -> None:
+        super().__init__(f"message {tag!r}, byte {offset}: expected {expected}, got {actual}")
+        self.tag = tag
+        self.offset = offset
+        self.expected = expected
+        self.actual = actual
+
+
+class RelationUnknown(ProtocolError):
+    """A row came for a relation that was never described."""
+
+    condition = "relation_unknown"
+
+    def __init__(self, relation_oid: int) -> None:
+        super().__init__("R", 0, f"a Relation message for OID {relation_oid}", "none so far")
+        self.relation_oid = relation_oid
+
+
+class ServerDecodeError(CdcError):
+    """The server itself fails to decode the WAL, again and again at one position."""
+
+    retry = Retry.MANUAL
+    exit_code = 65
+    condition = "server_decode_error"
+    hint = "try client_encoding = SQL_ASCII, or give up what is there with `cdc slot skip`"
+
+
+class ValueUndecodable(CdcError):
+    """A column's value is not UTF-8. A dead letter: the stream goes on."""
+
+    exit_code = 65
+    hint = "correct the row in the source database, then replay the dead letter"
+
+
+class UndecodableMessage(CdcError):
+    """The body of a row or message cannot be decoded. A dead letter: the stream goes on.
+
+    `relation_oid` is None when not even that could be read, for Truncate and for logical messages.
+    For a message that is not transactional `commit_lsn` is its own LSN and `ordinal` is -1.
+    """
+
+    exit_code = 65
+    hint = "look at the dead letter's bytes; the stream goes on without it"
+
+    def __init__(
+        self, cause: ProtocolError, *, relation_oid: int | None, ordinal: int, commit_lsn: int
+    ) -> None:
+        super().__init__(f"commit {Lsn(commit_lsn)}, ordinal {ordinal}: {cause}")
+        self.relation_oid = relation_oid
+        self.ordinal = ordinal
+        self.commit_lsn = commit_lsn
+
+
+# --- the slot, and positions that do not fit together ----------------------------------------
+
+
+class SlotError(CdcError):
+    """The slot cannot continue from our progress."""
+
+    retry = Retry.MANUAL
+    exit_code = 65
+    hint = "look at `cdc status` and decide on the gap: policy stop, recreate or backfill"
+
+
+class SlotMissing(SlotError):
+    """There is progress, but no slot of that name."""
+
+    condition = "slot_missing"
+    hint = "changes since the progress are gone: choose a gap policy (recreate, backfill)"
+
+
+class SlotLost(SlotError):
+    """The server has removed WAL that the slot needs (wal_status lost)."""
+
+    condition = "slot_lost"
+    hint = "choose a gap policy (recreate, backfill) and raise max_slot_wal_keep_size"
+
+
+class SlotForeign(SlotError):
+    """The slot is of another plugin, database, kind or option than ours."""
+
+    condition = "slot_foreign"
+    hint = "choose another CDC_SLOT, or drop the slot if nothing else uses it"
+
+
+class SlotTwoPhase(SlotForeign):
+    """The slot has two_phase on: rows of prepared transactions could be lost."""
+
+    condition = "slot_two_phase"
+    hint = "drop the slot and let cdc create it: without two_phase"
+
+
+class SlotAhead(SlotError):
+    """The slot was advanced past everything that we have acknowledged."""
+
+    condition = "slot_ahead"
+    hint = "somebody else consumed the slot, or jobs were lost in a failover: choose a gap policy"
+
+
+class SlotBusy(SlotError):
+    """Another process streams from the slot: it leads, we stand by (SQLSTATE 55006)."""
+
+    retry = Retry.TIMED
+    exit_code = 69
+    hint = "nothing to do if another cdc leads; otherwise end the backend that holds the slot"
+
+
+class ServerBehind(SlotError):
+    """The server's WAL ends before our progress."""
+
+    condition = "server_behind"
+    hint = "the source is an older copy (restored, or failed over): choose a gap policy"
+
+
+class SystemChanged(SlotError):
+    """The source is another cluster than the one the progress belongs to."""
+
+    condition = "system_changed"
+    hint = "check CDC_SOURCE_DSN; for a new cluster use another CDC_SLOT or a gap policy"
+
+
+class TimelineSwitched(SlotError):
+    """The source's timeline left ours below our progress."""
+
+    condition = "timeline_switched"
+    hint = "a failover lost transactions that were already routed: choose a gap policy"
+
+
+class StandbySlotsWaiting(SlotError):
+    """The stream waits for a standby named in synchronized_standby_slots."""
+
+    retry = Retry.TIMED
+    exit_code = 69
+    condition = "standby_slots_waiting"
+    hint = "bring the standby back, or take its slot out of synchronized_standby_slots"
+
+
+class FenceLost(CdcError):
+    """Another leader has raised the epoch, or the position is not the one we left."""
+
+    retry = Retry.TIMED
+    exit_code = 69
+    hint = "nothing to do: another cdc leads, this one stands by"
+
+
+class SinkError(CdcError):
+    """The queue database refused a transaction of jobs and progress."""
+
+    retry = Retry.TIMED
+    exit_code = 69
+    hint = "look at the queue database's log; nothing was acknowledged"
+
+
+# --- what is published -----------------------------------------------------------------------
+
+
+class PublicationError(CdcError):
+    """The publication does not carry what the subscriptions need."""
+
+    retry = Retry.MANUAL
+    exit_code = 78
+    hint = "compare with `cdc check`"
+
+
+class PublicationMissing(PublicationError):
+    """There is no publication of that name, or it came after the slot."""
+
+    exit_code = 65
+    condition = "publication_missing"
+    hint = "create the publication, then the slot: in that order, or let cdc do both"
+
+
+class PublicationDrift(PublicationError):
+    """The publication was changed by somebody else."""
+
+    exit_code = 65
+    condition = "publication_drift"
+    hint = "changes since the last known-good position may be missing: choose a gap policy"
+
+
+class ReplicaIdentityMissing(PublicationError):
+    """A table's updates and deletes would fail, or lack what a subscription asks for."""
+
+    hint = "give the table a primary key or run `alter table … replica identity full`"
+
+
+class TableUnknown(PublicationError):
+    """A subscription names a table that the source database does not have."""
+
+    hint = "correct the subscription's table, or create it"
+
+
+class ColumnUnknown(PublicationError):
+    """A subscription names a column that its table does not have."""
+
+    hint = "correct the subscription's columns"

@@ -1,0 +1,87 @@
+"""What the stream has said about its tables.
+
+A cache lives as long as one session with the server: it describes a table once a session, and
+again after a change. The catalog is never asked: it may be newer than the rows in the stream.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cdc.errors import RelationUnknown
+from cdc.values import Converter, RowConverter, converter_for, row_converter
+from cdc.wire.messages import Relation, Type
+
+
+@dataclass(frozen=True, slots=True)
+class RelationShape:
+    """A table as of one point of the stream, with what its rows need precompiled.
+
+    `schema` is never empty (pg_catalog is spelled out); `key_indexes` are the replica identity's
+    columns, in the table's order; `converters` turn single values into JSON and `fragments` turns a
+    whole row; `revision` is unique in its cache and grows with every change.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    replica_identity: str
+    column_names: tuple[str, ...]
+    type_oids: tuple[int, ...]
+    key_indexes: tuple[int, ...]
+    converters: tuple[Converter, ...]
+    fragments: RowConverter
+    revision: int
+
+
+class RelationCache:
+    """Relations and types by OID.
+
+    >>> cache = RelationCache()
+    >>> cache.apply(Relation(16385, "shop", "users", "d", ()))
+    >>> cache.get(16385).name
+    'users'
+    """
+
+    __slots__ = ("_relations", "_shapes", "_types", "revision")
+
+    def __init__(self) -> None:
+        self._relations: dict[int, Relation] = {}
+        self._shapes: dict[int, RelationShape] = {}
+        self._types: dict[int, Type] = {}
+        self.revision = 0
+
+    def apply(self, message: Relation | Type) -> None:
+        """Take in a message. A relation that is only repeated keeps its shape and revision."""
+        if isinstance(message, Type):
+            self._types[message.oid] = message
+            return
+        converters = tuple(converter_for(c.type_oid, self._types) for c in message.columns)
+        known = self._shapes.get(message.oid)
+        if known and known.converters == converters and self._relations[message.oid] == message:
+            return
+        self.revision += 1
+        self._relations[message.oid] = message
+        self._shapes[message.oid] = _shape(message, converters, self.revision)
+
+    def get(self, relation_oid: int) -> RelationShape:
+        """Return a relation's shape; raise `RelationUnknown` when none was sent."""
+        try:
+            return self._shapes[relation_oid]
+        except KeyError:
+            raise RelationUnknown(relation_oid) from None
+
+
+def _shape(relation: Relation, converters: Sequence[Converter], revision: int) -> RelationShape:
+    columns = relation.columns
+    return RelationShape(
+        oid=relation.oid,
+        schema=relation.schema or "pg_catalog",
+        name=relation.name,
+        replica_identity=relation.replica_identity,
+        column_names=tuple(column.name for column in columns),
+        type_oids=tuple(column.type_oid for column in columns),
+        key_indexes=tuple(i for i, column in enumerate(columns) if column.is_key),
+        converters=tuple(converters),
+        fragments=row_converter(converters),
+        revision=revision,
+    )
