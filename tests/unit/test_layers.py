@@ -1,0 +1,33 @@
+"""The layers of the design: import-linter's contracts, and what `cdc` may use of `conductor`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+
+PROJECT = Path(__file__).resolve().parents[2]
+SHARED_WITH_CDC = {"conductor.contract", "conductor.enqueue", "conductor.matching"}
+
+
+def test_contracts_are_kept() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports", "--no-cache"],
+        cwd=PROJECT,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_cdc_uses_only_the_shared_modules_of_conductor() -> None:
+    graph = grimp.build_graph("cdc", "conductor", cache_dir=None)
+    used = {
+        (importer, imported)
+        for importer in graph.modules
+        if importer.partition(".")[0] == "cdc"
+        for imported in graph.find_modules_directly_imported_by(importer)
+        if imported.partition(".")[0] == "conductor"
+    }
+    assert {pair for pair in used if pair[1] not in SHARED_WITH_CDC} == set()
