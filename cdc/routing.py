@@ -68,13 +68,15 @@ class Router:
 
     def __init__(self, generation: int, subscriptions: Iterable[Subscription]) -> None:
         self._generation = generation
-        self._active: dict[int, Subscription] = {s.id: s for s in subscriptions}
+        self._active: dict[int, Subscription] = {}
+        self._queues: dict[bytes, str] = {}
         self._plans: dict[int, _TablePlan] = {}
         self._commit_lsn = 0
         self._position = b""
         self._suffix = b""
         self._second = -1  # many transactions commit within one second: format it once
         self._second_text = b""
+        self.activate(subscriptions)
 
     @property
     def active(self) -> list[Subscription]:
@@ -83,7 +85,9 @@ class Router:
 
     def activate(self, subscriptions: Iterable[Subscription]) -> None:
         """Let subscriptions route from here on."""
-        self._active.update((s.id, s) for s in subscriptions)
+        for subscription in subscriptions:
+            self._active[subscription.id] = subscription
+            self._queues[subscription.head] = subscription.queue
         self._plans.clear()
 
     def retire(self, ids: Iterable[int]) -> None:
@@ -91,6 +95,10 @@ class Router:
         for subscription_id in ids:
             self._active.pop(subscription_id, None)
         self._plans.clear()
+
+    def queue_of(self, head: bytes) -> str:
+        """Return the queue of the jobs that carry this head."""
+        return self._queues[head]
 
     def wants(self, shape: RelationShape) -> bool:
         """Tell whether any active subscription concerns this table."""

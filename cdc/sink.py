@@ -1,0 +1,319 @@
+"""Jobs, dead letters, stamps and progress: one transaction of the queue database.
+
+Exactly once rests on three things here. Jobs and the position they stand for commit together. The
+last statement of every transaction is a compare-and-swap on epoch and position, so whoever is not
+the leader any more, or has lost an asynchronously committed tail, writes nothing. And a position
+is acknowledged to the source only when it is durable here (router-rules 1, 5 and 6).
+
+Commits are asynchronous and cheap; about every `DURABLE_EVERY_S`, and at the end of a burst, one is
+made durable, and only that one may be acknowledged. This module must not know the
+source: it is given batches and positions.
+"""
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import psycopg
+
+from cdc import sink_queries as queries
+from cdc.errors import FenceLost, QueueUnavailable, SinkError
+from cdc.lsn import Lsn
+from cdc.routing import DeadLetter
+from conductor.contract import COPY_HEADER, COPY_TRAILER, JobSpec, encode_copy_rows
+
+DURABLE_EVERY_S = 0.2
+_TAKEOVER_TIMEOUT_MS = 3_000
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The progress row as the new leader found it."""
+
+    generation: int
+    epoch: int
+    routed_lsn: int
+    acknowledged_lsn: int
+    marker_nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Subscriptions that start and end with the transaction that committed at `commit_lsn`."""
+
+    commit_lsn: int
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is written at once: whole source transactions, or a piece of a large one.
+
+    `end_lsn` is the commit end of the last transaction in it; None when the batch ends inside a
+    transaction whose rest is still to come: then it is written, but not committed.
+    """
+
+    specs: list[JobSpec] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    stamps: list[Stamp] = field(default_factory=list)
+    end_lsn: int | None = None
+
+
+class Sink:
+    """The leader's hold on the queue database. Make it with `open`; it serves one caller."""
+
+    def __init__(
+        self, connection: psycopg.AsyncConnection[tuple[object, ...]], slot: str, position: Position
+    ) -> None:
+        self.position = position
+        self.routed_lsn = position.routed_lsn
+        self.durable_lsn = position.acknowledged_lsn
+        self._connection = connection
+        self._slot = slot
+        self._run_at_us: int | None = None  # not None: a transaction is open
+        self._is_first_piece = True
+        self._durable_at_s = time.monotonic()
+
+    @classmethod
+    async def open(cls, dsn: str, slot: str, *, leader: str) -> "Sink":
+        """Connect and raise the epoch: from here on no earlier leader can commit.
+
+        Call it while holding the replication slot. A predecessor's backend that still stands in
+        a transaction would keep the row locked, so it is ended first. Raises `QueueUnavailable`,
+        or `FenceLost` when the slot has no progress row.
+        """
+        name = f"cdc sink {slot}"[:63]
+        async with _queue_errors():
+            connection = await psycopg.AsyncConnection.connect(
+                dsn, autocommit=True, application_name=name
+            )
+        try:
+            async with _queue_errors():
+                await _end_previous(connection, slot, name)
+                # Synchronously: it makes what an earlier leader committed durable as well.
+                cursor = await connection.execute(
+                    queries.RAISE_EPOCH, {"slot": slot, "leader": leader}
+                )
+                row = await cursor.fetchone()
+                await connection.execute(queries.SINK_SETTINGS)
+            if row is None:
+                raise FenceLost(f"slot {slot!r} has no progress row")
+        except BaseException:
+            await connection.close()
+            raise
+        generation, epoch, routed, acknowledged, nonce = row
+        position = Position(
+            generation=int(str(generation)),
+            epoch=int(str(epoch)),
+            routed_lsn=Lsn.parse(str(routed)),
+            acknowledged_lsn=Lsn.parse(str(acknowledged)),
+            marker_nonce=str(nonce),
+        )
+        return cls(connection, slot, position)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a piece of a large source transaction is written and not committed."""
+        return self._run_at_us is not None
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether everything committed so far would survive a crash of the queue database."""
+        return self.durable_lsn >= self.routed_lsn
+
+    async def write(self, batch: Batch) -> None:
+        """Write a batch, and commit it when it ends with a whole transaction.
+
+        Durably when the last durable commit is `DURABLE_EVERY_S` old. Raises `FenceLost`, `QueueUnavailable` or `SinkError`; then nothing
+        of the open transaction is left and the sink is of no more use.
+        """
+        async with _queue_errors():
+            await self._begin()
+            if batch.specs:
+                await self._copy(batch.specs, batch)
+            if batch.dead_letters:
+                await self._insert_dead_letters(batch.dead_letters)
+            for stamp in batch.stamps:
+                await self._stamp(stamp)
+            if batch.end_lsn is not None:
+                overdue = time.monotonic() - self._durable_at_s >= DURABLE_EVERY_S
+                await self._commit(batch.end_lsn, durable=overdue)
+
+    async def persist_acknowledged(self, lsn: int) -> None:
+        """Make everything committed durable, with `lsn` as the position to acknowledge.
+
+        For a burst's end and for idle positions; `lsn` is at or beyond the routed position.
+        """
+        async with _queue_errors():
+            cursor = await self._connection.execute(b"begin; set local synchronous_commit = on")
+            cursor = await self._connection.execute(
+                queries.PERSIST_ACKNOWLEDGED,
+                {
+                    "slot": self._slot,
+                    "epoch": self.position.epoch,
+                    "routed": str(Lsn(self.routed_lsn)),
+                    "acknowledged": str(Lsn(lsn)),
+                },
+            )
+            self._check_fence(cursor.rowcount)
+            await self._connection.execute(queries.COMMIT)
+        self._note_durable(lsn)
+
+    async def abandon_open(self) -> None:
+        """Undo the pieces of a source transaction whose end will not come."""
+        if self.is_open:
+            async with _queue_errors():
+                await self._connection.rollback()
+            self._run_at_us = None
+
+    async def hint(self, queues: Iterable[str]) -> None:
+        """Tell the workers of these queues that there are jobs. A hint: they poll as well."""
+        async with _queue_errors():
+            await self._connection.execute(queries.HINT, {"queues": sorted(queues)})
+
+    async def close(self) -> None:
+        """Close the connection; what was not committed is gone."""
+        await self._connection.close()
+
+    async def _begin(self) -> None:
+        if self._run_at_us is None:
+            cursor = await self._connection.execute(queries.BEGIN)
+            cursor.nextset()
+            row = await cursor.fetchone()
+            self._run_at_us = int(str(row[0])) if row else 0
+
+    async def _copy(self, specs: Sequence[JobSpec], batch: Batch) -> None:
+        """COPY the jobs; when the server refuses one of them, find it and set it aside.
+
+        Only then are savepoints needed, unless the transaction already holds earlier pieces.
+        """
+        alone = batch.end_lsn is not None and self._is_first_piece
+        self._is_first_piece = batch.end_lsn is not None
+        if not alone:
+            await self._connection.execute(queries.SAVEPOINT)
+        try:
+            await self._copy_rows(specs)
+        except psycopg.DataError:
+            if alone:
+                await self._connection.rollback()
+                self._run_at_us = None
+                await self._begin()
+            else:
+                await self._connection.execute(queries.ROLLBACK_TO_SAVEPOINT)
+            await self._copy_around_refused(specs, batch)
+
+    async def _copy_rows(self, specs: Sequence[JobSpec]) -> None:
+        rows = encode_copy_rows(specs, self._run_at_us or 0)
+        async with self._connection.cursor().copy(queries.COPY_JOBS) as copy:
+            await copy.write(COPY_HEADER + rows + COPY_TRAILER)
+
+    async def _copy_around_refused(self, specs: Sequence[JobSpec], batch: Batch) -> None:
+        """Halve until the refused jobs stand alone: they become dead letters, the rest jobs."""
+        await self._connection.execute(queries.SAVEPOINT)
+        try:
+            await self._copy_rows(specs)
+        except psycopg.DataError as error:
+            await self._connection.execute(queries.ROLLBACK_TO_SAVEPOINT)
+            if len(specs) == 1:
+                batch.dead_letters.append(_refused(specs[0], error))
+                return
+            middle = len(specs) // 2
+            await self._copy_around_refused(specs[:middle], batch)
+            await self._copy_around_refused(specs[middle:], batch)
+        else:
+            await self._connection.execute(queries.RELEASE_SAVEPOINT)
+
+    async def _insert_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
+        await self._connection.execute(
+            queries.INSERT_DEAD_LETTERS,
+            {
+                "slot": self._slot,
+                "generation": self.position.generation,
+                "commit_lsns": [str(Lsn(letter.commit_lsn)) for letter in letters],
+                "ordinals": [letter.ordinal for letter in letters],
+                "subscriptions": [letter.subscription for letter in letters],
+                "relations": [
+                    None if letter.relation is None else json.dumps(letter.relation)
+                    for letter in letters
+                ],
+                "errors": [letter.error for letter in letters],
+                "raws": [letter.raw for letter in letters],
+            },
+        )
+
+    async def _stamp(self, stamp: Stamp) -> None:
+        lsn = str(Lsn(stamp.commit_lsn))
+        for query, ids in ((queries.STAMP_START, stamp.start), (queries.STAMP_END, stamp.end)):
+            if ids:
+                await self._connection.execute(
+                    query, {"slot": self._slot, "lsn": lsn, "ids": list(ids)}
+                )
+
+    async def _commit(self, end_lsn: int, *, durable: bool) -> None:
+        cursor = await self._connection.execute(
+            queries.FENCE,
+            {
+                "slot": self._slot,
+                "epoch": self.position.epoch,
+                "from": str(Lsn(self.routed_lsn)),
+                "to": str(Lsn(end_lsn)),
+                "durable": durable,
+            },
+        )
+        self._check_fence(cursor.rowcount)
+        await self._connection.execute(queries.COMMIT_DURABLY if durable else queries.COMMIT)
+        self._run_at_us = None
+        self.routed_lsn = end_lsn
+        if durable:
+            self._note_durable(end_lsn)
+
+    def _note_durable(self, lsn: int) -> None:
+        self.durable_lsn = max(self.durable_lsn, lsn)
+        self._durable_at_s = time.monotonic()
+
+    def _check_fence(self, updated: int) -> None:
+        if updated != 1:
+            raise FenceLost(
+                f"slot {self._slot!r}: progress is not at epoch {self.position.epoch} "
+                f"and position {Lsn(self.routed_lsn)} any more"
+            )
+
+
+async def _end_previous(
+    connection: psycopg.AsyncConnection[tuple[object, ...]], slot: str, name: str
+) -> None:
+    cursor = await connection.execute(queries.PREVIOUS_SINK, {"slot": slot, "name": name})
+    for (pid,) in await cursor.fetchall():
+        await connection.execute(
+            queries.TERMINATE_BACKEND, {"pid": pid, "timeout_ms": _TAKEOVER_TIMEOUT_MS}
+        )
+
+
+def _refused(spec: JobSpec, error: psycopg.Error) -> DeadLetter:
+    """Describe a job that the queue database would not take. Its payload is kept whole."""
+    return DeadLetter(
+        commit_lsn=int.from_bytes(spec.position[-8:], "big"),
+        ordinal=spec.ordinal,
+        subscription=int.from_bytes(spec.head[-8:], "big"),
+        relation=None,
+        error=f"refused by the queue database: {error.diag.message_primary or error}",
+        raw=spec.payload,
+    )
+
+
+@asynccontextmanager
+async def _queue_errors() -> AsyncIterator[None]:
+    """Turn the driver's errors into ours."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        raise QueueUnavailable(f"queue database: {_first_line(error)}") from error
+    except psycopg.Error as error:
+        raise SinkError(f"queue database: {_first_line(error)}") from error
+
+
+def _first_line(error: psycopg.Error) -> str:
+    return str(error).strip().split("\n", 1)[0]
