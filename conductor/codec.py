@@ -1,0 +1,120 @@
+"""Values of a declared type, to JSON text and back, by pydantic.
+
+A codec is built from any form `pydantic.TypeAdapter` takes; the adapter is built at its first use,
+so that declaring a type costs nothing at import. Pure.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    Final,
+    Generic,
+    Literal,
+    NotRequired,
+    Required,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic_core import PydanticSerializationError, from_json, to_json
+from typing_extensions import ReadOnly, TypeVar, is_typeddict
+
+T = TypeVar("T")
+
+INVALID: Final = (ValidationError, PydanticSerializationError, ValueError, TypeError)
+"""What `Codec.encode` and `Codec.decode` raise for a value of another type."""
+
+_JSON_SCALARS: Final = frozenset({Any, object, str, int, float, bool, None, NoneType})
+_TRANSPARENT: Final = frozenset({Union, UnionType, Required, NotRequired, ReadOnly, list})
+
+
+def is_json_form(form: Any) -> bool:
+    """Return whether parsed JSON already has this type: nothing needs to be converted.
+
+    >>> is_json_form(dict[str, list[int] | None])
+    True
+    >>> is_json_form(set[int])
+    False
+    """
+    if isinstance(form, (list, dict)) or form in _JSON_SCALARS or form in {list, dict}:
+        return True
+    if is_typeddict(form):
+        return all(map(is_json_form, get_type_hints(form, include_extras=False).values()))
+    origin, arguments = get_origin(form), get_args(form)
+    if origin is Literal:
+        return all(isinstance(value, (str, int, NoneType)) for value in arguments)
+    if origin is dict:
+        return arguments[0] is str and is_json_form(arguments[1])
+    return origin in _TRANSPARENT and all(map(is_json_form, arguments))
+
+
+class Codec(Generic[T]):
+    """One declared type. ``validate=False`` trusts its values and checks nothing.
+
+    Even then a type that JSON does not have itself (a model, a date) is converted when it is read.
+    """
+
+    def __init__(self, form: Any, *, validate: bool = True) -> None:
+        self.form = form
+        self.is_none = form is None or form is NoneType
+        self._validate = validate
+
+    @cached_property
+    def adapter(self) -> TypeAdapter[T]:
+        """The adapter of the form. Raises TypeError when pydantic cannot take the form."""
+        try:
+            return TypeAdapter(self.form)
+        except PydanticUserError as error:
+            raise TypeError(f"pydantic cannot validate {self.form!r}: {error.message}") from error
+
+    @cached_property
+    def _is_parsed(self) -> bool:
+        return not self._validate and is_json_form(self.form)
+
+    def encode(self, value: T) -> bytes:
+        """Return JSON text. Raises one of `INVALID`."""
+        if self.is_none:
+            if value is not None:
+                raise ValueError("nothing is declared, so only None can be given")
+            return b"null"
+        if not self._validate:
+            return to_json(value, by_alias=True)
+        adapter = self.adapter
+        checked = adapter.validator.validate_python(value)
+        return adapter.dump_json(checked, by_alias=True, round_trip=True)
+
+    def decode(self, data: bytes) -> T:
+        """Read JSON text. Raises one of `INVALID`. No type takes ``null`` and ``{}`` alike."""
+        if self.is_none:
+            if data not in {b"null", b"{}"} and from_json(data):
+                raise ValueError("nothing is declared, but something was sent")
+            return None  # type: ignore[return-value]  # T is None here
+        if self._is_parsed:
+            value: T = from_json(data)
+            return value
+        return self.adapter.validator.validate_json(data)  # type: ignore[no-any-return]  # it is T
+
+    def json_schema(self) -> dict[str, Any] | None:
+        """Return the JSON schema, or None for a type that has none."""
+        try:
+            return self.adapter.json_schema()
+        except (PydanticUserError, TypeError):
+            return None
+
+
+def explain(error: Exception) -> tuple[str, list[Any]]:
+    """Return one line and pydantic's errors, both without the values that were wrong."""
+    if not isinstance(error, ValidationError):
+        return str(error), []
+    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    lines = (
+        f"{'.'.join(map(str, e['loc']))}: {e['msg']}" if e["loc"] else e["msg"] for e in errors
+    )
+    return "; ".join(lines), list(errors)

@@ -1,0 +1,276 @@
+"""Tasks and events as an application declares them, shared by workers and clients.
+
+`define_task` and `define_event` need no database and no handler. `Task` is a definition bound to
+its triggers and handler by `@conductor.task`. Types come from the definition; validation at every
+edge is pydantic's. Pure: no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, overload
+
+from pydantic_core import from_json
+from typing_extensions import TypeForm, TypeVar
+
+from conductor.codec import INVALID, Codec, explain
+from conductor.errors import DefinitionInvalid, PayloadInvalid, ResultInvalid
+from conductor.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conductor.job import JobInfo, TriggerKind
+
+P = TypeVar("P", default=Any)
+R = TypeVar("R", default=Any)
+E_co = TypeVar("E_co", covariant=True, default=Any)
+
+DEFAULT_QUEUE: Final = "default"
+DEFAULT_RETENTION: Final = timedelta(days=7)
+DEFAULT_MAX_ATTEMPTS: Final = 5
+
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
+_NAME_LENGTH: Final = 100
+_RESERVED: Final = "conductor."
+
+
+def check_name(kind: str, name: Any) -> str:
+    """Return ``name`` if a task, event or queue may have it, else raise DefinitionInvalid.
+
+    >>> check_name("task", "send-email")
+    'send-email'
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _NAME_LENGTH:
+        raise DefinitionInvalid(
+            f"{name!r} cannot be the name of {'an' if kind[0] in 'aeiou' else 'a'} {kind}",
+            hint=f"Letters, digits, '-' and '_', in parts with dots between them, a letter first, "
+            f"at most {_NAME_LENGTH} characters, such as 'send-email' or 'user.created'.",
+        )
+    if name.startswith(_RESERVED):
+        raise DefinitionInvalid(f"{name!r}: names that begin with {_RESERVED!r} are reserved")
+    return name
+
+
+@dataclass(frozen=True, eq=False)
+class TaskDefinition(Generic[P, R]):
+    """A task without its handler: name, queue, and the types of its payload and result.
+
+    Made by `define_task`. Two definitions are equal only if they are the same object.
+    """
+
+    name: str
+    queue: str
+    payload: Codec[P] = field(repr=False)
+    returns: Codec[R] = field(repr=False)
+
+    def encode_payload(self, payload: P) -> bytes:
+        """Return the payload as JSON text. Raises PayloadInvalid."""
+        try:
+            return self.payload.encode(payload)
+        except INVALID as error:
+            raise payload_invalid(f"payload of task {self.name!r}", error) from error
+
+    def decode_payload(self, data: bytes) -> P:
+        """Read a stored payload. Raises PayloadInvalid."""
+        try:
+            return self.payload.decode(data)
+        except INVALID as error:
+            raise payload_invalid(f"payload of task {self.name!r}", error) from error
+
+    def decode_result(self, data: bytes | None) -> R:
+        """Read a stored result (None: nothing was returned). Raises ResultInvalid."""
+        try:
+            return self.returns.decode(b"null" if data is None else data)
+        except INVALID as error:
+            why, errors = explain(error)
+            raise ResultInvalid(f"result of task {self.name!r}: {why}", errors) from error
+
+
+@dataclass(frozen=True, eq=False)
+class EventDefinition(Generic[P]):
+    """A custom event: its name and the type of its payload. Made by `define_event`."""
+
+    name: str
+    payload: Codec[P] = field(repr=False)
+
+    def encode_payload(self, payload: P) -> bytes:
+        """Return the payload as JSON text. Raises PayloadInvalid."""
+        try:
+            return self.payload.encode(payload)
+        except INVALID as error:
+            raise payload_invalid(f"payload of event {self.name!r}", error) from error
+
+    def decode_payload(self, data: bytes) -> P:
+        """Read a stored payload. Raises PayloadInvalid."""
+        try:
+            return self.payload.decode(data)
+        except INVALID as error:
+            raise payload_invalid(f"payload of event {self.name!r}", error) from error
+
+
+def payload_invalid(what: str, error: Exception) -> PayloadInvalid:
+    """Return the error that says why ``what`` does not have its type."""
+    why, errors = explain(error)
+    return PayloadInvalid(f"{what}: {why}", errors)
+
+
+@overload
+def define_task(
+    name: str,
+    payload: TypeForm[P],
+    returns: TypeForm[R],
+    *,
+    queue: str = ...,
+    validate: bool = ...,
+) -> TaskDefinition[P, R]: ...
+@overload
+def define_task(
+    name: str, payload: TypeForm[P], *, queue: str = ..., validate: bool = ...
+) -> TaskDefinition[P, None]: ...
+@overload
+def define_task(
+    name: str, *, returns: TypeForm[R], queue: str = ..., validate: bool = ...
+) -> TaskDefinition[None, R]: ...
+@overload
+def define_task(
+    name: str, *, queue: str = ..., validate: bool = ...
+) -> TaskDefinition[None, None]: ...
+def define_task(
+    name: str,
+    payload: Any = None,
+    returns: Any = None,
+    *,
+    queue: str = DEFAULT_QUEUE,
+    validate: bool = True,
+) -> TaskDefinition[Any, Any]:
+    """Declare a task: a named unit of work with a typed payload and result.
+
+    ``payload`` and ``returns`` are anything `pydantic.TypeAdapter` takes: models, dataclasses,
+    TypedDicts, unions, constrained types; left out, there is none (None). ``queue`` is where its
+    jobs wait. ``validate=False`` means static types only: values are passed as they are. Raises
+    DefinitionInvalid for a name that cannot be one.
+
+        send_email = define_task("send-email", payload=SendEmail, returns=EmailSent)
+    """
+    return TaskDefinition(
+        name=check_name("task", name),
+        queue=check_name("queue", queue),
+        payload=Codec(payload, validate=validate),
+        returns=Codec(returns, validate=validate),
+    )
+
+
+@overload
+def define_event(
+    name: str, payload: TypeForm[P], *, validate: bool = ...
+) -> EventDefinition[P]: ...
+@overload
+def define_event(name: str, *, validate: bool = ...) -> EventDefinition[None]: ...
+def define_event(name: str, payload: Any = None, *, validate: bool = True) -> EventDefinition[Any]:
+    """Declare an event: something that happened, with a typed payload.
+
+    Types and validation as for `define_task`. Raises DefinitionInvalid.
+
+        user_created = define_event("user.created", payload=UserCreated)
+    """
+    return EventDefinition(check_name("event", name), Codec(payload, validate=validate))
+
+
+class Trigger(ABC, Generic[E_co]):
+    """Why a task runs. ``E_co`` is what its handler then gets. Immutable."""
+
+    kind: ClassVar[TriggerKind]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The trigger's name, stable and unique within its task."""
+
+    @property
+    @abstractmethod
+    def key(self) -> tuple[object, ...]:
+        """What no other trigger of the task may share."""
+
+    @abstractmethod
+    def accepts(self, envelope: dict[str, Any]) -> bool:
+        """Return whether a job of this trigger's kind with this (parsed) payload is its own."""
+
+    @abstractmethod
+    def decode(self, task: TaskDefinition[Any, Any], envelope: Any) -> E_co:
+        """Build the event from a job's parsed payload. Raises PayloadInvalid."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Task(Generic[P, R]):
+    """A task that can run: definition, triggers and handler, bound by `@conductor.task`.
+
+    ``retention`` is how long a finished job stays in history; ``timeout_s`` bounds one attempt;
+    ``priority``: higher runs first. ``is_sync`` handlers run in threads.
+    """
+
+    definition: TaskDefinition[P, R]
+    triggers: tuple[Trigger[Any], ...]
+    handler: Callable[[Any, Any], Any] = field(repr=False)
+    is_sync: bool
+    version: str | None = None
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    retention: timedelta = DEFAULT_RETENTION
+    timeout_s: float | None = None
+    priority: int = 0
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.definition.name
+
+    @property
+    def queue(self) -> str:
+        """The queue its jobs wait in."""
+        return self.definition.queue
+
+    @cached_property
+    def _by_kind(self) -> dict[str, tuple[Trigger[Any], ...]]:
+        kinds = {trigger.kind for trigger in self.triggers}
+        return {kind: tuple(t for t in self.triggers if t.kind == kind) for kind in kinds}
+
+    def decode(self, trigger: str, payload: bytes, job: JobInfo) -> Any:
+        """Return the event object for a job's stored payload, by the job's trigger.
+
+        Raises PayloadInvalid when the payload does not have the declared type, or when the task no
+        longer has such a trigger.
+        """
+        candidates = self._by_kind.get(trigger, ())
+        if trigger == "invoke" and candidates:
+            return candidates[0].decode(self.definition, payload)
+        envelope = self._envelope(payload, job)
+        for candidate in candidates:
+            if candidate.accepts(envelope):
+                return candidate.decode(self.definition, envelope)
+        raise PayloadInvalid(
+            f"task {self.name!r} has no {trigger} trigger for job {job.id}",
+            hint="The trigger was removed after the job was made: cancel the job or restore it.",
+        )
+
+    def _envelope(self, payload: bytes, job: JobInfo) -> dict[str, Any]:
+        try:
+            envelope = from_json(payload)
+        except ValueError as error:
+            raise payload_invalid(f"payload of job {job.id}", error) from error
+        if not isinstance(envelope, dict):
+            raise PayloadInvalid(f"payload of job {job.id} is not an object")
+        return envelope
+
+    def encode_result(self, value: Any) -> bytes | None:
+        """Return what a handler returned as JSON text, None for None. Raises ResultInvalid."""
+        try:
+            data = self.definition.returns.encode(value)
+        except INVALID as error:
+            why, errors = explain(error)
+            raise ResultInvalid(f"result of task {self.name!r}: {why}", errors) from error
+        return None if data == b"null" else data

@@ -1,0 +1,269 @@
+"""Every error that `conductor` raises on purpose: one tree, each with a retry advice and a hint.
+
+A class says whether trying again can help (`Retry`) and what a person can do (`hint`). Messages
+name the thing that is wrong; hints say what to do about it. This module imports nothing of ours.
+"""
+# ruff: noqa: N818 - a name says what happened, not that it is an error
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+class Retry(Enum):
+    """Whether the same call can succeed later."""
+
+    TIMED = "timed"
+    """Yes, by itself, after a while: a lost connection, a busy server."""
+    MANUAL = "manual"
+    """Only after somebody has changed something: a missing migration, a refused table."""
+    NEVER = "never"
+    """No: the input is wrong."""
+
+
+class ConductorError(Exception):
+    """Base of the tree. ``hint`` is one line for an operator and may be empty.
+
+    >>> ConfigError("no DSN", hint="Set CONDUCTOR_DSN.").hint
+    'Set CONDUCTOR_DSN.'
+    """
+
+    retry: ClassVar[Retry] = Retry.NEVER
+    hint: str = ""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        if hint is not None:
+            self.hint = hint
+
+
+# --- what an application declares ------------------------------------------------------------
+
+
+class DefinitionInvalid(ConductorError):
+    """A task, event, trigger or row model is declared wrongly."""
+
+    hint = "Correct the declaration; nothing was stored."
+
+
+class CronInvalid(DefinitionInvalid):
+    """A cron expression cannot be read, never fires, or its time zone is not known."""
+
+    hint = "Five fields (minute hour day month weekday) and an IANA time zone name."
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three known names that look like ``name``, the nearest first.
+
+    >>> nearest("send-emial", ["send-email", "receipt"])
+    ['send-email']
+    """
+    return get_close_matches(name, sorted(set(known)), n=3, cutoff=0.5)
+
+
+class UnknownName(ConductorError):
+    """A name that is not known, with the nearest ones that are.
+
+    >>> str(UnknownTask("send-emial", ["send-email"]))
+    "unknown task 'send-emial'; did you mean 'send-email'?"
+    """
+
+    noun: ClassVar[str] = "name"
+
+    def __init__(
+        self, name: str, known: Iterable[str], *, where: str = "", hint: str | None = None
+    ) -> None:
+        self.name = name
+        self.nearest = nearest(name, known)
+        message = f"unknown {self.noun} {name!r}{f' {where}' if where else ''}"
+        if self.nearest:
+            message += f"; did you mean {' or '.join(map(repr, self.nearest))}?"
+        super().__init__(message, hint=hint)
+
+
+class UnknownTask(UnknownName):
+    """No task of this name is registered."""
+
+    noun = "task"
+    hint = "List the definition in Conductor(tasks=[…]) or start a worker that has the task."
+
+
+class UnknownEvent(UnknownName):
+    """No event of this name is registered."""
+
+    noun = "event"
+    hint = "List the definition in Conductor(events=[…])."
+
+
+class UnknownTable(UnknownName):
+    """No such table."""
+
+    noun = "table"
+    hint = "Write it as schema.table; generate the row models again when the table is new."
+
+
+class UnknownColumn(UnknownName):
+    """No such column in the table or row model."""
+
+    noun = "column"
+    hint = "Generate the row models again when the column is new."
+
+
+# --- data at the edges -----------------------------------------------------------------------
+
+
+class PayloadInvalid(ConductorError):
+    """A payload, or a row of a change, does not have the declared type.
+
+    ``errors`` holds what pydantic found, one mapping an error (``loc``, ``msg``, ``type``), without
+    the input.
+    """
+
+    hint = "Send what the definition declares, or correct the definition."
+
+    def __init__(
+        self, message: str, errors: Sequence[Any] = (), *, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.errors: list[Any] = list(errors)
+
+
+class ResultInvalid(PayloadInvalid):
+    """A handler returned something else than its task declares."""
+
+    hint = "Return what the definition's `returns` declares."
+
+
+class ColumnNotCaptured(ConductorError):
+    """A column of a change was read that the change does not carry."""
+
+    hint = "Add it to the trigger's columns; `old` is whole only under REPLICA IDENTITY FULL."
+
+
+class ColumnUnchanged(ColumnNotCaptured):
+    """A large (TOASTed) value was read that the update did not touch: the WAL has no copy."""
+
+    hint = "Read the row by its key, or set REPLICA IDENTITY FULL on the table."
+
+
+class RowAbsent(ConductorError):
+    """The change has no such row: an insert has no old one, a delete no new, a truncate none."""
+
+    hint = "Tell operations apart with `match` or `event.op`."
+
+
+# --- running a job ---------------------------------------------------------------------------
+
+
+class NonRetryable(ConductorError):
+    """Raise it (or a subclass) in a handler: the job fails for good, whatever attempts are left.
+
+    >>> raise NonRetryable("the card was refused")
+    Traceback (most recent call last):
+    conductor.errors.NonRetryable: the card was refused
+    """
+
+
+class JobFailed(ConductorError):
+    """The job ended as failed. ``error`` is what history keeps: type, message, attempt."""
+
+    retry = Retry.MANUAL
+    hint = "See `conductor jobs show`; `conductor jobs retry` runs it again."
+
+    def __init__(self, job: int, error: dict[str, Any] | None) -> None:
+        self.job = job
+        self.error = error or {}
+        kind, message = self.error.get("type", "unknown error"), self.error.get("message", "")
+        super().__init__(f"job {job} failed: {kind}: {message}")
+
+
+class JobCancelled(ConductorError):
+    """The job was cancelled."""
+
+    hint = "Somebody asked for it; the reason is in the message."
+
+
+class JobTimedOut(ConductorError):
+    """A handler ran longer than its task's ``timeout_s``."""
+
+    retry = Retry.TIMED
+    hint = "Raise timeout_s, or do less in one attempt."
+
+
+class WorkerCrashed(ConductorError):
+    """The processes that ran this job died with it, too often."""
+
+    retry = Retry.MANUAL
+    hint = "Look for out-of-memory kills and crashes in native code at the times of its attempts."
+
+
+class FenceLost(ConductorError):
+    """The job is no longer this worker's: it was declared dead, or the job was given to another."""
+
+    hint = "Nothing was written; the job runs elsewhere."
+
+
+class StepNameReused(ConductorError):
+    """Two steps of one run have the same name."""
+
+    hint = "Give every step of a handler its own name, in loops too."
+
+
+class StepOrderChanged(ConductorError):
+    """A replay reached its steps in another order than the run before: the handler has changed."""
+
+    hint = "Keep the order of finished steps, or put the new flow into a new task."
+
+
+class ResultTimeout(ConductorError):
+    """The job had not ended when the wait for its result did. The job goes on."""
+
+    retry = Retry.TIMED
+    hint = "Wait longer, or look at the job with `conductor jobs show`."
+
+
+class ResultGone(ConductorError):
+    """The job has ended and its history is no longer kept."""
+
+    hint = "Raise the task's retention if results are read."
+
+
+# --- the database ----------------------------------------------------------------------------
+
+
+class DatabaseUnavailable(ConductorError):
+    """The database cannot be reached, or the connection was lost."""
+
+    retry = Retry.TIMED
+    hint = "Check the DSN, the server and the network."
+
+
+class MigrationMismatch(ConductorError):
+    """The schema in the database is not the one this version needs."""
+
+    retry = Retry.MANUAL
+    hint = "Run `conductor migrate` with the newest version."
+
+
+class RegistrationRefused(ConductorError):
+    """A task or subscription cannot be registered as it is; the message says what to run."""
+
+    retry = Retry.MANUAL
+
+
+class CaptureTimeout(ConductorError):
+    """The router has not stamped the subscriptions in time: their changes are not captured yet."""
+
+    retry = Retry.TIMED
+    hint = "Is `cdc run` up? See `cdc status`."
+
+
+class ConfigError(ConductorError):
+    """A setting is missing or wrong."""
+
+    retry = Retry.MANUAL
