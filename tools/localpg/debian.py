@@ -6,6 +6,7 @@ the machine, private ones are fetched into the cache. Libraries that the system 
 ICU, LDAP, ...) are unpacked beside the server.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -85,8 +86,13 @@ def _missing_libraries(binaries: Binaries) -> list[str]:
     library = binaries.bindir.parent / "lib"
     plugins = [library / "libpqwalreceiver.so", library / "wal2json.so"]
     programs = map(str, [*binaries.bindir.iterdir(), *plugins])
+    libraries = {"LD_LIBRARY_PATH": str(binaries.library_path or "")}
     listed = subprocess.run(
-        ["ldd", *programs], env=binaries.environment, capture_output=True, check=False, text=True
+        ["ldd", *programs],
+        env={**os.environ, **libraries},
+        capture_output=True,
+        check=False,
+        text=True,
     )
     return sorted(set(re.findall(r"^\s*(\S+) => not found", listed.stdout, re.MULTILINE)))
 
