@@ -112,7 +112,7 @@ class _Pending:
 class Pipeline:
     """One leadership's run. `run` returns after `stop`, or raises a `CdcError`."""
 
-    def __init__(  # noqa: PLR0913 - the composition root hands over each part once
+    def __init__(
         self,
         *,
         slot: str,
@@ -283,11 +283,11 @@ class Pipeline:
 
     def _note_keepalive(self, frame: bytes) -> None:
         keepalive = parse_frame(frame)
-        assert isinstance(keepalive, Keepalive)
-        self._server_lsn = max(self._server_lsn, keepalive.wal_end)
-        self._progress.keepalive(keepalive.wal_end)
-        if keepalive.reply_requested:
-            self._status_due.set()
+        if isinstance(keepalive, Keepalive):
+            self._server_lsn = max(self._server_lsn, keepalive.wal_end)
+            self._progress.keepalive(keepalive.wal_end)
+            if keepalive.reply_requested:
+                self._status_due.set()
 
     # --- activation --------------------------------------------------------------------------
 
@@ -383,7 +383,7 @@ class Pipeline:
             await self._hint()
 
     def _take_batch(self) -> tuple[Batch, int]:
-        """Take the whole transactions that are pending, or else the piece there is of a large one."""
+        """Take the whole transactions that are pending, or else the piece of a large one."""
         pending, routed = self._pending, self._pending.routed
         self._room.set()
         if pending.end_lsn is None:

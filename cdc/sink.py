@@ -99,11 +99,12 @@ class Sink:
                 )
                 row = await cursor.fetchone()
                 await connection.execute(queries.SINK_SETTINGS)
-            if row is None:
-                raise FenceLost(f"slot {slot!r} has no progress row")
         except BaseException:
             await connection.close()
             raise
+        if row is None:
+            await connection.close()
+            raise FenceLost(f"slot {slot!r} has no progress row")
         generation, epoch, routed, acknowledged, nonce = row
         position = Position(
             generation=int(str(generation)),
@@ -127,8 +128,9 @@ class Sink:
     async def write(self, batch: Batch) -> None:
         """Write a batch, and commit it when it ends with a whole transaction.
 
-        Durably when the last durable commit is `DURABLE_EVERY_S` old. Raises `FenceLost`, `QueueUnavailable` or `SinkError`; then nothing
-        of the open transaction is left and the sink is of no more use.
+        Durably when the last durable commit is `DURABLE_EVERY_S` old. Raises `FenceLost`,
+        `QueueUnavailable` or `SinkError`: then nothing of the open transaction is left, and the
+        sink is of no more use.
         """
         async with _queue_errors():
             await self._begin()
@@ -148,7 +150,7 @@ class Sink:
         For a burst's end and for idle positions; `lsn` is at or beyond the routed position.
         """
         async with _queue_errors():
-            cursor = await self._connection.execute(b"begin; set local synchronous_commit = on")
+            await self._connection.execute(queries.BEGIN_DURABLE)
             cursor = await self._connection.execute(
                 queries.PERSIST_ACKNOWLEDGED,
                 {
