@@ -1,0 +1,201 @@
+"""The metrics of a worker process: one table of names, and the instruments made from it.
+
+Base units, bounded labels (queues, tasks, outcomes: never an id or a key), attempts and failures
+as separate counters, timestamps rather than ages. Every process has its own registry. Gauges that
+describe the whole queue (`scope="queue database"`) are exported by every process that serves
+metrics and say the same everywhere: aggregate them with ``max``. This module must not measure
+anything itself; whoever does the work calls an instrument.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, TypeVar, cast
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+
+Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
+
+_LATENCY_BUCKETS_S: Final = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
+    *(2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric(Generic[Instrument]):
+    """One line of the table. The unit is in the name's last words, as Prometheus wants it."""
+
+    instrument: type[Instrument]
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    scope: Literal["process", "queue database"] = "process"
+
+
+BUILD_INFO = Metric(
+    Gauge, "conductor_build_info", "Always 1; the labels say what runs.", ("app", "version")
+)
+ENQUEUED = Metric(
+    Counter,
+    "conductor_jobs_enqueued_total",
+    "Jobs put into the queue by this process' scheduler and dispatcher.",
+    ("queue", "task", "trigger"),
+)
+STARTED = Metric(Counter, "conductor_jobs_started_total", "Attempts started.", ("queue", "task"))
+FINISHED = Metric(
+    Counter,
+    "conductor_jobs_finished_total",
+    "Jobs that ended for good, by outcome.",
+    ("queue", "task", "outcome"),
+)
+RETRIED = Metric(
+    Counter,
+    "conductor_jobs_retried_total",
+    "Failed attempts that will be tried again.",
+    ("queue", "task"),
+)
+SUSPENDED = Metric(
+    Counter,
+    "conductor_jobs_suspended_total",
+    "Runs that ended in a durable wait.",
+    ("queue", "task"),
+)
+RESCUED = Metric(
+    Counter,
+    "conductor_jobs_rescued_total",
+    "Jobs this process took from workers it declared dead.",
+)
+FENCED = Metric(
+    Counter,
+    "conductor_jobs_fenced_total",
+    "Outcomes refused because the claim was no longer this worker's.",
+    ("queue",),
+)
+WAIT = Metric(
+    Histogram,
+    "conductor_job_wait_seconds",
+    "From when a job could run to when its handler started.",
+    ("queue", "task"),
+)
+DURATION = Metric(
+    Histogram,
+    "conductor_job_duration_seconds",
+    "How long an attempt took.",
+    ("queue", "task"),
+)
+CLAIM = Metric(Histogram, "conductor_claim_duration_seconds", "Duration of one claim.", ("queue",))
+SETTLE = Metric(
+    Histogram, "conductor_settle_duration_seconds", "Duration of one settle.", ("queue",)
+)
+STEPS = Metric(Counter, "conductor_steps_total", "Steps written.", ("queue",))
+SLOTS = Metric(Gauge, "conductor_slots", "Jobs this process may run at once.", ("queue",))
+BUSY_SLOTS = Metric(Gauge, "conductor_slots_busy", "Jobs this process is running.", ("queue",))
+RECONNECTS = Metric(
+    Counter,
+    "conductor_reconnects_total",
+    "Lost database connections, by the part of the process that lost one.",
+    ("part",),
+)
+EVENTS_DISPATCHED = Metric(
+    Counter,
+    "conductor_events_dispatched_total",
+    "Emitted events matched against the subscriptions.",
+)
+EVENTS_UNMATCHED = Metric(
+    Counter,
+    "conductor_events_unmatched_total",
+    "Emitted events that no subscription wanted.",
+)
+EVENTS_REFUSED = Metric(
+    Counter,
+    "conductor_events_refused_total",
+    "Dispatch jobs that failed for good because they could not be read.",
+)
+CRON_TICK = Metric(
+    Gauge,
+    "conductor_cron_last_tick_timestamp_seconds",
+    "When this process last looked for due schedules.",
+)
+CRON_MISSED = Metric(
+    Counter,
+    "conductor_cron_missed_total",
+    "Instants of schedules that passed while no process was there to fire them.",
+)
+MAINTAINED = Metric(
+    Gauge,
+    "conductor_maintenance_last_run_timestamp_seconds",
+    "When this process last saw the maintenance of the queue done.",
+)
+JOBS = Metric(
+    Gauge,
+    "conductor_jobs",
+    "Jobs by state; counted up to a bound, so the bound means that many or more.",
+    ("queue", "state"),
+    "queue database",
+)
+OLDEST_READY = Metric(
+    Gauge,
+    "conductor_oldest_ready_timestamp_seconds",
+    "Since when the oldest ready job could run; 0 when there is none.",
+    ("queue",),
+    "queue database",
+)
+WORKERS = Metric(Gauge, "conductor_workers", "Workers with a lease.", ("queue",), "queue database")
+XMIN_AGE = Metric(
+    Gauge,
+    "conductor_oldest_xmin_age_transactions",
+    "Age of the oldest snapshot that keeps dead rows of the queue from being removed.",
+    (),
+    "queue database",
+)
+
+TABLE: Final[tuple[Metric[Any], ...]] = tuple(
+    value for value in tuple(globals().values()) if isinstance(value, Metric)
+)
+"""Every metric of a worker process, in the order of this file."""
+
+
+class Metrics:
+    """The instruments of one process, in a registry of their own.
+
+    >>> metrics = Metrics()
+    >>> metrics.get(STARTED, "default", "send-email").inc()
+    """
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
+        self.registry = CollectorRegistry()
+        self._families: dict[Metric[Any], Any] = {m: self._create(m) for m in TABLE}
+        self._children: dict[tuple[Metric[Any], tuple[str, ...]], Any] = {}
+
+    def get(self, metric: Metric[Instrument], *labels: str) -> Instrument:
+        """Return the instrument of these labels, in the order of the table.
+
+        Made once a set of labels and kept; a hot path keeps what it got. Asking is enough for a
+        series to exist, at 0.
+        """
+        key = (metric, labels)
+        child = self._children.get(key)
+        if child is None:
+            family = self._families[metric]
+            child = self._children[key] = family.labels(*labels) if labels else family
+        return cast("Instrument", child)
+
+    def clear(self, metric: Metric[Any]) -> None:
+        """Forget every set of labels of a metric: what it counted is no longer there."""
+        self._families[metric].clear()
+        for key in [key for key in self._children if key[0] is metric]:
+            del self._children[key]
+
+    def _create(self, metric: Metric[Any]) -> Any:
+        options = {"buckets": _LATENCY_BUCKETS_S} if metric.instrument is Histogram else {}
+        return metric.instrument(
+            metric.name, metric.help, metric.labels, registry=self.registry, **options
+        )
