@@ -1,0 +1,228 @@
+"""Routing: which jobs a change gives, and exactly what they hold."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from cdc.relations import RelationCache, RelationShape
+from cdc.routing import Change, Routed, Router
+from cdc.wire.messages import UNCHANGED, Column, Delete, Insert, Relation, Truncate, Update
+from conductor.contract import JobSpec
+from conductor.matching import ChangeFilter, Subscription
+
+COMMIT_LSN = 0x16B3748
+COMMIT_TIME_US = 1_714_564_800_000_001  # 2024-05-01T12:00:00.000001Z
+OID = 16385
+
+
+def describe(cache: RelationCache, *, name: str = "users", identity: str = "d") -> RelationShape:
+    columns = (
+        Column("id", 20, -1, is_key=True),
+        Column("email", 25, -1, is_key=identity == "f"),
+        Column("bio", 25, -1, is_key=identity == "f"),
+    )
+    cache.apply(Relation(OID, "shop", name, identity, columns))
+    return cache.get(OID)
+
+
+def subscribe(subscription_id: int, **definition: Any) -> Subscription:
+    wanted: dict[str, Any] = {
+        "schema": "shop",
+        "table": "users",
+        "operations": ["delete", "insert", "truncate", "update"],
+        **definition,
+    }
+    return Subscription.from_row(
+        {
+            "id": subscription_id,
+            "app": "shop",
+            "task": f"task-{subscription_id}",
+            "trigger": "change",
+            "queue": "default",
+            "version": None,
+            "rank": 0,
+            "source": "default",
+            "kind": "change",
+            "definition": wanted,
+        }
+    )
+
+
+@pytest.fixture
+def shape() -> RelationShape:
+    return describe(RelationCache())
+
+
+def route(
+    shape: RelationShape, change: Change, *subscriptions: Subscription, raw: bytes = b"raw"
+) -> Routed:
+    router, out = Router(7, subscriptions), Routed()
+    router.begin(COMMIT_LSN, COMMIT_TIME_US)
+    router.route(shape, change, 3, raw, out)
+    return out
+
+
+def payloads(routed: Routed) -> list[dict[str, Any]]:
+    return [json.loads(spec.payload) for spec in routed.specs]
+
+
+STAMP = {"commit_time": "2024-05-01T12:00:00.000001+00:00", "commit_lsn": "0/16B3748"}
+TABLE = {"schema": "shop", "table": "users"}
+
+
+def test_an_insert_carries_every_column(shape: RelationShape) -> None:
+    routed = route(shape, Insert(OID, [b"7", b'a"b%s', None]), subscribe(1))
+    new = {"id": 7, "email": 'a"b%s', "bio": None}
+    assert payloads(routed) == [{"op": "insert", **TABLE, "new": new, **STAMP}]
+
+
+def test_a_job_is_identified_by_generation_commit_ordinal_and_subscription(
+    shape: RelationShape,
+) -> None:
+    wanted = subscribe(1)
+    (spec,) = route(shape, Insert(OID, [b"7", None, None]), wanted).specs
+    position = b"\0\0\0\x08" + (7).to_bytes(8, "big") + b"\0\0\0\x08" + COMMIT_LSN.to_bytes(8, "big")
+    assert spec == JobSpec(wanted.head, position, 3, spec.payload)
+
+
+def test_a_projection_limits_new_and_old(shape: RelationShape) -> None:
+    shape = describe(RelationCache(), identity="f")
+    update = Update(OID, "O", [b"7", b"a", b"x"], [b"7", b"b", b"x"])
+    (payload,) = payloads(route(shape, update, subscribe(1, columns=["email"])))
+    assert (payload["new"], payload["old"]) == ({"email": "b"}, {"email": "a"})
+
+
+def test_one_change_gives_one_job_a_subscription_that_wants_it(shape: RelationShape) -> None:
+    insert = Insert(OID, [b"7", b"a", None])
+    wanting = [subscribe(1), subscribe(2, operations=["insert"], columns=["id"])]
+    others = [subscribe(3, operations=["delete"]), subscribe(4, table="orders")]
+    routed = route(shape, insert, *wanting, *others)
+    assert [spec.head for spec in routed.specs] == [s.head for s in wanting]
+    assert payloads(routed)[1]["new"] == {"id": 7}
+
+
+def test_a_change_nobody_wants_is_counted(shape: RelationShape) -> None:
+    routed = route(shape, Delete(OID, "K", [b"7", None, None]), subscribe(1, operations=["insert"]))
+    assert (routed.specs, routed.unmatched) == ([], 1)
+
+
+class TestUpdate:
+    """What of the old row the WAL holds depends on the replica identity."""
+
+    def test_without_an_old_row(self, shape: RelationShape) -> None:
+        update = Update(OID, None, None, [b"7", b"b", b"x"])
+        (payload,) = payloads(route(shape, update, subscribe(1)))
+        new = {"id": 7, "email": "b", "bio": "x"}
+        assert payload == {"op": "update", **TABLE, "new": new, **STAMP}
+
+    def test_with_a_changed_key(self, shape: RelationShape) -> None:
+        update = Update(OID, "K", [b"6", None, None], [b"7", b"b", b"x"])
+        (payload,) = payloads(route(shape, update, subscribe(1)))
+        assert payload["old"] == {"id": 6}
+        assert "changed" not in payload
+
+    def test_with_the_full_row(self) -> None:
+        shape = describe(RelationCache(), identity="f")
+        update = Update(OID, "O", [b"7", b"a", None], [b"7", b"b", None])
+        (payload,) = payloads(route(shape, update, subscribe(1)))
+        assert payload["old"] == {"id": 7, "email": "a", "bio": None}
+        assert payload["changed"] == ["email"]
+
+    def test_an_unchanged_toasted_value_is_named_and_never_null(self, shape: RelationShape) -> None:
+        update = Update(OID, None, None, [b"7", b"b", UNCHANGED])
+        whole, narrow = payloads(
+            route(shape, update, subscribe(1), subscribe(2, columns=["id", "email"]))
+        )
+        assert whole["new"] == {"id": 7, "email": "b"}
+        assert whole["unchanged"] == ["bio"]
+        assert "unchanged" not in narrow
+
+    def test_a_full_old_row_fills_in_the_unchanged_value(self) -> None:
+        shape = describe(RelationCache(), identity="f")
+        update = Update(OID, "O", [b"7", b"a", b"long"], [b"7", b"b", UNCHANGED])
+        (payload,) = payloads(route(shape, update, subscribe(1)))
+        assert payload["new"] == {"id": 7, "email": "b", "bio": "long"}
+        assert payload["changed"] == ["email"]
+        assert "unchanged" not in payload
+
+    @pytest.mark.parametrize(
+        ("new", "jobs"), [([b"7", b"b", b"x"], 1), ([b"7", b"a", b"y"], 0), ([b"7", b"a", b"x"], 0)]
+    )
+    def test_changed_columns_filter(self, new: list[bytes], jobs: int) -> None:
+        shape = describe(RelationCache(), identity="f")
+        update = Update(OID, "O", [b"7", b"a", b"x"], list(new))
+        routed = route(shape, update, subscribe(1, changed=["email"]))
+        assert len(routed.specs) == jobs
+
+    def test_a_filter_nobody_can_decide_lets_the_change_through(self, shape: RelationShape) -> None:
+        update = Update(OID, None, None, [b"7", b"a", b"x"])
+        assert len(route(shape, update, subscribe(1, changed=["email"])).specs) == 1
+
+
+def test_a_delete_holds_the_key_or_the_row(shape: RelationShape) -> None:
+    (by_key,) = payloads(route(shape, Delete(OID, "K", [b"7", None, None]), subscribe(1)))
+    assert by_key == {"op": "delete", **TABLE, "old": {"id": 7}, **STAMP}
+    full = describe(RelationCache(), identity="f")
+    (by_row,) = payloads(route(full, Delete(OID, "O", [b"7", b"a", b"x"]), subscribe(1)))
+    assert by_row["old"] == {"id": 7, "email": "a", "bio": "x"}
+
+
+def test_a_truncate_has_its_options(shape: RelationShape) -> None:
+    truncate = Truncate((OID,), cascade=True, restart_identity=False)
+    (payload,) = payloads(route(shape, truncate, subscribe(1)))
+    options = {"cascade": True, "restart_identity": False}
+    assert payload == {"op": "truncate", **TABLE, **options, **STAMP}
+
+
+def test_a_bad_value_is_a_dead_letter_only_where_it_is_captured(shape: RelationShape) -> None:
+    change = Insert(OID, [b"7", b"a", b"\xff"])
+    routed = route(shape, change, subscribe(1), subscribe(2, columns=["id"]), raw=b"as it came")
+    assert [p["new"] for p in payloads(routed)] == [{"id": 7}]
+    (letter,) = routed.dead_letters
+    assert (letter.subscription, letter.commit_lsn, letter.ordinal) == (1, COMMIT_LSN, 3)
+    assert letter.raw == b"as it came"
+    assert letter.relation is not None
+    assert letter.relation["table"] == "users"
+    assert "UTF-8" in letter.error
+
+
+def test_a_row_of_another_width_is_a_dead_letter(shape: RelationShape) -> None:
+    routed = route(shape, Insert(OID, [b"7"]), subscribe(1))
+    assert routed.specs == []
+    assert len(routed.dead_letters) == 1
+
+
+def test_activation_and_retirement_take_effect_at_once(shape: RelationShape) -> None:
+    router, out = Router(7, []), Routed()
+    router.begin(COMMIT_LSN, COMMIT_TIME_US)
+    insert = Insert(OID, [b"7", None, None])
+    assert not router.wants(shape)
+    router.activate([subscribe(1)])
+    assert router.wants(shape)
+    router.route(shape, insert, 0, b"", out)
+    router.retire([1])
+    router.route(shape, insert, 1, b"", out)
+    assert [spec.ordinal for spec in out.specs] == [0]
+
+
+def test_a_table_that_is_described_anew_is_routed_in_its_new_shape(shape: RelationShape) -> None:
+    router, out = Router(7, [subscribe(1)]), Routed()
+    router.begin(COMMIT_LSN, COMMIT_TIME_US)
+    router.route(shape, Insert(OID, [b"7", None, None]), 0, b"", out)
+    cache = RelationCache()
+    cache.apply(Relation(OID, "shop", "users", "d", (Column("number", 20, -1, is_key=True),)))
+    router.route(cache.get(OID), Insert(OID, [b"8"]), 1, b"", out)
+    cache.apply(Relation(OID, "shop", "people", "d", (Column("number", 20, -1, is_key=True),)))
+    router.route(cache.get(OID), Insert(OID, [b"9"]), 2, b"", out)
+    assert [p["new"] for p in payloads(out)] == [
+        {"id": 7, "email": None, "bio": None},
+        {"number": 8},
+    ]
+
+
+def test_filters_keep_their_definition() -> None:
+    wanted = ChangeFilter("shop", "users", frozenset({"insert"}), ("id",), ("email",), None)
+    assert ChangeFilter.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
