@@ -1,0 +1,327 @@
+"""Every SQL and replication statement of `cdc`.
+
+Statements for the source database come first, those for the queue database after them. Values
+travel as parameters; the few places where the grammar wants an identifier or a literal compose
+them with `psycopg.sql`. Nothing else in this package holds SQL.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from psycopg import sql
+
+# --- the session (every connection that renders values) ---------------------------------------
+
+SESSION_SETTINGS: Final = (
+    ("datestyle", "ISO,MDY"),
+    ("timezone", "UTC"),
+    ("intervalstyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    ("search_path", "pg_catalog"),
+    ("quote_all_identifiers", "off"),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_isolation", "read committed"),
+)
+"""Given at connection time: a database or role may set any of these otherwise."""
+
+# --- replication commands ---------------------------------------------------------------------
+
+IDENTIFY_SYSTEM: Final = sql.SQL("IDENTIFY_SYSTEM")
+
+
+def timeline_history(timeline: int) -> sql.Composed:
+    """Ask for the history file of a timeline (there is none for timeline 1)."""
+    return sql.SQL("TIMELINE_HISTORY {}").format(sql.SQL(_digits(timeline)))
+
+
+def create_slot(slot: str) -> sql.Composed:
+    """Create our slot. No snapshot is exported: nobody reads one, and it would hold xmin."""
+    return sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing')").format(
+        sql.Identifier(slot)
+    )
+
+
+def start_replication(slot: str, publications: Sequence[str]) -> sql.Composed:
+    """Start at 0/0: the server begins at the slot's own position, and we skip ourselves."""
+    names = sql.SQL(",").join(sql.Identifier(name) for name in publications)
+    return sql.SQL(
+        "START_REPLICATION SLOT {} LOGICAL 0/0 "
+        "(proto_version '1', publication_names {}, messages 'true')"
+    ).format(sql.Identifier(slot), sql.Literal(names.as_string()))
+
+
+def _digits(number: int) -> str:
+    return str(int(number))
+
+
+# --- source: the server and the slot ----------------------------------------------------------
+
+SERVER: Final = sql.SQL("""
+    select current_setting('server_version_num')::int as version_number,
+        current_setting('server_version') as version,
+        current_setting('wal_level') as wal_level,
+        current_setting('max_replication_slots')::int as max_replication_slots,
+        (select count(*)::int from pg_replication_slots) as used_replication_slots,
+        current_setting('max_wal_senders')::int as max_wal_senders,
+        (select setting::bigint * 1048576 from pg_settings where name = 'max_slot_wal_keep_size')
+            as max_slot_wal_keep_bytes,
+        current_setting('synchronized_standby_slots', true) as synchronized_standby_slots,
+        pg_is_in_recovery() as in_recovery,
+        current_database() as database,
+        pg_encoding_to_char(d.encoding) as encoding,
+        current_user as role,
+        r.rolsuper as is_superuser,
+        r.rolreplication or r.rolsuper as can_replicate,
+        has_database_privilege(d.oid, 'create') as can_create
+    from pg_database d, pg_roles r
+    where d.datname = current_database() and r.rolname = current_user
+""")
+
+SLOT: Final = sql.SQL("""
+    select s.slot_name, s.plugin, s.slot_type, s.database, s.temporary, s.two_phase, s.active_pid,
+        s.restart_lsn::text, s.confirmed_flush_lsn::text, s.wal_status, s.safe_wal_size,
+        to_jsonb(s) ->> 'invalidation_reason' as invalidation_reason,
+        coalesce((to_jsonb(s) ->> 'failover')::boolean, false) as failover,
+        case when pg_is_in_recovery() then pg_last_wal_receive_lsn() else pg_current_wal_lsn() end
+            - s.restart_lsn as retained_bytes
+    from pg_replication_slots s
+    where s.slot_name = %(slot)s
+""")
+
+DROP_SLOT: Final = sql.SQL("select pg_drop_replication_slot(%(slot)s)")
+
+SLOT_ACTIVE_PID: Final = sql.SQL(
+    "select active_pid from pg_replication_slots where slot_name = %(slot)s"
+)
+
+SLOT_STATISTICS: Final = sql.SQL("""
+    select spill_txns, spill_bytes, stream_txns, stream_bytes, total_txns, total_bytes
+    from pg_stat_replication_slots where slot_name = %(slot)s
+""")
+
+SERVER_LSN: Final = sql.SQL("""
+    select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
+        else pg_current_wal_flush_lsn() end)::text as lsn
+""")
+
+BLOCKING_TRANSACTIONS: Final = sql.SQL("""
+    select b.pid, a.application_name, a.usename::text as role, a.xact_start::text as since
+    from unnest(pg_blocking_pids(%(pid)s)) as b (pid)
+    left join pg_stat_activity a on a.pid = b.pid
+    order by a.xact_start nulls last, b.pid
+""")
+
+# --- source: tables and publications ----------------------------------------------------------
+
+TABLES: Final = sql.SQL("""
+    select w.schema, w.name, c.oid::bigint as oid, c.relkind::text as kind,
+        c.relpersistence::text as persistence,
+        c.relispartition as is_partition, c.relreplident::text as replica_identity,
+        i.indexrelid is not null as has_identity_index,
+        pg_has_role(c.relowner, 'usage') as owned,
+        coalesce((
+            select array_agg(a.attname::text order by a.attnum) from pg_attribute a
+            where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), '{}') as columns,
+        coalesce((
+            select array_agg(format('%%I.%%I', n2.nspname, c2.relname) order by t.level desc)
+            from pg_partition_ancestors(c.oid) with ordinality as t (relid, level)
+            join pg_class c2 on c2.oid = t.relid join pg_namespace n2 on n2.oid = c2.relnamespace
+            where t.relid <> c.oid), '{}') as ancestors,
+        coalesce((
+            select array_agg(format('%%I.%%I', n2.nspname, c2.relname) order by c2.oid)
+            from pg_partition_tree(c.oid) t
+            join pg_class c2 on c2.oid = t.relid join pg_namespace n2 on n2.oid = c2.relnamespace
+            where c.relkind = 'p' and t.isleaf and c2.relkind = 'r' and (
+                c2.relreplident = 'n' or (c2.relreplident in ('d', 'i') and not exists (
+                    select from pg_index i2 where i2.indrelid = c2.oid and i2.indisvalid
+                        and i2.indimmediate and case c2.relreplident
+                            when 'd' then i2.indisprimary else i2.indisreplident end)))
+            ), '{}') as leaves_without_identity
+    from unnest(%(schemas)s::text[], %(names)s::text[]) as w (schema, name)
+    join pg_namespace n on n.nspname = w.schema
+    join pg_class c on c.relnamespace = n.oid and c.relname = w.name
+        and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+    left join pg_index i on i.indrelid = c.oid and i.indisvalid and i.indimmediate
+        and case c.relreplident when 'd' then i.indisprimary
+            when 'i' then i.indisreplident else false end
+""")
+
+TABLE_NAMES: Final = sql.SQL("""
+    select n.nspname || '.' || c.relname as name
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    where c.relkind in ('r', 'p') and c.relpersistence = 'p'
+        and n.nspname not in ('pg_catalog', 'information_schema', 'conductor')
+        and n.nspname not like 'pg\\_%%'
+    order by 1 limit 10000
+""")
+
+PUBLICATION: Final = sql.SQL("""
+    select p.pubname as name, p.puballtables as all_tables, p.pubviaroot as via_root,
+        p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate as all_operations,
+        pg_has_role(p.pubowner, 'usage') as owned,
+        coalesce((
+            select array_agg(n.nspname::text order by 1) from pg_publication_namespace pn
+            join pg_namespace n on n.oid = pn.pnnspid where pn.pnpubid = p.oid), '{}') as schemas
+    from pg_publication p
+    where p.pubname = %(publication)s
+""")
+
+PUBLICATION_TABLES: Final = sql.SQL("""
+    select n.nspname as schema, c.relname as name,
+        pr.prqual is not null as has_row_filter, pr.prattrs is not null as has_column_list
+    from pg_publication p
+    join pg_publication_rel pr on pr.prpubid = p.oid
+    join pg_class c on c.oid = pr.prrelid
+    join pg_namespace n on n.oid = c.relnamespace
+    where p.pubname = %(publication)s
+    order by 1, 2
+""")
+
+
+def create_publication(publication: str, tables: Iterable[tuple[str, str]]) -> sql.Composed:
+    """Create our publication: whole tables, all operations, partitions as their root."""
+    listed = _tables(tables)
+    return sql.SQL("create publication {} {}with (publish_via_partition_root = true)").format(
+        sql.Identifier(publication),
+        sql.SQL("for table {} ").format(listed) if listed.as_string() else sql.SQL(""),
+    )
+
+
+def add_tables(publication: str, tables: Iterable[tuple[str, str]]) -> sql.Composed:
+    """Publish more tables, whole."""
+    return sql.SQL("alter publication {} add table {}").format(
+        sql.Identifier(publication), _tables(tables)
+    )
+
+
+def drop_tables(publication: str, tables: Iterable[tuple[str, str]]) -> sql.Composed:
+    """Publish these tables no longer."""
+    return sql.SQL("alter publication {} drop table {}").format(
+        sql.Identifier(publication), _tables(tables)
+    )
+
+
+def _tables(tables: Iterable[tuple[str, str]]) -> sql.Composed:
+    """`only`, so that plain inheritance children are never published by the way."""
+    return sql.SQL(", ").join(
+        sql.SQL("only {}").format(sql.Identifier(schema, name)) for schema, name in tables
+    )
+
+
+WRITERS: Final = sql.SQL("""
+    select w.oid::bigint as oid, l.virtualtransaction as transaction, l.pid
+    from unnest(%(oids)s::bigint[]) as w (oid)
+    cross join lateral (
+        select w.oid::oid as relid
+        union select t.relid::oid from pg_partition_tree(w.oid::oid) t) as r
+    join pg_locks l on l.locktype = 'relation' and l.relation = r.relid and l.granted
+        and l.database = (select oid from pg_database where datname = current_database())
+    where l.mode in (
+        'RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+        and l.pid is distinct from pg_backend_pid()
+""")
+"""Who may have written to a table and has not ended: what CREATE INDEX CONCURRENTLY waits for, but
+looked at instead of queued behind (a queued lock would stop later writers)."""
+
+EMIT_MARK: Final = sql.SQL("""
+    select pg_logical_emit_message(true, %(prefix)s, %(content)s)::text as lsn
+""")
+
+# --- queue: progress, gaps, subscriptions -----------------------------------------------------
+
+PROGRESS: Final = sql.SQL("""
+    select slot, generation, state, epoch, routed_lsn::text, acknowledged_lsn::text, source,
+        database, system_identifier, timeline, plugin, marker_nonce::text, sink_pid, leader,
+        updated_at::text
+    from conductor.progress
+    where slot = %(slot)s
+""")
+
+TRY_SLOT_LOCK: Final = sql.SQL("""
+    select pg_try_advisory_xact_lock(hashtextextended('conductor.slot:' || %(slot)s, 0)) as locked
+""")
+
+INSERT_PROGRESS: Final = sql.SQL("""
+    insert into conductor.progress (slot, source, database, plugin, system_identifier, timeline)
+    values (%(slot)s, %(source)s, %(database)s, 'pgoutput', %(system_identifier)s, %(timeline)s)
+""")
+
+RESTART_PROGRESS: Final = sql.SQL("""
+    update conductor.progress
+    set state = 'creating', generation = nextval('conductor.generation'), epoch = epoch + 1,
+        routed_lsn = '0/0', acknowledged_lsn = '0/0', source = %(source)s,
+        database = %(database)s, plugin = 'pgoutput', options = null,
+        system_identifier = %(system_identifier)s, timeline = %(timeline)s,
+        marker_nonce = gen_random_uuid(), created_at = clock_timestamp(),
+        updated_at = clock_timestamp()
+    where slot = %(slot)s
+""")
+
+START_PROGRESS: Final = sql.SQL("""
+    update conductor.progress
+    set state = 'streaming', routed_lsn = %(lsn)s, acknowledged_lsn = %(lsn)s,
+        updated_at = clock_timestamp()
+    where slot = %(slot)s and state = 'creating'
+""")
+
+FOLLOW_TIMELINE: Final = sql.SQL("""
+    update conductor.progress set timeline = %(timeline)s, updated_at = clock_timestamp()
+    where slot = %(slot)s and generation = %(generation)s
+        and timeline is distinct from %(timeline)s
+""")
+
+FORGET_ACTIVATIONS: Final = sql.SQL("delete from conductor.activations where slot = %(slot)s")
+
+OPEN_GAP: Final = sql.SQL("""
+    insert into conductor.gaps (slot, generation, condition, policy, from_lsn, to_lsn, detail)
+    select %(slot)s, %(generation)s, %(condition)s, %(policy)s, %(from_lsn)s, %(to_lsn)s,
+        %(detail)s::json
+    where not exists (
+        select from conductor.gaps
+        where slot = %(slot)s and generation is not distinct from %(generation)s
+            and condition = %(condition)s and closed_at is null)
+    returning id
+""")
+"""One open gap a condition: a sidecar that is restarted into the same refusal adds no rows."""
+
+CLOSE_GAPS: Final = sql.SQL("""
+    update conductor.gaps
+    set closed_at = clock_timestamp(), to_lsn = coalesce(to_lsn, %(to_lsn)s),
+        policy = %(policy)s
+    where slot = %(slot)s and closed_at is null
+""")
+
+OPEN_GAPS: Final = sql.SQL("""
+    select id, condition, policy, from_lsn::text, to_lsn::text, detail, opened_at::text,
+        closed_at::text
+    from conductor.gaps
+    where slot = %(slot)s
+    order by closed_at is null desc, id desc limit 20
+""")
+
+RECENT_RECREATIONS: Final = sql.SQL("""
+    select count(*)::int as recreations from conductor.gaps
+    where slot = %(slot)s and policy = 'recreate'
+        and closed_at > clock_timestamp() - interval '1 hour'
+""")
+
+SUBSCRIPTIONS: Final = sql.SQL("""
+    select s.id, s.app, s.task, s.trigger, s.kind, s.source, s.queue, s.version, s.rank,
+        s.definition, s.retired_at is not null as retired,
+        a.start_lsn::text as start_lsn, a.end_lsn::text as end_lsn
+    from conductor.subscriptions s
+    left join conductor.activations a on a.subscription = s.id and a.slot = %(slot)s
+    where s.kind = 'change' and s.source = %(source)s
+        and a.end_lsn is null and (a.start_lsn is not null or s.retired_at is null)
+    order by s.id
+""")
+"""What can still match: not what has ended (the stamp is committed with the position), nor what
+was retired before it began."""
+
+LISTEN_SUBSCRIPTIONS: Final = sql.SQL("listen conductor_subscriptions")
