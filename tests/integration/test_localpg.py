@@ -1,10 +1,12 @@
 """The runner of local servers, on real ones."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -12,7 +14,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.servers import Cluster, ScratchDatabase, StartServer, wait_until
-from tools.localpg import Binaries, PostgresServer, ServerFailed
+from tools.localpg import PostgresServer, ServerFailed
 from tools.localpg.binaries import embedded_binaries
 from tools.localpg.server import StopMode
 
@@ -20,12 +22,10 @@ CREATE_SLOT = "select slot_name from pg_create_logical_replication_slot(%s, %s)"
 
 # Starts a server, prints its pid and home, then dies as kill -9 does, without any clean-up.
 KILLED_PARENT = """
-import os, signal, sys
-from pathlib import Path
-from tools.localpg import Binaries, PostgresServer
+import os, pickle, signal, sys
+from tools.localpg import PostgresServer
 
-bindir, prefix, libraries = sys.argv[1:]
-binaries = Binaries(Path(bindir), Path(prefix), Path(libraries) if libraries else None)
+binaries = pickle.loads(bytes.fromhex(sys.argv[1]))
 server = PostgresServer(binaries, durable=False).__enter__()
 print(server.pid, server.home, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -84,10 +84,9 @@ def test_a_running_server_is_not_started_twice(start_server: StartServer) -> Non
 
 
 def test_no_orphan_after_the_parent_is_killed(start_server: StartServer) -> None:
-    binaries = start_server().binaries
-    arguments = (binaries.bindir, binaries.prefix, binaries.library_path or "")
+    binaries = pickle.dumps(start_server().binaries)
     done = subprocess.run(
-        [sys.executable, "-c", KILLED_PARENT, *map(str, arguments)],
+        [sys.executable, "-c", KILLED_PARENT, binaries.hex()],
         capture_output=True,
         check=False,
         text=True,
@@ -102,13 +101,15 @@ def test_binaries_that_only_their_owner_can_read(tmp_path: Path) -> None:
     embedded = embedded_binaries()
     assert embedded is not None
     prefix = tmp_path / "private"
-    shutil.copytree(embedded.prefix, prefix, symlinks=True)
-    for path in (prefix, prefix / "lib", prefix / "bin", prefix / "bin" / "postgres"):
+    for folder in embedded.folders:
+        shutil.copytree(embedded.prefix / folder, prefix / folder, symlinks=True)
+    bindir = prefix / embedded.bindir.relative_to(embedded.prefix)
+    for path in (prefix, bindir, bindir.parent / "lib", bindir / "postgres"):
         path.chmod(0o700)
-    private = Binaries(prefix / "bin", prefix)
+    private = replace(embedded, bindir=bindir, prefix=prefix)
     with PostgresServer(private, durable=False) as server:
         assert scalar(server.dsn(), "select 1") == 1
-    for path in (prefix, prefix / "bin" / "postgres"):
+    for path in (prefix, bindir / "postgres"):
         assert path.stat().st_mode & 0o777 == 0o700
 
 

