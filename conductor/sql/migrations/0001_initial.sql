@@ -142,6 +142,7 @@ create table conductor.tasks (
     payload_schema json,
     returns_schema json,
     registered_at timestamptz not null default conductor.now(),
+    seen_at timestamptz not null default conductor.now(),   -- when a worker last offered it, about
     primary key (app, name)
 );
 create index tasks_name on conductor.tasks (name);
@@ -206,6 +207,9 @@ create table conductor.subscriptions (
 );
 create unique index subscriptions_live on conductor.subscriptions (app, task, trigger)
     where retired_at is null;
+-- What a dispatch looks up: the live subscriptions of some events.
+create index subscriptions_event on conductor.subscriptions ((definition ->> 'event'))
+    where kind = 'event' and retired_at is null;
 
 -- Between which positions of a slot's stream a subscription routes: stamped from markers in the WAL,
 -- so that a replay routes exactly as the first pass did.
