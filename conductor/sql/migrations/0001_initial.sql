@@ -23,6 +23,7 @@ create table conductor.queues (
 
 create type conductor.job_state as enum (
     'ready',        -- may be claimed now
+    'suspect',      -- may be claimed now, but alone: a process has died with it
     'scheduled',    -- becomes ready at run_at: delayed, between two attempts, or asleep
     'waiting',      -- becomes ready by a result or an event, or at run_at when that is finite
     'parked',       -- stands behind another job of its key
@@ -67,6 +68,7 @@ create table conductor.jobs (
 
 -- Exactly what a claim scans: one bounded probe per task and rank, from a moving position.
 create index jobs_ready on conductor.jobs (queue, task, rank, run_at, id) where state = 'ready';
+create index jobs_suspect on conductor.jobs (queue, task, rank, run_at, id) where state = 'suspect';
 create index jobs_due on conductor.jobs (run_at) where state in ('scheduled', 'waiting');
 create index jobs_running on conductor.jobs (worker) where state = 'running';
 create index jobs_cancelling on conductor.jobs (worker) where state = 'running' and cancel_reason is not null;
@@ -75,7 +77,7 @@ create index jobs_parent on conductor.jobs (parent) where parent is not null;
 create table conductor.steps (
     job bigint not null,
     name text collate "C" not null,
-    position integer not null,          -- place on the handler's sequential path
+    position integer,                   -- place on the handler's sequential path; null beside it
     kind text not null default 'step',
     result json,
     wake_at timestamptz,                -- of a sleep
