@@ -10,6 +10,8 @@ from typing import Final
 
 from psycopg import sql
 
+Statement = sql.SQL | sql.Composed
+
 # --- the session (every connection that renders values) ---------------------------------------
 
 SESSION_SETTINGS: Final = (
@@ -29,6 +31,8 @@ SESSION_SETTINGS: Final = (
     ("default_transaction_isolation", "read committed"),
 )
 """Given at connection time: a database or role may set any of these otherwise."""
+
+WAIT_BRIEFLY_FOR_LOCKS: Final = sql.SQL("set lock_timeout = '3s'")
 
 # --- replication commands ---------------------------------------------------------------------
 
@@ -101,7 +105,7 @@ SLOT_ACTIVE_PID: Final = sql.SQL(
 )
 
 SLOT_STATISTICS: Final = sql.SQL("""
-    select spill_txns, spill_bytes, stream_txns, stream_bytes, total_txns, total_bytes
+    select spill_txns, spill_bytes, total_txns, total_bytes
     from pg_stat_replication_slots where slot_name = %(slot)s
 """)
 
@@ -244,7 +248,8 @@ PROGRESS: Final = sql.SQL("""
 """)
 
 TRY_SLOT_LOCK: Final = sql.SQL("""
-    select pg_try_advisory_xact_lock(hashtextextended('conductor.slot:' || %(slot)s, 0)) as locked
+    select pg_try_advisory_xact_lock(hashtextextended('conductor.slot:' || %(slot)s, 0)) as locked,
+        set_config('idle_in_transaction_session_timeout', '0', true)
 """)
 
 INSERT_PROGRESS: Final = sql.SQL("""

@@ -1,0 +1,255 @@
+"""What the source database says about itself: server, slot, tables, publication.
+
+Plain facts as frozen values; judging them is the work of `publication`, `slots` and `check`.
+Every function runs one statement on an ordinary autocommit connection and changes nothing.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from cdc import queries
+from cdc.connection import Connection, source_errors
+from cdc.errors import SourceUnavailable
+from cdc.lsn import Lsn
+
+TableName = tuple[str, str]
+"""Schema and table."""
+
+MINIMUM_VERSION: Final = 150000
+_KINDS: Final = {
+    "v": "a view",
+    "m": "a materialised view",
+    "f": "a foreign table",
+    "S": "a sequence",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The source server, and what our role may do there."""
+
+    version_number: int  # 150018 is 15.18
+    version: str
+    wal_level: str
+    max_replication_slots: int
+    used_replication_slots: int
+    max_wal_senders: int
+    max_slot_wal_keep_bytes: int  # negative: unlimited
+    synchronized_standby_slots: str | None
+    in_recovery: bool
+    database: str
+    encoding: str
+    role: str
+    is_superuser: bool
+    can_replicate: bool
+    can_create: bool  # publications, in this database
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One row of pg_replication_slots."""
+
+    name: str
+    plugin: str | None
+    slot_type: str
+    database: str | None
+    temporary: bool
+    two_phase: bool
+    active_pid: int | None
+    restart_lsn: Lsn | None
+    confirmed_flush_lsn: Lsn | None
+    wal_status: str | None  # reserved, extended, unreserved, lost
+    safe_wal_bytes: int | None  # until it is lost; None: unlimited
+    invalidation_reason: str | None  # from PostgreSQL 17
+    failover: bool
+    retained_bytes: int | None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the server has given up what the slot needs."""
+        return self.wal_status == "lost" or self.invalidation_reason is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A relation of the source database, as far as publishing it is concerned."""
+
+    schema: str
+    name: str
+    oid: int
+    kind: str  # pg_class.relkind
+    persistence: str  # p: permanent, u: unlogged, t: temporary
+    is_partition: bool
+    replica_identity: str  # d: primary key, f: full, i: an index, n: nothing
+    has_identity_index: bool
+    owned: bool
+    columns: tuple[str, ...]
+    ancestors: tuple[str, ...]  # of a partition, the root first
+    leaves_without_identity: tuple[str, ...]  # of a partitioned table
+
+    @property
+    def key(self) -> TableName:
+        """Schema and name."""
+        return (self.schema, self.name)
+
+    @property
+    def has_usable_identity(self) -> bool:
+        """Whether UPDATE and DELETE go on working, on every partition, once it is published."""
+        own = self.replica_identity == "f" or self.has_identity_index
+        return own and not self.leaves_without_identity
+
+    @property
+    def why_not_publishable(self) -> str | None:
+        """Why nothing of this relation can be in a publication; None when it can."""
+        if self.schema in {"pg_catalog", "information_schema", "conductor"}:
+            return f"schema {self.schema} is never published"
+        if self.kind in _KINDS:
+            return f"it is {_KINDS[self.kind]}"
+        if self.persistence != "p":
+            return "it is not a permanent (logged) table"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedTable:
+    """A table that the publication names."""
+
+    schema: str
+    name: str
+    has_row_filter: bool
+    has_column_list: bool
+
+    @property
+    def key(self) -> TableName:
+        """Schema and name."""
+        return (self.schema, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """The publication as it is."""
+
+    name: str
+    all_tables: bool
+    all_operations: bool
+    via_root: bool
+    owned: bool
+    schemas: tuple[str, ...]
+    tables: tuple[PublishedTable, ...]
+
+    @property
+    def table_names(self) -> frozenset[TableName]:
+        """What it publishes, table by table."""
+        return frozenset(table.key for table in self.tables)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotStatistics:
+    """What decoding has spilt to disk and sent (pg_stat_replication_slots), since its reset."""
+
+    spilled_transactions: int
+    spilled_bytes: int
+    decoded_transactions: int
+    decoded_bytes: int
+
+    @classmethod
+    def of(cls, row: dict[str, Any] | None) -> Self | None:
+        """Read the row; None when the server keeps none for the slot."""
+        if row is None:
+            return None
+        return cls(row["spill_txns"], row["spill_bytes"], row["total_txns"], row["total_bytes"])
+
+
+async def read_server(connection: Connection) -> Server:
+    """Read the server's settings and our role's rights."""
+    row = await _row(connection, queries.SERVER, {})
+    if row is None:
+        raise SourceUnavailable("the source database did not describe itself")
+    return Server(**row)
+
+
+async def read_slot(connection: Connection, slot: str) -> Slot | None:
+    """Read a slot, of whatever kind and database; None when there is none of that name."""
+    row = await _row(connection, queries.SLOT, {"slot": slot})
+    if row is None:
+        return None
+    return Slot(
+        name=row["slot_name"],
+        plugin=row["plugin"],
+        slot_type=row["slot_type"],
+        database=row["database"],
+        temporary=row["temporary"],
+        two_phase=row["two_phase"],
+        active_pid=row["active_pid"],
+        restart_lsn=_lsn(row["restart_lsn"]),
+        confirmed_flush_lsn=_lsn(row["confirmed_flush_lsn"]),
+        wal_status=row["wal_status"],
+        safe_wal_bytes=row["safe_wal_size"],
+        invalidation_reason=row["invalidation_reason"],
+        failover=row["failover"],
+        retained_bytes=None if row["retained_bytes"] is None else int(row["retained_bytes"]),
+    )
+
+
+async def read_slot_statistics(connection: Connection, slot: str) -> SlotStatistics | None:
+    """Read what the server has counted for a slot."""
+    return SlotStatistics.of(await _row(connection, queries.SLOT_STATISTICS, {"slot": slot}))
+
+
+async def read_server_lsn(connection: Connection) -> Lsn:
+    """Read up to where the server's WAL is flushed (on a standby: replayed)."""
+    row = await _row(connection, queries.SERVER_LSN, {})
+    return Lsn.parse(row["lsn"]) if row and row["lsn"] else Lsn(0)
+
+
+async def read_tables(
+    connection: Connection, names: Collection[TableName]
+) -> dict[TableName, Table]:
+    """Read those of the named relations that exist."""
+    wanted = sorted(names)
+    parameters = {"schemas": [schema for schema, _ in wanted], "names": [n for _, n in wanted]}
+    tables = {}
+    for row in await _rows(connection, queries.TABLES, parameters):
+        lists = {
+            key: tuple(row[key]) for key in ("columns", "ancestors", "leaves_without_identity")
+        }
+        table = Table(**{**row, **lists})
+        tables[table.key] = table
+    return tables
+
+
+async def read_table_names(connection: Connection) -> list[str]:
+    """Read the names of all tables that could be published, for a nearest match."""
+    return [row["name"] for row in await _rows(connection, queries.TABLE_NAMES, {})]
+
+
+async def read_publication(connection: Connection, publication: str) -> Publication | None:
+    """Read a publication with its tables; None when there is none of that name."""
+    row = await _row(connection, queries.PUBLICATION, {"publication": publication})
+    if row is None:
+        return None
+    tables = await _rows(connection, queries.PUBLICATION_TABLES, {"publication": publication})
+    return Publication(
+        **{**row, "schemas": tuple(row["schemas"])},
+        tables=tuple(PublishedTable(**table) for table in tables),
+    )
+
+
+async def _rows(
+    connection: Connection, query: queries.Statement, parameters: dict[str, Any]
+) -> list[dict[str, Any]]:
+    with source_errors():
+        cursor = await connection.execute(query, parameters)
+        return await cursor.fetchall()
+
+
+async def _row(
+    connection: Connection, query: queries.Statement, parameters: dict[str, Any]
+) -> dict[str, Any] | None:
+    rows = await _rows(connection, query, parameters)
+    return rows[0] if rows else None
+
+
+def _lsn(text: str | None) -> Lsn | None:
+    return None if text is None else Lsn.parse(text)

@@ -1,0 +1,221 @@
+"""The publication: what the subscriptions need of it, what it has, and how to get there.
+
+`plan` is a pure comparison; `apply_plan` runs its statements. Whole tables are published, with all
+operations and partitions as their root; projection and filters are the router's. Nothing is
+published that could make an application's write fail (a table without usable replica identity), and
+nothing of schema `conductor` ever is.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Final
+
+import psycopg
+
+from cdc import queries
+from cdc.catalog import Publication, Table, TableName
+from cdc.connection import Connection, one_line, source_error
+from cdc.errors import (
+    CdcError,
+    ColumnUnknown,
+    PrivilegeMissing,
+    PublicationError,
+    ReplicaIdentityMissing,
+    TableUnknown,
+)
+from conductor.matching import ChangeFilter, Subscription
+
+_TRY_LATER: Final = ("55P03", "40P01", "42710", "42704", "XX000")
+"""A lock not had in time, or another sidecar that was faster: the next look will tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A subscription, and whether it has begun to route (then its table must stay published)."""
+
+    subscription: Subscription
+    started: bool = False
+
+    @property
+    def filter(self) -> ChangeFilter:
+        """Which changes it wants. The publication is about tables, so about nothing else."""
+        if not isinstance(self.subscription.filter, ChangeFilter):
+            raise TypeError(f"subscription {self.subscription.id} is not about changes")
+        return self.subscription.filter
+
+    @property
+    def table(self) -> TableName:
+        """Schema and table."""
+        return (self.filter.schema, self.filter.table)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The way from the publication as it is to what the subscriptions need."""
+
+    publication: str
+    create: bool
+    add: tuple[TableName, ...]
+    drop: tuple[TableName, ...]
+    refused: Mapping[int, CdcError] = field(default_factory=dict)  # by subscription id
+    drift: tuple[str, ...] = ()  # what was captured, and is no longer as it must be
+
+    @property
+    def statements(self) -> Sequence[queries.Statement]:
+        """The statements, in order; one a table, so that one that is locked stops no other."""
+        if self.create:
+            return [queries.create_publication(self.publication, self.add)]
+        added = [queries.add_tables(self.publication, [table]) for table in self.add]
+        dropped = [queries.drop_tables(self.publication, [table]) for table in self.drop]
+        return added + dropped
+
+
+def plan(
+    publication: str,
+    wanted: Sequence[Wanted],
+    actual: Publication | None,
+    tables: Mapping[TableName, Table],
+    known_names: Collection[str] = (),
+) -> Plan:
+    """Compare the publication with what is wanted of it.
+
+    Args:
+        publication: its name.
+        wanted: the subscriptions that route, or should.
+        actual: the publication as it is; None when there is none.
+        tables: those of the wanted tables that exist.
+        known_names: `schema.table` of every table there is, to name the nearest.
+
+    Raises:
+        PublicationError: the publication cannot be used at all.
+    """
+    if actual is not None and (problem := _unusable(actual)):
+        raise PublicationError(
+            f"publication {publication!r} {problem}",
+            hint="let cdc create one of its own: choose another CDC_PUBLICATION, or drop this one",
+        )
+    refused = {
+        w.subscription.id: refusal
+        for w in wanted
+        if not w.started and (refusal := _refusal(w, tables, known_names))
+    }
+    accepted = [w for w in wanted if w.subscription.id not in refused]
+    needed = {w.table for w in accepted if w.table in tables}
+    published = _published(actual, needed)
+    foreign = set() if actual is None else actual.table_names - needed
+    return Plan(
+        publication=publication,
+        create=actual is None,
+        add=tuple(sorted(needed - published)),
+        drop=tuple(sorted(foreign)),
+        refused=refused,
+        drift=tuple(_drift(publication, accepted, actual, published)),
+    )
+
+
+async def apply_plan(connection: Connection, plan: Plan) -> bool:
+    """Run a plan's statements; return whether all of them took effect (else try again later).
+
+    Raises:
+        PrivilegeMissing: the role owns neither publication nor tables; the hint is the statement.
+        SourceUnavailable: the connection was lost.
+    """
+    complete = True
+    for statement in plan.statements:
+        try:
+            await connection.execute(statement)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise PrivilegeMissing(
+                f"the publication cannot be changed: {one_line(error)}",
+                hint=f"let the owner run: {statement.as_string(connection)}",
+            ) from error
+        except psycopg.Error as error:
+            if error.sqlstate not in _TRY_LATER:
+                raise source_error(error) from error
+            complete = False
+    return complete
+
+
+def _unusable(actual: Publication) -> str | None:
+    if actual.all_tables:
+        return "is FOR ALL TABLES, which makes updates of tables without a key fail"
+    if "conductor" in actual.schemas or any(t.schema == "conductor" for t in actual.tables):
+        return "publishes the queue itself (schema conductor)"
+    return None
+
+
+def _published(actual: Publication | None, needed: Collection[TableName]) -> set[TableName]:
+    if actual is None:
+        return set()
+    by_schema = {table for table in needed if table[0] in actual.schemas}
+    return set(actual.table_names) | by_schema
+
+
+def _drift(
+    name: str,
+    wanted: Sequence[Wanted],
+    actual: Publication | None,
+    published: Collection[TableName],
+) -> list[str]:
+    """Say what is missing from what was captured already: changes of it are being lost."""
+    started = {w.table for w in wanted if w.started}
+    if not started:
+        return []
+    if actual is None:
+        return [f"publication {name} is gone"]
+    drift = [f"table {_dotted(t)} is not in it" for t in sorted(started - set(published))]
+    for table in actual.tables:
+        if table.key in started and table.has_row_filter:
+            drift.append(f"table {_dotted(table.key)} has a row filter")
+        if table.key in started and table.has_column_list:
+            drift.append(f"table {_dotted(table.key)} has a column list")
+    if not actual.all_operations:
+        drift.append("it does not publish every operation")
+    if not actual.via_root:
+        drift.append("publish_via_partition_root is off")
+    return drift
+
+
+def _refusal(
+    wanted: Wanted, tables: Mapping[TableName, Table], known_names: Collection[str]
+) -> CdcError | None:
+    """Say why a subscription cannot begin; None when it can."""
+    name = _dotted(wanted.table)
+    table = tables.get(wanted.table)
+    if table is None:
+        near = get_close_matches(name, known_names, n=3, cutoff=0.5)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        return TableUnknown(f"there is no table {name}{meant}")
+    if problem := table.why_not_publishable:
+        return TableUnknown(f"{name} cannot be captured: {problem}")
+    if unknown := sorted(_columns(wanted.filter) - set(table.columns)):
+        near = get_close_matches(unknown[0], table.columns, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        return ColumnUnknown(f"table {name} has no column {unknown[0]}{meant}")
+    return _identity_refusal(wanted.filter, table)
+
+
+def _identity_refusal(wanted: ChangeFilter, table: Table) -> CdcError | None:
+    name = _dotted(table.key)
+    if not table.has_usable_identity:
+        where = ", ".join(table.leaves_without_identity) or name
+        return ReplicaIdentityMissing(
+            f"updates and deletes of {name} would fail once published: "
+            f"no usable replica identity on {where}",
+            hint=f"add a primary key, or: alter table {where} replica identity full",
+        )
+    if wanted.changed is not None and table.replica_identity != "f":
+        return ReplicaIdentityMissing(
+            f"`changed` needs the whole old row of {name}, which the WAL does not hold",
+            hint=f"alter table {name} replica identity full (every update then logs the old row)",
+        )
+    return None
+
+
+def _columns(wanted: ChangeFilter) -> set[str]:
+    return {*(wanted.columns or ()), *(wanted.changed or ())}
+
+
+def _dotted(table: TableName) -> str:
+    return f"{table[0]}.{table[1]}"

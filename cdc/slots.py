@@ -1,0 +1,340 @@
+"""The slot and the progress that belongs to it: whether they fit, and how both come to be.
+
+`judge` is pure: every way in which slot, server and progress can disagree is a `CdcError` of its
+own. `SlotKeeper` creates, re-creates and re-reads them. One sidecar at a time changes a slot: a
+transaction-level advisory lock on the queue database says whose turn it is.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from cdc import queries
+from cdc.catalog import Slot, read_server_lsn, read_slot
+from cdc.connection import Connection, queue_errors, source_errors
+from cdc.errors import (
+    CdcError,
+    PublicationDrift,
+    PublicationMissing,
+    ServerBehind,
+    SlotAhead,
+    SlotBusy,
+    SlotError,
+    SlotForeign,
+    SlotLost,
+    SlotMissing,
+    SlotTwoPhase,
+    SystemChanged,
+    TimelineSwitched,
+)
+from cdc.lsn import Lsn
+from cdc.source import ReplicationStream, SystemIdentity
+
+PLUGIN: Final = "pgoutput"
+RECREATIONS_AN_HOUR: Final = 3
+RECREATABLE: Final = (
+    SlotMissing,
+    SlotLost,
+    SlotAhead,
+    ServerBehind,
+    SystemChanged,
+    TimelineSwitched,
+    PublicationMissing,
+    PublicationDrift,
+)
+"""What a new slot cures. A foreign slot is not ours to drop."""
+
+_BLOCKER_POLL_S: Final = 0.5
+_CANCEL_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressRow:
+    """A row of conductor.progress."""
+
+    slot: str
+    generation: int
+    state: str  # creating, streaming
+    epoch: int
+    routed_lsn: Lsn
+    acknowledged_lsn: Lsn
+    source: str
+    database: str | None
+    system_identifier: str | None
+    timeline: int | None
+    plugin: str
+    marker_nonce: str
+    sink_pid: int | None
+    leader: str | None
+    updated_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Everything that decides whether streaming may go on."""
+
+    slot_name: str
+    system: SystemIdentity
+    slot: Slot | None
+    progress: ProgressRow | None
+    timeline_history: Sequence[tuple[int, Lsn]] = ()  # of the server's timeline
+
+
+def judge(situation: Situation) -> CdcError | None:
+    """Return what stands against streaming on; None when slot and progress fit, or both are new."""
+    progress, slot, name = situation.progress, situation.slot, situation.slot_name
+    if progress is None:
+        return (
+            None
+            if slot is None
+            else SlotForeign(f"slot {name!r} exists, but the queue database has no progress for it")
+        )
+    if progress.state == "creating":
+        return None
+    problem = _judge_system(situation, progress)
+    if problem is not None:
+        return problem
+    if slot is None:
+        return SlotMissing(f"slot {name!r} is gone; progress stands at {progress.routed_lsn}")
+    return _judge_kind(situation, slot) or _judge_positions(situation, slot, progress)
+
+
+def _judge_system(situation: Situation, progress: ProgressRow) -> CdcError | None:
+    system = situation.system
+    if progress.system_identifier not in {None, system.system_identifier}:
+        return SystemChanged(
+            f"the source is system {system.system_identifier}, the progress of slot "
+            f"{progress.slot!r} belongs to {progress.system_identifier}"
+        )
+    known = progress.timeline
+    if known is not None and system.timeline != known:
+        left = dict(situation.timeline_history).get(known)
+        if left is None or left < progress.routed_lsn:
+            where = f"left it at {left}" if left is not None else "does not come from it"
+            return TimelineSwitched(
+                f"progress is {progress.routed_lsn} on timeline {known}; "
+                f"the source is on timeline {system.timeline}, which {where}"
+            )
+    if system.flush_lsn < progress.routed_lsn:
+        return ServerBehind(
+            f"the source's WAL ends at {system.flush_lsn}, below progress {progress.routed_lsn}"
+        )
+    return None
+
+
+def _judge_kind(situation: Situation, slot: Slot) -> CdcError | None:
+    name = slot.name
+    if slot.slot_type != "logical" or slot.plugin != PLUGIN or slot.temporary:
+        kind = "temporary" if slot.temporary else f"{slot.slot_type} ({slot.plugin or 'no plugin'})"
+        return SlotForeign(f"slot {name!r} is {kind}, not a permanent one of {PLUGIN}")
+    if slot.database != situation.system.database:
+        return SlotForeign(
+            f"slot {name!r} belongs to database {slot.database!r}, "
+            f"not to {situation.system.database!r}"
+        )
+    if slot.two_phase:
+        return SlotTwoPhase(f"slot {name!r} has two_phase on")
+    if slot.is_lost:
+        reason = slot.invalidation_reason or "its WAL was removed"
+        return SlotLost(f"slot {name!r} is lost: {reason}")
+    return None
+
+
+def _judge_positions(situation: Situation, slot: Slot, progress: ProgressRow) -> CdcError | None:
+    confirmed = slot.confirmed_flush_lsn
+    if confirmed is not None and confirmed > progress.acknowledged_lsn:
+        return SlotAhead(
+            f"slot {situation.slot_name!r} stands at {confirmed}, "
+            f"but only {progress.acknowledged_lsn} was acknowledged"
+        )
+    return None
+
+
+@dataclass(slots=True)
+class SlotKeeper:
+    """Brings one slot and its progress row into being, together.
+
+    Args:
+        name: the slot.
+        source: the name of the source that subscriptions give.
+        source_control: an ordinary connection to the source database.
+        queue_control: an ordinary connection to the queue database.
+        creation_deadline_s: how long creating the slot may wait for running writers.
+    """
+
+    name: str
+    source: str
+    source_control: Connection
+    queue_control: Connection
+    creation_deadline_s: float = 60.0
+
+    async def situation(self, stream: ReplicationStream) -> Situation:
+        """Read what `judge` needs, on a replication connection that does not stream yet.
+
+        In this order: a leader at work acknowledges only what its progress has, and routes only
+        what the server has, so what is read later is never behind what was read before.
+        """
+        slot = await read_slot(self.source_control, self.name)
+        progress = await self.read_progress()
+        system = await stream.identify()
+        history: Sequence[tuple[int, Lsn]] = ()
+        if progress is not None and progress.timeline not in {None, system.timeline}:
+            history = await stream.timeline_history(system.timeline)
+        return Situation(self.name, system, slot, progress, history)
+
+    async def reread(self, before: Situation) -> Situation:
+        """Read all that can have moved again: once streaming has begun, the slot is ours."""
+        slot = await read_slot(self.source_control, self.name)
+        progress = await self.read_progress()
+        system = replace(before.system, flush_lsn=await read_server_lsn(self.source_control))
+        return Situation(self.name, system, slot, progress, before.timeline_history)
+
+    async def read_progress(self) -> ProgressRow | None:
+        """Read the progress row; None when there is none yet."""
+        with queue_errors():
+            cursor = await self.queue_control.execute(queries.PROGRESS, {"slot": self.name})
+            row = await cursor.fetchone()
+        if row is None:
+            return None
+        positions = {key: Lsn.parse(row[key]) for key in ("routed_lsn", "acknowledged_lsn")}
+        return ProgressRow(**{**row, **positions})
+
+    async def create(self, stream: ReplicationStream, lock: Connection) -> Lsn:
+        """Create the slot and its progress; return where both start.
+
+        Args:
+            stream: a replication connection that does not stream yet.
+            lock: a second connection to the queue database, with nothing open on it.
+
+        Raises:
+            SlotBusy: another sidecar is at it.
+            SlotError: running writers did not end within the deadline; it names them.
+        """
+        async with self._turn(lock):
+            situation = await self.situation(stream)
+            if (problem := judge(situation)) is not None:
+                raise problem
+            if situation.progress is None:
+                await self._queue(queries.INSERT_PROGRESS, **self._identity(situation.system))
+            elif situation.progress.state == "streaming":
+                raise SlotBusy(f"slot {self.name!r} was just created by another sidecar")
+            return await self._create_slot(stream, situation.slot)
+
+    async def recreate(self, stream: ReplicationStream, lock: Connection, problem: CdcError) -> Lsn:
+        """Give up what the slot has lost: a new generation from here on, and a closed gap.
+
+        Raises:
+            SlotError: it was done `RECREATIONS_AN_HOUR` times within an hour.
+        """
+        async with self._turn(lock):
+            recent = await self._queue_value(queries.RECENT_RECREATIONS, "recreations")
+            if recent >= RECREATIONS_AN_HOUR:
+                raise SlotError(
+                    f"slot {self.name!r} was re-created {recent} times within an hour; "
+                    f"now: {problem}",
+                    hint="find out who removes it; CDC_GAP_POLICY=stop until then",
+                )
+            situation = await self.situation(stream)
+            if isinstance(problem, SystemChanged):
+                await self._queue(queries.FORGET_ACTIVATIONS)
+            await self._queue(queries.RESTART_PROGRESS, **self._identity(situation.system))
+            return await self._create_slot(stream, situation.slot)
+
+    async def open_gap(self, problem: CdcError, *, policy: str) -> None:
+        """Leave a row that says what may have been lost, unless it is there already."""
+        progress = await self.read_progress()
+        slot = await read_slot(self.source_control, self.name)
+        to_lsn = None if slot is None else slot.confirmed_flush_lsn or slot.restart_lsn
+        await self._queue(
+            queries.OPEN_GAP,
+            generation=None if progress is None else progress.generation,
+            condition=problem.condition,
+            policy=policy,
+            from_lsn=None if progress is None else str(progress.routed_lsn),
+            to_lsn=None if to_lsn is None else str(to_lsn),
+            detail=json.dumps({"message": str(problem), "hint": problem.hint}),
+        )
+
+    async def follow_timeline(self, progress: ProgressRow, timeline: int) -> None:
+        """Note that the source went on, without loss, on another timeline."""
+        await self._queue(
+            queries.FOLLOW_TIMELINE, generation=progress.generation, timeline=timeline
+        )
+
+    # --- creating ------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, lock: Connection) -> AsyncIterator[None]:
+        """Hold the slot's lock, in a transaction without an xid: slot creation waits for xids."""
+        with queue_errors():
+            async with lock.transaction():
+                cursor = await lock.execute(queries.TRY_SLOT_LOCK, {"slot": self.name})
+                row = await cursor.fetchone()
+                if row is None or not row["locked"]:
+                    raise SlotBusy(f"another sidecar is creating slot {self.name!r}")
+                yield
+
+    async def _create_slot(self, stream: ReplicationStream, existing: Slot | None) -> Lsn:
+        """Create the slot for a progress row in state `creating`; then the row starts with it."""
+        if existing is not None:
+            # Left by a sidecar that died between creating and starting: nothing was routed from it.
+            if existing.active_pid is not None:
+                raise SlotBusy(f"slot {self.name!r} is active for PID {existing.active_pid}")
+            with source_errors():
+                await self.source_control.execute(queries.DROP_SLOT, {"slot": self.name})
+        start = await self._create_within_deadline(stream)
+        await self._queue(queries.START_PROGRESS, lsn=str(start))
+        await self._queue(queries.CLOSE_GAPS, to_lsn=str(start), policy="recreate")
+        return start
+
+    async def _create_within_deadline(self, stream: ReplicationStream) -> Lsn:
+        creation = asyncio.create_task(stream.create_slot(self.name), name="create slot")
+        deadline_s = asyncio.get_running_loop().time() + self.creation_deadline_s
+        blockers = ""
+        while True:
+            done, _ = await asyncio.wait((creation,), timeout=_BLOCKER_POLL_S)
+            if done:
+                return await creation
+            blockers = await self._blockers(stream.backend_pid) or blockers
+            if asyncio.get_running_loop().time() > deadline_s:
+                break
+        with contextlib.suppress(CdcError):
+            await stream.cancel()
+        with contextlib.suppress(CdcError, TimeoutError):
+            await asyncio.wait_for(creation, _CANCEL_TIMEOUT_S)
+        raise SlotBusy(
+            f"slot {self.name!r} could not be created within {self.creation_deadline_s:.0f} s: "
+            f"it waits for transactions that are open: {blockers or 'unknown'}",
+            hint="end those transactions; cdc tries again",
+        )
+
+    async def _blockers(self, pid: int) -> str:
+        with source_errors():
+            cursor = await self.source_control.execute(queries.BLOCKING_TRANSACTIONS, {"pid": pid})
+            rows = await cursor.fetchall()
+        return ", ".join(
+            f"PID {row['pid']} ({row['application_name'] or row['role'] or 'prepared'}, "
+            f"since {row['since'] or '?'})"
+            for row in rows
+        )
+
+    def _identity(self, system: SystemIdentity) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "database": system.database,
+            "system_identifier": system.system_identifier,
+            "timeline": system.timeline,
+        }
+
+    async def _queue(self, query: queries.Statement, **parameters: Any) -> None:
+        with queue_errors():
+            await self.queue_control.execute(query, {"slot": self.name, **parameters})
+
+    async def _queue_value(self, query: queries.Statement, column: str) -> int:
+        with queue_errors():
+            cursor = await self.queue_control.execute(query, {"slot": self.name})
+            row = await cursor.fetchone()
+        return int(row[column]) if row else 0
