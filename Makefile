@@ -2,7 +2,7 @@
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(shell command -v python3.11 python3) python3.11)
 BIN := .venv/bin
 SOURCES := $(wildcard cdc conductor tools examples benchmarks tests)
 
@@ -36,5 +36,5 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv: pyproject.toml constraints.txt
-	PYTHON=$(PYTHON) sh tools/venv.sh $@
+	$(PYTHON) -m tools.venv $@
 	@touch $@

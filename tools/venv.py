@@ -1,0 +1,72 @@
+"""Create the development environment: `python3.11 -m tools.venv .venv`.
+
+Runs on a bare interpreter, standard library only. Writes nothing outside the project: pip's cache
+is in `.cache`, and where Debian's interpreter has no ensurepip, pip itself comes from a Debian
+package that is unpacked, not installed.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tools.debs import Packages, PackagesUnavailable, unpack
+
+OLDEST_PYTHON = (3, 11)
+PIP_PACKAGE = "python3-pip-whl"
+PINS = "constraints.txt"
+EXTRAS = ".[dev,uvloop]"
+
+
+def main() -> None:
+    """Create or refresh the environment named by the first argument."""
+    if sys.version_info < OLDEST_PYTHON:
+        sys.exit("venv: Python 3.11 or newer is needed; set PYTHON to its path")
+    folder = Path(sys.argv[1])
+    python = folder / "bin" / "python"
+    if not _has_pip(python):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            _create(folder, python)
+        except PackagesUnavailable as error:
+            sys.exit(f"venv: install python3-venv, this Python has no ensurepip ({error})")
+    # The build backend is pinned too, so it is installed first and used in place.
+    _pip(python, "install", "-c", PINS, "hatchling", "editables")
+    _pip(python, "install", "-c", PINS, "--no-build-isolation", "-e", EXTRAS)
+
+
+def _has_pip(python: Path) -> bool:
+    try:
+        done = subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+def _create(folder: Path, python: Path) -> None:
+    if importlib.util.find_spec("ensurepip") is not None:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        return
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    cache = Path(".cache")
+    cache.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="pip.") as work:
+        unpack(Packages(Path(work).resolve()).download([PIP_PACKAGE]), Path(work))
+        wheel = next(Path(work).glob("usr/share/python-wheels/pip-*.whl")).resolve()
+        _pip(python, "install", "-c", PINS, "pip", path=str(wheel))
+
+
+def _pip(python: Path, *arguments: str, path: str = "") -> None:
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", "--no-input", "-q"]
+    command += ["--cache-dir", str(Path(".cache/pip").resolve()), *arguments]
+    environment = {**os.environ, "PYTHONPATH": path} if path else None
+    done = subprocess.run(command, env=environment, check=False)
+    if done.returncode != 0:
+        sys.exit("venv: pip failed, see above")
+
+
+if __name__ == "__main__":
+    main()
