@@ -42,7 +42,7 @@ class Verdict:
 
     @property
     def summary(self) -> str:
-        """One line. A job whose content or place is wrong, or that was not handled, counts as lost."""
+        """One line. Jobs of wrong content or place count as lost, and so do unhandled ones."""
         lost = self.lost + self.wrong + self.misframed + self.misordered + self.unhandled
         return (
             f"{self.changes} changes committed, {self.jobs} jobs enqueued, {self.handled} handled, "
@@ -58,15 +58,21 @@ def create_shop(dsn: str) -> None:
         connection.execute(folder.joinpath("oracle.sql").read_bytes())
 
 
-def judge(dsn: str) -> Verdict:
+def judge(connection: psycopg.Connection) -> Verdict:
     """Compare what is committed with what is in the queue, job by job.
 
     Afterwards `oracle.lost`, `oracle.duplicated` and `oracle.wrong` list what is amiss.
     """
-    with psycopg.connect(dsn, row_factory=class_row(Verdict)) as connection:
-        for name in ("analyze_record", "refresh_expected", "refresh_delivered", "analyze_views"):
-            connection.execute(STATEMENTS[name])
-        verdict = connection.execute(STATEMENTS["read_verdict"]).fetchone()
+    for name in ("analyze_record", "refresh_expected", "refresh_delivered", "analyze_views"):
+        connection.execute(STATEMENTS[name])
+    with connection.cursor(row_factory=class_row(Verdict)) as cursor:
+        verdict = cursor.execute(STATEMENTS["read_verdict"]).fetchone()
     if verdict is None:
         raise LookupError("the oracle has no verdict")
     return verdict
+
+
+def judge_database(dsn: str) -> Verdict:
+    """Connect and `judge`."""
+    with psycopg.connect(dsn) as connection:
+        return judge(connection)

@@ -1,4 +1,4 @@
-"""What people do in the shop: one method an action, each a few statements in the caller's transaction.
+"""What people do in the shop: one method an action, a few statements in the caller's transaction.
 
 A shopper owns its rows: its keys come from a block of its own, so that shoppers never wait for each
 other. What it does follows from its random generator alone. Its memory of its rows (`Holdings`) is

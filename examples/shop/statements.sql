@@ -1,5 +1,11 @@
 -- What the shop's application, its handlers and its supervisor say to the database.
 
+-- name: create_role
+create role shop login replication;
+
+-- name: create_database
+create database shop owner shop;
+
 -- name: take_block
 -- A block of keys for one writer, so that writers never touch each other's rows.
 select nextval('shop.writer');
@@ -110,6 +116,11 @@ select exists (
 -- name: count_pending
 -- Jobs that are not done. A delayed one counts, too: it is between two attempts.
 select count(*) from conductor.jobs;
+
+-- name: read_counts
+select (select count(*) from oracle.changes) as changes,
+    (select count(*) from conductor.jobs) as pending,
+    (select count(*) from shop.ledger) as handled;
 
 -- name: refresh_expected
 refresh materialized view oracle.expected;

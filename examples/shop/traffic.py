@@ -14,7 +14,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 
 import psycopg
@@ -152,11 +152,13 @@ class Traffic:
                 self.totals.loads += 1
                 await self._in_transaction(connection, warehouse.sell)
                 await self._in_transaction(connection, warehouse.write_off)
-            next_at = self._deadline - self._plan.seconds + interval_s * (number + 1)
-            while not self._over and time.monotonic() < next_at:
-                await asyncio.sleep(0.05)
+            await self._pause_until(self._deadline - self._plan.seconds + interval_s * (number + 1))
             if self._over:
                 return
+
+    async def _pause_until(self, instant: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), max(instant - time.monotonic(), 0))
 
     async def _load(
         self, connection: psycopg.AsyncConnection, warehouse: Warehouse, kind: str

@@ -1,0 +1,106 @@
+"""Runs the shop's processes as a supervisor would: whatever dies is started again.
+
+A process of ours ends with us, also when we are killed, where the system can say so (`setpriv`).
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+RESTART_DELAY_S = 0.5
+STOP_TIMEOUT_S = 15.0
+OWN_SETTINGS = ("CONDUCTOR_", "CDC_", "PG")
+
+
+class SupervisedProcess:
+    """One process, started again half a second after each death until it is stopped.
+
+    Args:
+        name: for people, and of its log file.
+        module: what `python -m` runs, with its arguments.
+        settings: its environment, beside ours without settings of the product.
+        folder: where its log goes; a restart appends.
+    """
+
+    def __init__(
+        self, name: str, module: Sequence[str], settings: Mapping[str, str], folder: Path
+    ) -> None:
+        self.name = name
+        self.log_file = folder / f"{name}.log"
+        self.starts = 0
+        self._command = [*dies_with_us(), sys.executable, "-m", *module]
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(OWN_SETTINGS)}
+        self._environment = {**inherited, **settings}
+        self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id while it runs."""
+        running = self._process is not None and self._process.returncode is None
+        return self._process.pid if running and self._process else None
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again."""
+        return max(self.starts - 1, 0)
+
+    async def start(self) -> None:
+        """Start it and watch over it."""
+        await self._spawn()
+        self._watch = asyncio.create_task(self._keep_alive())
+
+    def kill(self) -> None:
+        """SIGKILL it now; it will be started again."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def stop(self) -> int | None:
+        """Ask it to stop (SIGTERM), wait, insist (SIGKILL); return its exit status."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+        process = self._process
+        if process is None:
+            return None
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        return process.returncode
+
+    def last_lines(self, count: int = 15) -> str:
+        """The end of its log."""
+        lines = self.log_file.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-count:])
+
+    async def _spawn(self) -> None:
+        with self.log_file.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # the terminal's Ctrl-C is for us
+            )
+        self.starts += 1
+
+    async def _keep_alive(self) -> None:
+        while self._process is not None:
+            await self._process.wait()
+            await asyncio.sleep(RESTART_DELAY_S)
+            await self._spawn()
+
+
+def dies_with_us() -> list[str]:
+    """The prefix of a command that ends when its parent does."""
+    program = shutil.which("setpriv")
+    return [program, "--pdeathsig", "KILL"] if program else []
