@@ -193,8 +193,8 @@ class Trigger(ABC, Generic[E_co]):
 
     @property
     @abstractmethod
-    def key(self) -> tuple[object, ...]:
-        """What no other trigger of the task may share."""
+    def claims(self) -> frozenset[str]:
+        """What it fires on: no two triggers of a task may share any of it."""
 
     @abstractmethod
     def accepts(self, envelope: dict[str, Any]) -> bool:

@@ -1,0 +1,313 @@
+"""Row models of captured tables, and reading them from a change.
+
+A row model is a pydantic model that names its table. A change may carry a part of a row only: then
+the fields it carries are validated one by one and reading another one raises an error that says
+why. Model validators run on complete rows only. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from inspect import getmembers, isclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, PlainSerializer, PrivateAttr
+from pydantic_core import SchemaValidator, core_schema, to_json
+from typing_extensions import TypeVar
+
+from conductor.errors import (
+    ColumnNotCaptured,
+    ColumnUnchanged,
+    DefinitionInvalid,
+    UnknownColumn,
+    UnknownTable,
+)
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+_IDENTIFIER: Final = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
+_TABLE: Final = re.compile(rf"({_IDENTIFIER})\.({_IDENTIFIER})")
+
+
+def _bytea(value: Any) -> Any:
+    return bytes.fromhex(value[2:]) if isinstance(value, str) and value.startswith("\\x") else value
+
+
+Bytea: TypeAlias = Annotated[
+    bytes,
+    BeforeValidator(_bytea),
+    PlainSerializer(lambda value: f"\\x{value.hex()}", return_type=str),
+]
+"""The type of a ``bytea`` column in a row model: changes carry it as hexadecimal text."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableName:
+    """A table and its schema, as the catalog spells them."""
+
+    schema: str
+    table: str
+
+    def __str__(self) -> str:
+        """Return ``schema.table``, quoted where SQL needs it.
+
+        >>> str(TableName("public", "Odd name"))
+        'public."Odd name"'
+        """
+        return ".".join(
+            part
+            if re.fullmatch(r"[a-z_][a-z0-9_$]*", part)
+            else '"' + part.replace('"', '""') + '"'
+            for part in (self.schema, self.table)
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> TableName:
+        """Read ``schema.table`` as SQL does: unquoted parts are lower case.
+
+        >>> TableName.parse("public.Users")
+        TableName(schema='public', table='users')
+        """
+        match = _TABLE.fullmatch(text)
+        if match is None:
+            raise DefinitionInvalid(
+                f"{text!r} does not name a table",
+                hint="Write schema.table, such as 'public.users'; quote odd names as in SQL.",
+            )
+        return cls(*map(_identifier, match.groups()))
+
+
+def _identifier(text: str) -> str:
+    return text[1:-1].replace('""', '"') if text.startswith('"') else text.lower()
+
+
+class TableRow(BaseModel):
+    """A row of a table. Subclass it with the table's name; a field's alias is its column's name.
+
+        class UserContact(TableRow, table="public.users"):
+            id: int
+            email: str
+
+    A model with fewer fields than the table has columns is a projection: changes carry no more.
+    """
+
+    model_config = ConfigDict(
+        validate_by_name=True, validate_by_alias=True, protected_namespaces=()
+    )
+    __table_name__: ClassVar[TableName | None] = None
+    _unchanged: frozenset[str] = PrivateAttr(default=frozenset())
+
+    def __init_subclass__(cls, *, table: str | None = None, **options: Any) -> None:
+        """Take the table's name."""
+        super().__init_subclass__(**options)
+        if table is not None:
+            cls.__table_name__ = TableName.parse(table)
+
+    if not TYPE_CHECKING:  # a checker must still refuse unknown attributes
+
+        def __getattr__(self, name: str) -> Any:
+            """Say why a column is not there."""
+            columns = column_names(type(self))
+            if name in columns:
+                raise absent(table_name(type(self)), columns[name], self._unchanged)
+            return super().__getattr__(name)
+
+
+RowT = TypeVar("RowT", default=dict[str, JsonValue])
+ModelT = TypeVar("ModelT", bound=TableRow)
+
+Columns: TypeAlias = Callable[[RowT], object] | Sequence[str]
+"""Columns of a row model: their names, or a function that reads them: ``lambda u: u.id``."""
+
+
+class PlainRow(dict[str, JsonValue]):
+    """A row of a table without a model: column name to JSON value.
+
+    Indexing a column that the change does not carry raises ColumnNotCaptured, not KeyError.
+    """
+
+    __slots__ = ("_table", "_unchanged")
+
+    def __init__(
+        self, values: Mapping[str, JsonValue], table: TableName, unchanged: frozenset[str]
+    ) -> None:
+        super().__init__(values)
+        self._table = table
+        self._unchanged = unchanged
+
+    def __missing__(self, column: str) -> JsonValue:
+        """Say why a column is not there."""
+        raise absent(self._table, column, self._unchanged)
+
+
+def absent(table: TableName, column: str, unchanged: Iterable[str]) -> ColumnNotCaptured:
+    """Return the error for reading a column that a change of this table does not carry."""
+    if column in unchanged:
+        return ColumnUnchanged(
+            f"column {column!r} of {table} was not touched by this update, and its value is "
+            "stored out of line: the WAL does not repeat it"
+        )
+    return ColumnNotCaptured(f"column {column!r} of {table} is not captured by this change")
+
+
+def table_name(model: type[TableRow]) -> TableName:
+    """Return the table of a row model. Raises DefinitionInvalid when the class names none."""
+    if model.__table_name__ is None:
+        raise DefinitionInvalid(
+            f"row model {model.__name__} names no table",
+            hint=f'Write class {model.__name__}(TableRow, table="schema.table").',
+        )
+    return model.__table_name__
+
+
+@cache
+def column_names(model: type[TableRow]) -> dict[str, str]:
+    """Return the model's field names with the names of their columns, in order."""
+    names: dict[str, str] = {}
+    for field, info in model.model_fields.items():
+        alias = info.validation_alias if isinstance(info.validation_alias, str) else info.alias
+        names[field] = alias or field
+    return names
+
+
+class _Accessor:
+    """Stands for a row while an accessor function is called: an attribute is its column's name."""
+
+    def __init__(self, model: type[TableRow]) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> str:
+        return _column(self._model, name)
+
+
+def _column(model: type[TableRow], name: str) -> str:
+    columns = column_names(model)
+    if name in columns:
+        return columns[name]
+    if name in columns.values():
+        return name
+    raise UnknownColumn(name, [*columns, *columns.values()], where=f"of {table_name(model)}")
+
+
+def resolve_columns(
+    model: type[TableRow] | None, columns: Columns[Any] | str | None
+) -> tuple[str, ...] | None:
+    """Return column names for what a trigger was given (None: none was).
+
+    Raises UnknownColumn for one the model does not have; without a model, names are taken as they
+    are and checked against the live catalog at registration.
+    """
+    if columns is None:
+        return None
+    if callable(columns):
+        if model is None:
+            raise DefinitionInvalid("an accessor function needs a row model; name the columns")
+        found: Any = columns(_Accessor(model))
+    else:
+        found = columns
+    names: tuple[Any, ...] = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise DefinitionInvalid(
+            "columns must be given by name or by an accessor",
+            hint="Such as columns=lambda u: (u.id, u.email) or columns=('id', 'email').",
+        )
+    return tuple(dict.fromkeys(n if model is None else _column(model, n) for n in names))
+
+
+def read_row(model: type[ModelT], values: dict[str, Any], unchanged: frozenset[str]) -> ModelT:
+    """Validate what a change carries of a row. Raises pydantic's ValidationError.
+
+    A row with all the model's columns is validated as a whole, a part of one field by field.
+    """
+    columns = column_names(model)
+    data = to_json(values)
+    if all(column in values for column in columns.values()):
+        return model.model_validate_json(data)
+    row = model.__new__(model)
+    fields = _part_validator(model).validate_json(data)
+    private = {name: info.get_default() for name, info in model.__private_attributes__.items()}
+    object.__setattr__(row, "__dict__", fields)
+    object.__setattr__(row, "__pydantic_fields_set__", set(fields))
+    object.__setattr__(row, "__pydantic_extra__", None)
+    object.__setattr__(row, "__pydantic_private__", {**private, "_unchanged": unchanged})
+    return row
+
+
+@cache
+def _part_validator(model: type[TableRow]) -> SchemaValidator:
+    """Return a validator of the model's fields alone, each optional, from its core schema."""
+    model.model_rebuild()
+    schema: Any = model.__pydantic_core_schema__
+    definitions: list[Any] = []
+    config: Any = None
+    while schema["type"] != "model-fields":
+        definitions += schema.get("definitions", ())
+        config = schema.get("config", config)
+        if schema["type"] == "definition-ref":
+            wanted = schema["schema_ref"]
+            schema = next(known for known in definitions if known.get("ref") == wanted)
+        else:
+            schema = schema["schema"]
+    fields = {
+        name: core_schema.typed_dict_field(
+            _without_default(field["schema"]),
+            required=False,
+            validation_alias=field.get("validation_alias"),
+        )
+        for name, field in schema["fields"].items()
+    }
+    part: Any = core_schema.typed_dict_schema(fields, config=config, extra_behavior="ignore")
+    return SchemaValidator(
+        core_schema.definitions_schema(part, definitions) if definitions else part, config
+    )
+
+
+def _without_default(schema: Any) -> Any:
+    """Return a field's schema so that an absent value stays absent."""
+    if schema["type"] == "default":
+        return _without_default(schema["schema"])
+    if schema["type"].startswith("function-") and "schema" in schema:
+        return {**schema, "schema": _without_default(schema["schema"])}
+    return schema
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """The tables an application knows, with their columns: what names are checked against."""
+
+    tables: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def from_module(cls, module: ModuleType) -> Database:
+        """Take the row models that a module defines, such as a generated one.
+
+        Raises DefinitionInvalid when it has none.
+
+            database = Database.from_module(database_types)
+        """
+        tables: dict[str, frozenset[str]] = {}
+        for _, member in getmembers(module, isclass):
+            if issubclass(member, TableRow) and member.__table_name__ is not None:
+                name = str(member.__table_name__)
+                known = tables.get(name, frozenset())
+                tables[name] = known | frozenset(column_names(member).values())
+        if not tables:
+            raise DefinitionInvalid(
+                f"module {module.__name__} defines no row models",
+                hint='Row models are classes such as Users(TableRow, table="public.users").',
+            )
+        return cls(tables)
+
+    def check(self, table: TableName, columns: Iterable[str] = ()) -> None:
+        """Raise UnknownTable or UnknownColumn for a name this database does not have."""
+        known = self.tables.get(str(table))
+        if known is None:
+            raise UnknownTable(str(table), self.tables)
+        for column in columns:
+            if column not in known:
+                raise UnknownColumn(column, known, where=f"of {table}")

@@ -1,0 +1,357 @@
+"""Why a task runs: invoked, on a schedule, on a custom event, on a row change.
+
+A trigger is checked when it is made, gives what is stored of it (`conductor.matching` filters) and
+turns a job's payload into the handler's event. Payload envelopes are those of `conductor.contract`.
+Pure: nothing here asks a database.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeAlias, get_args, overload
+
+from pydantic import JsonValue
+from pydantic_core import to_json
+from typing_extensions import TypeVar, override
+
+from conductor import cron
+from conductor.codec import INVALID
+from conductor.definitions import EventDefinition, TaskDefinition, Trigger, payload_invalid
+from conductor.errors import DefinitionInvalid
+from conductor.events import Change, Delete, Emitted, Insert, Invocation, Tick, Truncate, Update
+from conductor.matching import OPERATIONS, ChangeFilter, EventFilter, Operation
+from conductor.rows import (
+    Columns,
+    PlainRow,
+    RowT,
+    TableName,
+    TableRow,
+    column_names,
+    read_row,
+    resolve_columns,
+    table_name,
+)
+
+P = TypeVar("P")
+E_co = TypeVar("E_co", covariant=True, default=Any)
+Plain: TypeAlias = dict[str, JsonValue]
+
+_ROW_OPERATIONS: tuple[Operation, ...] = ("insert", "update", "delete")
+_ROW_CHANGES: dict[str, type[Change[Any]]] = {
+    "insert": Insert,
+    "update": Update,
+    "delete": Delete,
+}
+
+
+class Invocable(Trigger[Invocation[Any]]):
+    """The task can be invoked. A task declared without triggers is."""
+
+    kind = "invoke"
+
+    @property
+    @override
+    def name(self) -> str:
+        """``invoke``."""
+        return "invoke"
+
+    @property
+    @override
+    def claims(self) -> frozenset[str]:
+        """Invocations of the task."""
+        return frozenset({"invoke"})
+
+    @override
+    def accepts(self, envelope: dict[str, Any]) -> bool:
+        """Return True: the payload of an invocation is the application's own."""
+        return True
+
+    @override
+    def decode(self, task: TaskDefinition[Any, Any], envelope: bytes) -> Invocation[Any]:
+        """Read the payload (JSON text) as the task declares it."""
+        return Invocation(task.decode_payload(envelope))
+
+
+class Cron(Trigger[Tick]):
+    """The task runs on a schedule: five fields, in the local time of an IANA zone.
+
+    Raises CronInvalid for an expression that cannot be read or never fires, and for an unknown
+    zone. ``name`` tells schedules of one task apart and stays when the expression changes.
+
+        Cron("0 9 * * 1-5", tz="Europe/Berlin")
+    """
+
+    kind = "cron"
+
+    def __init__(self, expression: str, tz: str = "UTC", name: str | None = None) -> None:
+        cron.check(expression, tz)
+        self.expression = " ".join(expression.split())
+        self.timezone = tz
+        self._name = name or f"{self.expression} {tz}"
+
+    @property
+    @override
+    def name(self) -> str:
+        """The schedule's name: given, or expression and zone."""
+        return self._name
+
+    @property
+    @override
+    def claims(self) -> frozenset[str]:
+        """Firings of this schedule."""
+        return frozenset({f"cron:{self._name}"})
+
+    @override
+    def accepts(self, envelope: dict[str, Any]) -> bool:
+        """Return whether the job is a firing of this schedule."""
+        return bool(envelope.get("schedule") == self._name)
+
+    @override
+    def decode(self, task: TaskDefinition[Any, Any], envelope: dict[str, Any]) -> Tick:
+        """Read ``{"schedule", "scheduled_at"}``."""
+        try:
+            return Tick(self._name, datetime.fromisoformat(envelope["scheduled_at"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise payload_invalid(f"firing of {self._name!r} of {task.name!r}", error) from error
+
+
+class OnEvent(Trigger[Emitted[P]], Generic[P]):
+    """The task runs for every emitted event of a definition.
+
+    OnEvent(user_created)
+    """
+
+    kind = "event"
+
+    def __init__(self, event: EventDefinition[P]) -> None:
+        if not isinstance(event, EventDefinition):
+            raise DefinitionInvalid(
+                f"OnEvent takes an event definition, not {event!r}",
+                hint='Such as OnEvent(define_event("user.created", payload=UserCreated)).',
+            )
+        self.event = event
+        self.filter = EventFilter(event.name)
+
+    @property
+    @override
+    def name(self) -> str:
+        """``event:`` and the event's name."""
+        return f"event:{self.event.name}"
+
+    @property
+    @override
+    def claims(self) -> frozenset[str]:
+        """Emissions of the event."""
+        return frozenset({self.name})
+
+    @override
+    def accepts(self, envelope: dict[str, Any]) -> bool:
+        """Return whether the job stands for this event."""
+        return bool(envelope.get("event") == self.event.name)
+
+    @override
+    def decode(self, task: TaskDefinition[Any, Any], envelope: dict[str, Any]) -> Emitted[P]:
+        """Read ``{"event", "payload"}``."""
+        payload = self.event.decode_payload(to_json(envelope.get("payload")))
+        return Emitted(self.event.name, payload)
+
+
+class OnChange(Trigger[E_co], Generic[E_co]):
+    """The task runs for committed changes of a table, read from the WAL.
+
+    ``row`` is a row model, or ``schema.table`` for plain dictionaries. Without operations:
+    insert, update and delete. ``columns`` narrows what is carried (by default the model's columns);
+    ``changed`` keeps only updates in which one of these differs, and needs REPLICA IDENTITY FULL.
+    Raises UnknownColumn for a column the model does not have.
+
+        OnChange(Users, "insert", "update", columns=lambda u: (u.id, u.email))
+    """
+
+    kind = "change"
+
+    @overload
+    def __init__(
+        self: OnChange[Insert[RowT]],
+        row: type[RowT],
+        operation: Literal["insert"],
+        /,
+        *,
+        columns: Columns[RowT] | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Update[RowT]],
+        row: type[RowT],
+        operation: Literal["update"],
+        /,
+        *,
+        columns: Columns[RowT] | None = ...,
+        changed: Columns[RowT] | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Delete[RowT]],
+        row: type[RowT],
+        operation: Literal["delete"],
+        /,
+        *,
+        columns: Columns[RowT] | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Truncate[RowT]], row: type[RowT], operation: Literal["truncate"], /
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Change[RowT]],
+        row: type[RowT],
+        /,
+        *operations: Operation,
+        columns: Columns[RowT] | None = ...,
+        changed: Columns[RowT] | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Insert[Plain]],
+        row: str,
+        operation: Literal["insert"],
+        /,
+        *,
+        columns: Columns[Plain] | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Update[Plain]],
+        row: str,
+        operation: Literal["update"],
+        /,
+        *,
+        columns: Columns[Plain] | None = ...,
+        changed: Columns[Plain] | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Delete[Plain]],
+        row: str,
+        operation: Literal["delete"],
+        /,
+        *,
+        columns: Columns[Plain] | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Truncate[Plain]], row: str, operation: Literal["truncate"], /
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Change[Plain]],
+        row: str,
+        /,
+        *operations: Operation,
+        columns: Columns[Plain] | None = ...,
+        changed: Columns[Plain] | None = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        row: type[Any] | str,
+        /,
+        *operations: Operation,
+        columns: Columns[Any] | None = None,
+        changed: Columns[Any] | None = None,
+    ) -> None:
+        self._model = _model(row)
+        self.table = TableName.parse(row) if isinstance(row, str) else table_name(row)
+        wanted = _operations(operations)
+        if changed is not None and "update" not in wanted:
+            raise DefinitionInvalid("changed= is about updates, and this trigger has none")
+        self.filter = ChangeFilter(
+            schema=self.table.schema,
+            table=self.table.table,
+            operations=wanted,
+            columns=resolve_columns(self._model, columns) or _all_columns(self._model),
+            changed=resolve_columns(self._model, changed),
+        )
+
+    @property
+    @override
+    def name(self) -> str:
+        """``change:``, the table and the operations."""
+        operations = ",".join(op for op in OPERATIONS if op in self.filter.operations)
+        return f"change:{self.table}:{operations}"
+
+    @property
+    @override
+    def claims(self) -> frozenset[str]:
+        """The operations on the table."""
+        return frozenset(f"{op} on {self.table}" for op in self.filter.operations)
+
+    @override
+    def accepts(self, envelope: dict[str, Any]) -> bool:
+        """Return whether the job stands for a change of this table and an operation of these."""
+        return (
+            envelope.get("op") in self.filter.operations
+            and envelope.get("table") == self.table.table
+            and envelope.get("schema") == self.table.schema
+        )
+
+    @override
+    def decode(self, task: TaskDefinition[Any, Any], envelope: dict[str, Any]) -> E_co:
+        """Read a change's envelope. Raises PayloadInvalid for a row that is not the model's."""
+        try:
+            change: Any = self._change(envelope)
+        except (*INVALID, KeyError) as error:
+            what = f"{envelope.get('op')} on {self.table} for task {task.name!r}"
+            raise payload_invalid(what, error) from error
+        found: E_co = change
+        return found
+
+    def _change(self, envelope: dict[str, Any]) -> Change[Any]:
+        common: dict[str, Any] = {
+            "schema": self.table.schema,
+            "table": self.table.table,
+            "commit_time": datetime.fromisoformat(envelope["commit_time"]),
+            "commit_lsn": envelope["commit_lsn"],
+        }
+        op = envelope["op"]
+        if op == "truncate":
+            flags = {key: envelope[key] for key in ("cascade", "restart_identity")}
+            return Truncate(**common, **flags)
+        unchanged = frozenset(envelope.get("unchanged", ()))
+        changed = envelope.get("changed")
+        return _ROW_CHANGES[op](
+            **common,
+            new=None if op == "delete" else self._row(envelope["new"], unchanged),
+            old=None if op == "insert" else self._row(envelope.get("old") or {}, frozenset()),
+            changed=None if changed is None else frozenset(changed),
+        )
+
+    def _row(self, values: dict[str, Any], unchanged: frozenset[str]) -> Any:
+        if self._model is None:
+            return PlainRow(values, self.table, unchanged)
+        return read_row(self._model, values, unchanged)
+
+
+def _model(row: Any) -> type[TableRow] | None:
+    if isinstance(row, str):
+        return None
+    if isinstance(row, type) and issubclass(row, TableRow):
+        return row
+    raise DefinitionInvalid(
+        f"OnChange takes a row model or 'schema.table', not {row!r}",
+        hint='Row models are classes such as Users(TableRow, table="public.users").',
+    )
+
+
+def _operations(operations: tuple[str, ...]) -> frozenset[Operation]:
+    known: tuple[str, ...] = get_args(Operation)
+    for operation in operations:
+        if operation not in known:
+            raise DefinitionInvalid(
+                f"{operation!r} is not an operation", hint=f"One of {', '.join(known)}."
+            )
+    wanted: Any = operations or _ROW_OPERATIONS
+    return frozenset(wanted)
+
+
+def _all_columns(model: type[TableRow] | None) -> tuple[str, ...] | None:
+    return None if model is None else tuple(column_names(model).values())
