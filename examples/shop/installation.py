@@ -5,7 +5,6 @@ database, and has REPLICATION for the sidecar.
 """
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -16,7 +15,7 @@ from typing import Any, Self
 import psycopg
 
 from examples.shop.statements import STATEMENTS
-from examples.shop.supervision import SupervisedProcess
+from tools.supervision import SupervisedProcess, free_port
 
 ROLE = "shop"
 POLL_INTERVAL_S = 0.2
@@ -124,14 +123,6 @@ class Installation:
         prefix = "CDC" if module[0] == "cdc" else "CONDUCTOR"
         settings = {**settings, f"{prefix}_METRICS_PORT": port}
         return SupervisedProcess(name, module, settings, self.folder)
-
-
-def free_port() -> int:
-    """A TCP port of loopback that nobody uses now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def create_database(admin_dsn: str) -> None:

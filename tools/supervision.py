@@ -1,12 +1,14 @@
-"""Runs the shop's processes as a supervisor would: whatever dies is started again.
+"""Runs processes as a supervisor would: whatever dies is started again.
 
-A process of ours ends with us, also when we are killed, where the system can say so (`setpriv`).
+For the demo, the benchmarks and the crash tests. A process of ours ends with us, also when we are
+killed, where the system can say so (`setpriv`).
 """
 
 import asyncio
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,3 +106,11 @@ def dies_with_us() -> list[str]:
     """The prefix of a command that ends when its parent does."""
     program = shutil.which("setpriv")
     return [program, "--pdeathsig", "KILL"] if program else []
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody uses now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
