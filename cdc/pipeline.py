@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, Protocol
 
 from cdc.errors import UndecodableMessage
@@ -37,8 +38,8 @@ from cdc.wire.messages import (
 )
 from conductor.matching import Subscription
 
-PENDING_LIMIT_BYTES: Final = 8 << 20
-"""Routed payload held in memory: beyond it the reader waits for the writer."""
+PENDING_LIMIT_BYTES: Final = 4 << 20
+"""Stream held in memory as jobs: beyond it the reader waits for the writer."""
 
 BURST_END_S: Final = 0.02
 HINT_EVERY_S: Final = 0.005
@@ -93,6 +94,10 @@ class PipelineMetrics(Protocol):
 
     def positions(self, *, received: int, routed: int, acknowledged: int, server: int) -> None:
         """Where everybody stands, as LSNs."""
+
+
+_head_of = attrgetter("head")
+_ROW_CHANGES: Final = (Insert, Update, Delete)
 
 
 @dataclass(slots=True)
@@ -217,7 +222,7 @@ class Pipeline:
             if event is None:
                 continue
             kinds[type(event)] += 1
-            if isinstance(event, Insert | Update | Delete):
+            if isinstance(event, _ROW_CHANGES):
                 route(relation_of(event.relation_oid), event, reader.ordinal, payload, routed)
             elif isinstance(event, Begin):
                 self._router.begin(event.final_lsn, event.commit_time_us)
@@ -228,7 +233,8 @@ class Pipeline:
                 marker = self._take_rare(event, payload)
                 if marker is not None:
                     break
-        pending.size_bytes += sum(len(s.payload) for s in routed.specs[done:])
+        if len(routed.specs) > done:
+            pending.size_bytes += size_bytes
         self._metrics.read(kinds, size_bytes, routed.unmatched)
         routed.unmatched = 0
         return marker
@@ -368,7 +374,7 @@ class Pipeline:
         self._progress.committed(batch.end_lsn, durable=durable)
         if durable:
             self._status_due.set()
-        heads = Counter(spec.head for spec in batch.specs)
+        heads = Counter(map(_head_of, batch.specs))
         self._hints.update(self._router.queue_of(head) for head in heads)
         self._metrics.committed(
             Committed(
@@ -390,7 +396,8 @@ class Pipeline:
             self._pending = _Pending()
             return Batch(routed.specs, routed.dead_letters), 0
         rest = Routed(routed.specs[pending.cut :], routed.dead_letters[pending.dead_cut :])
-        self._pending = _Pending(rest, size_bytes=sum(len(s.payload) for s in rest.specs))
+        share = len(rest.specs) / (len(routed.specs) or 1)
+        self._pending = _Pending(rest, size_bytes=int(pending.size_bytes * share))
         batch = Batch(
             routed.specs[: pending.cut],
             routed.dead_letters[: pending.dead_cut],

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -32,7 +32,14 @@ from cdc.wire.messages import (
     Update,
 )
 from conductor.contract import JobSpec, encode_position
-from conductor.matching import ChangeFilter, Subscription
+from conductor.matching import ChangeFilter, Operation, Subscription
+
+_OPERATIONS: Final[dict[type, Operation]] = {
+    Insert: "insert",
+    Update: "update",
+    Delete: "delete",
+    Truncate: "truncate",
+}
 
 Fragments = Sequence[bytes | Unchanged]
 Change = Insert | Update | Delete | Truncate
@@ -126,60 +133,53 @@ class Router:
 
         `raw` is the message as it came, kept with a dead letter when a value cannot be decoded.
         """
-        plan = self._plan(shape)
-        if isinstance(change, Insert):
-            routes = plan.inserts
-        elif isinstance(change, Update):
-            routes = plan.updates
-        else:
-            routes = plan.deletes if isinstance(change, Delete) else plan.truncates
+        plan = self._plans.get(shape.oid)
+        if plan is None or plan.shape is not shape:
+            plan = self._plan(shape)
+        routes = plan.routes_by_kind[type(change)]
         if not routes:
             out.unmatched += 1
             return
         try:
-            self._append(plan, routes, change, ordinal, out)
+            self._append(routes, shape, change, ordinal, out.specs)
         except (ValueUndecodable, ProtocolError):
-            self._append_singly(plan, routes, change, ordinal, raw, out)
+            self._append_singly(routes, shape, change, ordinal, raw, out)
 
     def _append(
         self,
-        plan: "_TablePlan",
         routes: "Sequence[_Route]",
+        shape: RelationShape,
         change: Change,
         ordinal: int,
-        out: Routed,
+        specs: list[JobSpec],
     ) -> None:
         position, suffix = self._position, self._suffix
-        specs = out.specs
         if isinstance(change, Insert):
-            fragments = plan.shape.fragments(change.new)
+            fragments = shape.fragments(change.new)
             for route in routes:
-                body = route.head_insert + route.new.render(fragments)
-                specs.append(JobSpec(route.copy_head, position, ordinal, body + suffix))
+                payload = route.insert.render(fragments) + suffix
+                specs.append(JobSpec(route.copy_head, position, ordinal, payload))
         elif isinstance(change, Update):
-            rendered = _UpdateImage.of(plan.shape, change)
+            image = _UpdateImage.of(shape, change)
             for route in routes:
-                if rendered.concerns(route.changed):
-                    payload = route.head_update + rendered.render(route) + suffix
+                if image.concerns(route.changed):
+                    payload = image.render(route) + suffix
                     specs.append(JobSpec(route.copy_head, position, ordinal, payload))
         elif isinstance(change, Delete):
-            old = plan.shape.fragments(change.old)
+            fragments = shape.fragments(change.old)
             for route in routes:
-                body = route.head_delete + route.old(change.old_kind).render(old)
-                specs.append(JobSpec(route.copy_head, position, ordinal, body + suffix))
-        else:
-            flags = b'"cascade":%b,"restart_identity":%b' % (
-                _bool(change.cascade),
-                _bool(change.restart_identity),
-            )
-            for route in routes:
-                payload = route.head_truncate + flags + suffix
+                payload = route.delete(change.old_kind).render(fragments) + suffix
                 specs.append(JobSpec(route.copy_head, position, ordinal, payload))
+        else:
+            flags = (_bool(change.cascade), _bool(change.restart_identity))
+            for route in routes:
+                payload = route.head_truncate + b'"cascade":%b,"restart_identity":%b' % flags
+                specs.append(JobSpec(route.copy_head, position, ordinal, payload + suffix))
 
     def _append_singly(
         self,
-        plan: "_TablePlan",
         routes: "Sequence[_Route]",
+        shape: RelationShape,
         change: Change,
         ordinal: int,
         raw: bytes,
@@ -192,7 +192,7 @@ class Router:
         for route in routes:
             done = len(out.specs)
             try:
-                self._append(plan, (route,), route.only_captured(change), ordinal, out)
+                self._append((route,), shape, route.only_captured(change), ordinal, out.specs)
             except (ValueUndecodable, ProtocolError) as error:
                 del out.specs[done:]
                 out.dead_letters.append(
@@ -200,7 +200,7 @@ class Router:
                         self._commit_lsn,
                         ordinal,
                         route.subscription,
-                        _describe(plan.shape),
+                        _describe(shape),
                         f"{type(error).__name__}: {error}",
                         raw,
                     )
@@ -216,7 +216,7 @@ class Router:
 class _TablePlan:
     """What the active subscriptions want of one table in its present shape."""
 
-    __slots__ = ("deletes", "inserts", "routes", "shape", "truncates", "updates")
+    __slots__ = ("routes", "routes_by_kind", "shape")
 
     def __init__(self, shape: RelationShape, subscriptions: Sequence[Subscription]) -> None:
         self.shape = shape
@@ -226,10 +226,10 @@ class _TablePlan:
             if isinstance(s.filter, ChangeFilter)
             and (s.filter.schema, s.filter.table) == (shape.schema, shape.name)
         ]
-        self.inserts = [r for r in self.routes if "insert" in r.operations]
-        self.updates = [r for r in self.routes if "update" in r.operations]
-        self.deletes = [r for r in self.routes if "delete" in r.operations]
-        self.truncates = [r for r in self.routes if "truncate" in r.operations]
+        self.routes_by_kind: dict[type, list[_Route]] = {
+            kind: [route for route in self.routes if operation in route.operations]
+            for kind, operation in _OPERATIONS.items()
+        }
 
 
 class _Route:
@@ -237,16 +237,17 @@ class _Route:
 
     __slots__ = (
         "_captured",
+        "_delete_by_key",
+        "_delete_by_row",
         "changed",
         "copy_head",
-        "head_delete",
-        "head_insert",
         "head_truncate",
-        "head_update",
+        "insert",
         "key",
-        "new",
         "operations",
+        "row",
         "subscription",
+        "update",
     )
 
     def __init__(
@@ -261,17 +262,24 @@ class _Route:
         self.operations = wanted.operations
         self.changed = None if wanted.changed is None else frozenset(wanted.changed)
         self.copy_head = subscription.head
-        self.new = _ObjectTemplate(names, captured)
-        self.key = _ObjectTemplate(names, [i for i in captured if i in shape.key_indexes])
+        keys = [i for i in captured if i in shape.key_indexes]
         table = b'"schema":%b,"table":%b,' % (orjson.dumps(shape.schema), orjson.dumps(shape.name))
-        self.head_insert = b'{"op":"insert",' + table + b'"new":'
-        self.head_update = b'{"op":"update",' + table + b'"new":'
-        self.head_delete = b'{"op":"delete",' + table + b'"old":'
+        self.row = _ObjectTemplate(names, captured)
+        self.key = _ObjectTemplate(names, keys)
+        new, old = table + b'"new":', b'{"op":"delete",' + table + b'"old":'
+        self.insert = _ObjectTemplate(names, captured, b'{"op":"insert",' + new)
+        self.update = _ObjectTemplate(names, captured, b'{"op":"update",' + new)
+        self._delete_by_key = _ObjectTemplate(names, keys, old)
+        self._delete_by_row = _ObjectTemplate(names, captured, old)
         self.head_truncate = b'{"op":"truncate",' + table
 
     def old(self, old_kind: str | None) -> "_ObjectTemplate":
         """Return the template of an old row: all captured columns, or those of the key."""
-        return self.new if old_kind == "O" else self.key
+        return self.row if old_kind == "O" else self.key
+
+    def delete(self, old_kind: str) -> "_ObjectTemplate":
+        """Return the template of a delete, by what the WAL holds of the row."""
+        return self._delete_by_row if old_kind == "O" else self._delete_by_key
 
     def only_captured(self, change: Change) -> Change:
         """Return the change with the columns blanked that this subscription does not capture."""
@@ -289,14 +297,16 @@ class _Route:
 
 
 class _ObjectTemplate:
-    """Some columns of a row as a JSON object."""
+    """Some columns of a row as a JSON object, perhaps with constant text before it."""
 
-    __slots__ = ("_columns", "_select", "_template")
+    __slots__ = ("_columns", "_head", "_select", "_template")
 
-    def __init__(self, names: Sequence[str], indexes: Sequence[int]) -> None:
-        keys = [orjson.dumps(names[i]) for i in indexes]
-        self._columns = [(i, key + b":", names[i]) for i, key in zip(indexes, keys, strict=True)]
-        self._template = b"{" + b",".join(k.replace(b"%", b"%%") + b":%b" for k in keys) + b"}"
+    def __init__(self, names: Sequence[str], indexes: Sequence[int], head: bytes = b"") -> None:
+        keys = [orjson.dumps(names[i]) + b":" for i in indexes]
+        self._columns = [(i, names[i], key) for i, key in zip(indexes, keys, strict=True)]
+        self._head = head + b"{"
+        pairs = b",".join(key.replace(b"%", b"%%") + b"%b" for key in keys)
+        self._template = self._head.replace(b"%", b"%%") + pairs + b"}"
         self._select = _selector(indexes, len(names))
 
     def render(self, fragments: Fragments) -> bytes:
@@ -307,13 +317,13 @@ class _ObjectTemplate:
         """Return the object of the values that are there, and the names of those that are not."""
         parts: list[bytes] = []
         absent: list[str] = []
-        for index, key, name in self._columns:
+        for index, name, key in self._columns:
             fragment = fragments[index]
             if fragment is UNCHANGED:
                 absent.append(name)
             else:
                 parts.append(key + fragment)
-        return b"{" + b",".join(parts) + b"}", absent
+        return self._head + b",".join(parts) + b"}", absent
 
 
 @dataclass(slots=True)
@@ -357,9 +367,9 @@ class _UpdateImage:
         parts: list[bytes] = []
         unchanged: list[str] = []
         if self.has_unchanged:
-            new, unchanged = route.new.render_present(self.new)
+            new, unchanged = route.update.render_present(self.new)
         else:
-            new = route.new.render(self.new)
+            new = route.update.render(self.new)
         parts.append(new)
         if self.old is not None:
             parts.append(b',"old":' + route.old(self.old_kind).render(self.old))

@@ -65,7 +65,7 @@ def _text(value: str | None) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def encode_head(  # noqa: PLR0913 - one argument a column
+def encode_head(
     *,
     queue: str,
     task: str,
@@ -93,18 +93,19 @@ def encode_position(generation: int, commit_lsn: int) -> bytes:
 
 
 def encode_copy_rows(specs: Iterable[JobSpec], run_at_us: int) -> bytes:
-    """Return COPY data (no header, no trailer) for jobs due at ``run_at_us`` (Unix microseconds)."""
+    """Return COPY data, without header and trailer, of jobs due at ``run_at_us`` (Unix time)."""
     start = _ROW_START(len(COPY_COLUMNS), 8, run_at_us - _POSTGRES_EPOCH_US)
-    parts: list[bytes] = []
-    append = parts.append
-    for spec in specs:
-        payload = spec.payload
-        append(start)
-        append(spec.head)
-        append(spec.position)
-        append(_ORDINAL_AND_LENGTH(8, spec.ordinal, len(payload)))
-        append(payload)
-    return b"".join(parts)
+    # One piece a row: joining five times as many pieces takes three times as long.
+    return b"".join(
+        [
+            start
+            + spec.head
+            + spec.position
+            + _ORDINAL_AND_LENGTH(8, spec.ordinal, len(spec.payload))
+            + spec.payload
+            for spec in specs
+        ]
+    )
 
 
 def idempotency_key(generation: int, commit_lsn: str, ordinal: int, subscription: int) -> str:
