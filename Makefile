@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3) python3.11)
 BIN := .venv/bin
 SOURCES := $(wildcard cdc conductor tools examples benchmarks tests)
 
-.PHONY: test check lint types demo bench format clean
+.PHONY: .venv test check lint types demo bench format clean
 
 test: check
 	$(BIN)/pytest
@@ -35,6 +35,8 @@ clean:
 	rm -rf .venv .cache .bench .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv: pyproject.toml constraints.txt
-	$(PYTHON) -m tools.venv $@
+.venv: .venv/complete
+
+.venv/complete: pyproject.toml constraints.txt
+	$(PYTHON) -m tools.venv .venv
 	@touch $@

@@ -16,7 +16,8 @@ from pathlib import Path
 from tools.debs import Packages, PackagesUnavailable, unpack
 
 OLDEST_PYTHON = (3, 11)
-PIP_PACKAGE = "python3-pip-whl"
+PIP_PACKAGES = ("python3-pip-whl", "ca-certificates")
+SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 PINS = "constraints.txt"
 EXTRAS = ".[dev,uvloop]"
 
@@ -53,10 +54,21 @@ def _create(folder: Path, python: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     cache = Path(".cache")
     cache.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="pip.") as work:
-        unpack(Packages(Path(work).resolve()).download([PIP_PACKAGE]), Path(work))
-        wheel = next(Path(work).glob("usr/share/python-wheels/pip-*.whl")).resolve()
-        _pip(python, "install", "-c", PINS, "pip", path=str(wheel))
+    with tempfile.TemporaryDirectory(dir=cache, prefix="pip.") as name:
+        work = Path(name).resolve()
+        unpack(Packages(work).download(PIP_PACKAGES), work)
+        wheel = next(work.glob("usr/share/python-wheels/pip-*.whl"))
+        trusted = SYSTEM_CERTIFICATES.exists() or "PIP_CERT" in os.environ
+        options = [] if trusted else ["--cert", str(_bundle_certificates(work))]
+        _pip(python, "install", *options, "-c", PINS, "pip", path=str(wheel))
+
+
+def _bundle_certificates(root: Path) -> Path:
+    """Debian's pip trusts the system's certificates alone, and a minimal system has none."""
+    bundle = root / "certificates.pem"
+    found = sorted(root.glob("usr/share/ca-certificates/mozilla/*.crt"))
+    bundle.write_text("".join(path.read_text() for path in found))
+    return bundle
 
 
 def _pip(python: Path, *arguments: str, path: str = "") -> None:
