@@ -114,6 +114,12 @@ class UnknownColumn(UnknownName):
     hint = "Generate the row models again when the column is new."
 
 
+class OptionInvalid(ConductorError):
+    """An option of a call is out of its range; the message says which."""
+
+    hint = "Nothing was stored."
+
+
 # --- data at the edges -----------------------------------------------------------------------
 
 

@@ -1,0 +1,143 @@
+"""Putting jobs into the queue on a given connection: the one way in, for clients and for workers.
+
+Works in whatever transaction the connection is in, commits nothing, sends no NOTIFY. A batch is one
+statement. Errors of the database are passed on as psycopg raises them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pydantic_core import to_json
+
+from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE
+from conductor.errors import OptionInvalid
+from conductor.sql import load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from psycopg import AsyncConnection, Connection
+
+    from conductor.job import TriggerKind
+
+_QUERIES: Final = load("enqueue")
+_ENQUEUE: Final = _QUERIES["enqueue_jobs"]
+_ENQUEUE_ONCE: Final = _QUERIES["enqueue_jobs_once"]
+_CANCEL: Final = _QUERIES["cancel_job"]
+_FETCH_OUTCOMES: Final = _QUERIES["fetch_outcomes"]
+_HINT: Final = _QUERIES["hint_queue"]
+
+DEDUPE_FOR: Final = timedelta(days=1)
+_PRIORITIES: Final = range(-32767, 32768)  # rank is a smallint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Jobs of one task that share everything but payload and keys. Raises OptionInvalid.
+
+    ``payloads`` are JSON text. ``run_at`` (aware) and ``delay`` count from the database's now; the
+    later one holds. ``keys`` and ``dedupe_keys`` have one entry a payload.
+    """
+
+    queue: str
+    task: str
+    payloads: Sequence[bytes]
+    trigger: TriggerKind = "invoke"
+    run_at: datetime | None = None
+    delay: timedelta | None = None
+    priority: int = 0
+    keys: Sequence[str | None] | None = None
+    dedupe_keys: Sequence[str] | None = None
+    dedupe_for: timedelta = DEDUPE_FOR
+    metadata: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse options that cannot be meant."""
+        if self.run_at is not None and self.run_at.tzinfo is None:
+            raise OptionInvalid(f"run_at {self.run_at} has no time zone")
+        if self.priority not in _PRIORITIES:
+            raise OptionInvalid(f"priority {self.priority} is not between -32767 and 32767")
+        if self.dedupe_for <= timedelta():
+            raise OptionInvalid(f"dedupe_for {self.dedupe_for} is not a positive time")
+        for keys in (self.keys, self.dedupe_keys):
+            if keys is not None and len(keys) != len(self.payloads):
+                raise OptionInvalid(f"{len(keys)} keys for {len(self.payloads)} payloads")
+
+    def statement(self) -> tuple[bytes, dict[str, Any]]:
+        """Return the statement that enqueues the batch, and its parameters."""
+        parameters = {
+            "queue": self.queue,
+            "task": self.task,
+            "trigger": self.trigger,
+            "payloads": [payload.decode() for payload in self.payloads],
+            "keys": list(self.keys or ()),
+            "run_at": self.run_at,
+            "delay": self.delay,
+            "rank": -self.priority,
+            "metadata": None if self.metadata is None else to_json(self.metadata).decode(),
+        }
+        if self.dedupe_keys is None:
+            return _ENQUEUE, parameters
+        once = {"dedupe_keys": list(self.dedupe_keys), "dedupe_for": self.dedupe_for}
+        return _ENQUEUE_ONCE, parameters | once
+
+
+class Enqueued(NamedTuple):
+    """A job's id, and whether it is new: else it is the one that holds the dedupe key."""
+
+    id: int
+    is_new: bool
+
+
+class Outcome(NamedTuple):
+    """How a job ended; ``outcome`` is None for one that is not known (any more, or yet)."""
+
+    job: int
+    outcome: str | None
+    result: str | None
+    error: str | None
+
+
+def emission(event: str, payloads: Sequence[bytes], metadata: dict[str, Any] | None) -> Batch:
+    """Return the dispatch jobs that stand for emitted events (see `conductor.contract`)."""
+    head = b'{"event":' + to_json(event) + b',"payload":'
+    return Batch(
+        queue=INTERNAL_QUEUE,
+        task=DISPATCH_TASK,
+        trigger="event",
+        payloads=[head + payload + b"}" for payload in payloads],
+        metadata=metadata,
+    )
+
+
+async def enqueue(connection: AsyncConnection[Any], batch: Batch) -> list[Enqueued]:
+    """Enqueue a batch; the answer is in the order of its payloads."""
+    cursor = await connection.execute(*batch.statement())
+    return [Enqueued(*row) for row in await cursor.fetchall()]
+
+
+def enqueue_blocking(connection: Connection[Any], batch: Batch) -> list[Enqueued]:
+    """Enqueue a batch on a connection of synchronous code."""
+    return [Enqueued(*row) for row in connection.execute(*batch.statement()).fetchall()]
+
+
+async def cancel(connection: AsyncConnection[Any], job: int, reason: str | None = None) -> bool:
+    """Cancel a job; true when it had not ended yet. A running one is told through its worker."""
+    cursor = await connection.execute(_CANCEL, {"job": job, "reason": reason})
+    row = await cursor.fetchone()
+    return bool(row and row[0])
+
+
+async def fetch_outcomes(connection: AsyncConnection[Any], jobs: Sequence[int]) -> list[Outcome]:
+    """Return the outcomes of those of the jobs that have ended or are not known."""
+    cursor = await connection.execute(_FETCH_OUTCOMES, {"jobs": list(jobs)})
+    return [Outcome(*row) for row in await cursor.fetchall()]
+
+
+async def hint(connection: AsyncConnection[Any], queue: str) -> None:
+    """Tell waiting workers that the queue has something. It serialises commits: rarely, alone."""
+    await connection.execute(_HINT, {"queue": queue})

@@ -1,0 +1,72 @@
+-- Putting jobs into the queue from an application: in a transaction of its own or of the caller.
+
+-- name: enqueue_jobs
+-- One job for each payload, in their order; returns id and true for each, in the same order.
+with input as materialized (
+    select nextval('conductor.jobs_id_seq') as id, u.n, u.payload, u.key,
+        greatest(%(run_at)s::timestamptz, conductor.now() + %(delay)s::interval, conductor.now()) as due
+    from unnest(%(payloads)s::text[], %(keys)s::text[]) with ordinality as u (payload, key, n)
+),
+enqueued as (
+    insert into conductor.jobs (
+        id, queue, task, trigger, payload, run_at, state, rank, key, metadata)
+    select id, %(queue)s, %(task)s, %(trigger)s::conductor.job_trigger, payload::json, due,
+        case when due > conductor.now() then 'scheduled' else 'ready' end::conductor.job_state,
+        %(rank)s, key, %(metadata)s::json
+    from input
+    order by n
+)
+select id, true from input order by n
+
+-- name: enqueue_jobs_once
+-- Likewise, but a job whose dedupe key is taken is not made: its place in the answer has the id of
+-- the job that holds the key, and false. Keys are locked in sorted order, until the transaction ends.
+with input as materialized (
+    select nextval('conductor.jobs_id_seq') as id, u.n, u.payload, u.key, u.dedupe_key,
+        greatest(%(run_at)s::timestamptz, conductor.now() + %(delay)s::interval, conductor.now()) as due
+    from unnest(%(payloads)s::text[], %(keys)s::text[], %(dedupe_keys)s::text[])
+        with ordinality as u (payload, key, dedupe_key, n)
+),
+held as (
+    insert into conductor.dedupe_keys as d (task, key, job, expires_at)
+    select %(task)s, dedupe_key, min(id), conductor.now() + %(dedupe_for)s::interval
+    from input
+    group by dedupe_key
+    order by dedupe_key collate "C"
+    on conflict on constraint dedupe_keys_pkey do update set
+        job = case when d.expires_at <= conductor.now() then excluded.job else d.job end,
+        expires_at = case when d.expires_at <= conductor.now()
+            then excluded.expires_at else d.expires_at end
+    returning d.key, d.job
+),
+enqueued as (
+    insert into conductor.jobs (
+        id, queue, task, trigger, payload, run_at, state, rank, key, dedupe_key, metadata)
+    select i.id, %(queue)s, %(task)s, %(trigger)s::conductor.job_trigger, i.payload::json, i.due,
+        case when i.due > conductor.now() then 'scheduled' else 'ready' end::conductor.job_state,
+        %(rank)s, i.key, i.dedupe_key, %(metadata)s::json
+    from input i
+    join held h on h.job = i.id
+    order by i.n
+)
+select h.job, h.job = i.id
+from input i
+join held h on h.key = i.dedupe_key
+order by i.n
+
+-- name: cancel_job
+select conductor.cancel(%(job)s, %(reason)s)
+
+-- name: fetch_outcomes
+-- How jobs have ended. A job that has not ended gives no row, one that is not known (never was, not
+-- committed yet, or not kept in history) a row without an outcome.
+select w.id, h.outcome::text, h.result::text, h.error::text
+from unnest(%(jobs)s::bigint[]) as w (id)
+left join lateral (
+    select f.outcome, f.result, f.error from conductor.history f where f.id = w.id limit 1
+) h on true
+where h.outcome is not null or not exists (select from conductor.jobs j where j.id = w.id)
+
+-- name: hint_queue
+-- Tells waiting workers that a queue has something. Never needed: they also poll.
+select pg_notify('conductor_jobs', %(queue)s)
