@@ -103,6 +103,12 @@ RECONNECTS = Metric(
     "Lost database connections, by the part of the process that lost one.",
     ("part",),
 )
+FAILURES = Metric(
+    Counter,
+    "conductor_failures_total",
+    "Passes of a part of the process that failed for another reason and were tried again.",
+    ("part",),
+)
 EVENTS_DISPATCHED = Metric(
     Counter,
     "conductor_events_dispatched_total",

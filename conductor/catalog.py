@@ -1,0 +1,117 @@
+"""Tables as the database's catalog describes them, and whether their changes can be captured.
+
+Decided at registration, so that a table the stream could not name the rows of is never published
+and a misspelt column is found before anything runs. Pure: facts in, an error or nothing out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from conductor.errors import RegistrationRefused, UnknownColumn
+from conductor.matching import ChangeFilter
+
+_KINDS: Final = {"v": "a view", "m": "a materialised view", "f": "a foreign table"}
+_FULL_COST: Final = (
+    "every UPDATE and DELETE then writes the whole old row to the WAL, not only its key"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A table, or one partition of it: what identifies its rows in the WAL.
+
+    ``identity`` is ``pg_class.relreplident``: d(efault: the primary key), i(ndex), f(ull),
+    n(othing). ``has_key``: the index it names exists, is valid and not deferrable. ``quoted`` is
+    its name as SQL.
+    """
+
+    quoted: str
+    identity: str
+    has_key: bool
+
+    @property
+    def is_full(self) -> bool:
+        """Whether an UPDATE or DELETE carries the whole old row."""
+        return self.identity == "f"
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the server accepts an UPDATE or DELETE once the table is published."""
+        return self.is_full or self.has_key
+
+
+@dataclass(frozen=True, slots=True)
+class TableFacts:
+    """One table a trigger names: ``parts`` holds itself first, then its lowest partitions."""
+
+    kind: str  # pg_class.relkind
+    persistence: str  # pg_class.relpersistence
+    columns: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+
+def check_change(task: str, change: ChangeFilter, table: TableFacts) -> None:
+    """Raise RegistrationRefused or UnknownColumn unless ``table`` gives what ``change`` wants."""
+    where = f"task {task!r}: table {change.schema}.{change.table}"
+    _check_kind(where, table)
+    for column in (*(change.columns or ()), *(change.changed or ())):
+        if column not in table.columns:
+            raise UnknownColumn(
+                column, table.columns, where=f"of {change.schema}.{change.table} (task {task!r})"
+            )
+    if change.changed is not None:
+        _check_full(where, table.parts)
+    elif change.operations & {"update", "delete"}:
+        _check_usable(where, table.parts)
+
+
+def check_schema(task: str, change: ChangeFilter) -> None:
+    """Raise RegistrationRefused for the queue's own tables: each job would make jobs."""
+    if change.schema == "conductor":
+        raise RegistrationRefused(
+            f"task {task!r}: tables of schema conductor cannot be captured",
+            hint="Subscribe to the application's tables; jobs are in the view conductor.job.",
+        )
+
+
+def _check_kind(where: str, table: TableFacts) -> None:
+    if table.kind in _KINDS:
+        raise RegistrationRefused(
+            f"{where} is {_KINDS[table.kind]}; only tables have changes",
+            hint="Subscribe to the tables it reads.",
+        )
+    if table.persistence != "p":
+        kind = "temporary" if table.persistence == "t" else "unlogged"
+        raise RegistrationRefused(
+            f"{where} is {kind}: its changes are not in the WAL",
+            hint=f"alter table {table.parts[0].quoted} set logged;"
+            if kind == "unlogged"
+            else "Subscribe to a permanent table.",
+        )
+
+
+def _check_full(where: str, parts: Iterable[Part]) -> None:
+    lacking = [part for part in parts if not part.is_full]
+    if lacking:
+        raise RegistrationRefused(
+            f"{where}: `changed` compares with the old row, which the WAL holds only under"
+            f" REPLICA IDENTITY FULL",
+            hint=f"{_statements(lacking, 'full')} ({_FULL_COST})",
+        )
+
+
+def _check_usable(where: str, parts: Iterable[Part]) -> None:
+    lacking = [part for part in parts if not part.is_usable]
+    if lacking:
+        raise RegistrationRefused(
+            f"{where} has no usable replica identity: once published, the application's own"
+            f" UPDATE and DELETE would fail",
+            hint=f"Add a primary key, or {_statements(lacking, 'full')} ({_FULL_COST})",
+        )
+
+
+def _statements(parts: list[Part], identity: str) -> str:
+    return " ".join(f"alter table {part.quoted} replica identity {identity};" for part in parts)

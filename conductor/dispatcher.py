@@ -1,0 +1,182 @@
+"""Emitted events become jobs: one for each live subscription, exactly once.
+
+``emit`` leaves one dispatch job in the emitter's transaction. Every worker process takes them in
+batches; a batch's dispatch jobs are deleted and the subscribers' jobs inserted in one transaction.
+Which subscriptions are live is asked in that transaction, so an event emitted after a start has
+returned always reaches what was registered there. An event that nobody wants is counted, one that
+cannot be read ends as a failed job. This module must not decide what matches
+(`conductor.matching` does).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import orjson
+
+from conductor.matching import EventIndex, Subscription
+from conductor.metrics import (
+    ENQUEUED,
+    EVENTS_DISPATCHED,
+    EVENTS_REFUSED,
+    EVENTS_UNMATCHED,
+    Metrics,
+)
+from conductor.periodic import Periodic
+from conductor.store.dispatch import START, Dispatch, DispatchStore, Position
+from conductor.store.operations import hint_queues
+from conductor.store.pools import Connect
+
+BATCH: Final = 500
+IDLE_INITIAL_S: Final = 0.1
+IDLE_MAX_S: Final = 1.0
+
+_LOOK_BACK: Final = timedelta(seconds=2)
+_LOOK_BACK_EVERY_S: Final = 0.25
+_FULL_EVERY_S: Final = 1.0
+_FULL_SHARE: Final = 20  # a full scan may cost a twentieth of the time
+
+_log = logging.getLogger("conductor.dispatcher")
+
+
+class MovingCursor:
+    """Where the next scan of the dispatch jobs begins, so that none walks over all dead entries.
+
+    Most scans go on where the last ended. Jobs that were committed late lie behind that: every
+    250 ms a scan looks 2 s back, and from time to time one looks everywhere. Instants are of a
+    monotonic clock, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self._position = START
+        self._look_back_at = 0.0
+        self._full_at = 0.0
+        self._is_full = False
+
+    def start(self, now_s: float) -> Position:
+        """Return the position the scan that begins now starts behind."""
+        self._is_full = now_s >= self._full_at
+        if self._is_full or self._position == START:
+            return START
+        if now_s >= self._look_back_at:
+            self._look_back_at = now_s + _LOOK_BACK_EVERY_S
+            rank, run_at, _ = self._position
+            return Position(rank, run_at - _LOOK_BACK, 0)
+        return self._position
+
+    def moved(self, last: Position | None, took_s: float, now_s: float) -> None:
+        """Note how the scan ended: at ``last`` (None: it found nothing) after ``took_s``."""
+        if self._is_full:
+            self._full_at = now_s + max(_FULL_EVERY_S, _FULL_SHARE * took_s)
+        if last is not None:
+            self._position = max(self._position, last)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What became of one batch of dispatch jobs."""
+
+    jobs: list[tuple[Subscription, Dispatch]]
+    events: int
+    unmatched: int
+    refused: int
+
+
+class Dispatcher:
+    """Dispatches emitted events until stopped. `wake` says that there may be some."""
+
+    def __init__(self, connect: Connect, metrics: Metrics) -> None:
+        self._connect = connect
+        self._metrics = metrics
+        self._cursor = MovingCursor()
+        self._idle_s = IDLE_INITIAL_S
+        self._loop = Periodic("dispatcher", self.tick, metrics)
+        self._dispatched = metrics.get(EVENTS_DISPATCHED)
+        self._unmatched = metrics.get(EVENTS_UNMATCHED)
+        self._refused = metrics.get(EVENTS_REFUSED)
+        self.run = self._loop.run
+        self.stop = self._loop.stop
+        self.wake = self._loop.wake
+
+    async def tick(self) -> float:
+        """Dispatch one batch; returns the seconds until the next pass, 0 while there is more."""
+        if await self.dispatch():
+            self._idle_s = IDLE_INITIAL_S
+            return 0.0
+        idle_s = self._idle_s
+        self._idle_s = min(idle_s * 2, IDLE_MAX_S)
+        return idle_s
+
+    async def dispatch(self) -> int:
+        """Dispatch one batch and return how many events it had."""
+        async with self._connect() as connection:
+            began_s = time.monotonic()
+            async with connection.transaction():
+                store = DispatchStore(connection)
+                taken = await store.take_dispatches(self._cursor.start(began_s), BATCH)
+                took_s = time.monotonic() - began_s
+                batch = await _fan_out(store, taken)
+            # After the commit: a batch that is rolled back is found where it was.
+            last = taken[-1].position if taken else None
+            self._cursor.moved(last, took_s, time.monotonic())
+            self._count(batch)
+            if batch.jobs:
+                await hint_queues(
+                    connection, {subscription.queue for subscription, _ in batch.jobs}
+                )
+        return len(taken)
+
+    def _count(self, batch: Batch) -> None:
+        self._dispatched.inc(batch.events)
+        self._unmatched.inc(batch.unmatched)
+        if batch.refused:
+            self._refused.inc(batch.refused)
+            _log.error("%s emitted events cannot be read; their jobs failed", batch.refused)
+        made = Counter((subscription.queue, subscription.task) for subscription, _ in batch.jobs)
+        for (queue, task), count in made.items():
+            self._metrics.get(ENQUEUED, queue, task, "event").inc(count)
+
+
+async def _fan_out(store: DispatchStore, taken: Sequence[Dispatch]) -> Batch:
+    """Insert the jobs of what was taken, in the transaction that took it."""
+    if not taken:
+        return Batch([], 0, 0, 0)
+    events, refused = read_events(taken)
+    index = EventIndex(await store.subscriptions_of({event for event, _ in events}))
+    jobs = [
+        (subscription, dispatch)
+        for event, dispatch in events
+        for subscription in index.match(event)
+    ]
+    if jobs:
+        await store.add_event_jobs(jobs)
+    if refused:
+        await store.refuse_dispatches(refused)
+    unmatched = sum(1 for event, _ in events if not index.match(event))
+    return Batch(jobs, len(events), unmatched, len(refused))
+
+
+def read_events(
+    taken: Sequence[Dispatch],
+) -> tuple[list[tuple[str, Dispatch]], list[tuple[Dispatch, str]]]:
+    """Return (event, dispatch job) of those that can be read, and the others with the reason."""
+    events: list[tuple[str, Dispatch]] = []
+    refused: list[tuple[Dispatch, str]] = []
+    for dispatch in taken:
+        try:
+            envelope = orjson.loads(dispatch.payload)
+        except orjson.JSONDecodeError as error:  # json takes what is no text: "\\ud800"
+            refused.append((dispatch, str(error)))
+            continue
+        event = envelope.get("event") if isinstance(envelope, dict) else None
+        if isinstance(event, str) and "payload" in envelope:
+            events.append((event, dispatch))
+        else:
+            refused.append((dispatch, "not an object with the name of an event and its payload"))
+    return events, refused

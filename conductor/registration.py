@@ -1,0 +1,247 @@
+"""What a process registers before it works: queues, tasks, events, schedules, subscriptions.
+
+One transaction an application, safe to repeat and to race: processes of one application register
+one after another, and who comes last decides about the tasks it has. A subscription is never
+changed: an equal live one is kept, another definition becomes a new row and the old one is
+retired, so that the router can stamp where one ends and the other begins. Tables are checked
+against the catalog first, when the changes come from the queue's own database. This module must
+not run anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from conductor.catalog import check_change, check_schema
+from conductor.codec import Codec
+from conductor.contract import INTERNAL_QUEUE
+from conductor.cron import next_fire
+from conductor.definitions import EventDefinition, Task
+from conductor.errors import CaptureTimeout, RegistrationRefused, UnknownTable
+from conductor.matching import ChangeFilter
+from conductor.store.pools import Connect
+from conductor.store.registration import (
+    EventRow,
+    RegistrationStore,
+    ScheduleRow,
+    SubscriptionRow,
+    TaskRow,
+    Uncaptured,
+)
+from conductor.triggers import Cron, OnChange, OnEvent
+
+DEFAULT_SOURCE: Final = "default"
+
+_LONGEST_RETENTION: Final = timedelta(days=100_000)  # kept for ever: an interval has an end
+_POLL_INITIAL_S: Final = 0.05
+_POLL_MAX_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """Everything one process registers. ``version`` says whose code its jobs are routed for."""
+
+    app: str
+    version: str | None
+    tasks: tuple[Task[Any, Any], ...]
+    events: tuple[EventDefinition[Any], ...] = ()
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks, sorted."""
+        return sorted(task.name for task in self.tasks)
+
+    @property
+    def queues(self) -> set[str]:
+        """The queues of the tasks, and the one that emitted events wait in."""
+        return {task.queue for task in self.tasks} | {INTERNAL_QUEUE}
+
+    @property
+    def changes(self) -> list[tuple[str, ChangeFilter]]:
+        """(task, filter) of every change subscription."""
+        return [
+            (task.name, trigger.filter)
+            for task in self.tasks
+            for trigger in task.triggers
+            if isinstance(trigger, OnChange)
+        ]
+
+    def task_rows(self) -> list[TaskRow]:
+        """Return the tasks as they are stored."""
+        return [_task_row(task) for task in self.tasks]
+
+    def event_rows(self) -> list[EventRow]:
+        """Return the events as they are stored: those given and those of triggers."""
+        found = {event.name: event for event in self.events}
+        for task in self.tasks:
+            for trigger in task.triggers:
+                if isinstance(trigger, OnEvent):
+                    found.setdefault(trigger.event.name, trigger.event)
+        return [EventRow(name, _schema(event.payload)) for name, event in sorted(found.items())]
+
+    def schedule_rows(self, now: datetime) -> list[ScheduleRow]:
+        """Return the schedules as they are stored, each with its first instant after ``now``."""
+        return [
+            ScheduleRow(
+                task=task.name,
+                name=trigger.name,
+                queue=task.queue,
+                rank=-task.priority,
+                expression=trigger.expression,
+                timezone=trigger.timezone,
+                next_at=next_fire(trigger.expression, trigger.timezone, now).isoformat(),
+            )
+            for task in self.tasks
+            for trigger in task.triggers
+            if isinstance(trigger, Cron)
+        ]
+
+    def subscription_rows(self) -> list[SubscriptionRow]:
+        """Return the subscriptions as they are stored."""
+        return [
+            SubscriptionRow(
+                task=task.name,
+                trigger=trigger.name,
+                kind="change" if isinstance(trigger, OnChange) else "event",
+                source=DEFAULT_SOURCE,
+                queue=task.queue,
+                rank=-task.priority,
+                definition=trigger.filter.to_json(),
+            )
+            for task in self.tasks
+            for trigger in task.triggers
+            if isinstance(trigger, (OnChange, OnEvent))
+        ]
+
+
+def _task_row(task: Task[Any, Any]) -> TaskRow:
+    return TaskRow(
+        name=task.name,
+        queue=task.queue,
+        max_attempts=task.max_attempts,
+        retention_s=min(task.retention, _LONGEST_RETENTION).total_seconds(),
+        payload_schema=_schema(task.definition.payload),
+        returns_schema=_schema(task.definition.returns),
+    )
+
+
+def _schema(codec: Codec[Any]) -> dict[str, Any] | None:
+    return None if codec.is_none else codec.json_schema()
+
+
+async def register(connect: Connect, registration: Registration) -> list[int]:
+    """Write a registration and return the ids of its change subscriptions.
+
+    Raises UnknownTable, UnknownColumn or RegistrationRefused before anything is written.
+
+    >>> ids = await register(pool.connection, Registration("shop", "1", (send,)))
+    ... # doctest: +SKIP
+    """
+    async with connect() as connection, connection.transaction():
+        store = RegistrationStore(connection)
+        await store.lock_app(registration.app)
+        await _check_tables(store, registration)
+        await _write(store, registration)
+        ids = await _subscribe(store, registration)
+        await store.notify_subscriptions(registration.app)
+    return ids
+
+
+async def _check_tables(store: RegistrationStore, registration: Registration) -> None:
+    changes = registration.changes
+    for task, change in changes:
+        check_schema(task, change)
+    if not changes or await store.source_is_elsewhere(DEFAULT_SOURCE):
+        return  # the sidecar checks them where they are
+    facts = await store.describe_tables(sorted({(c.schema, c.table) for _, c in changes}))
+    for task, change in changes:
+        table = facts.get((change.schema, change.table))
+        if table is None:
+            name, known = f"{change.schema}.{change.table}", await store.table_names()
+            raise UnknownTable(name, known, where=f"(task {task!r})")
+        check_change(task, change, table)
+
+
+async def _write(store: RegistrationStore, registration: Registration) -> None:
+    app, version = registration.app, registration.version
+    schedules = registration.schedule_rows(await store.current_instant())
+    await store.add_queues(registration.queues)
+    await store.put_tasks(app, version, registration.task_rows())
+    await store.put_events(app, registration.event_rows())
+    await store.drop_schedules(app, registration.task_names, schedules)
+    await store.put_schedules(app, version, schedules)
+
+
+async def _subscribe(store: RegistrationStore, registration: Registration) -> list[int]:
+    """Keep, retire and add subscriptions; returns the ids of the live ones for changes."""
+    wanted = registration.subscription_rows()
+    live = await store.live_subscriptions(registration.app, registration.task_names)
+    kept = {row.trigger_of: number for number, row in live if row in wanted}
+    retired = [number for number, row in live if row not in wanted]
+    added = [row for row in wanted if row.trigger_of not in kept]
+    await store.retire_subscriptions(retired)
+    await store.keep_subscriptions(sorted(kept.values()), registration.version)
+    await store.add_subscriptions(registration.app, registration.version, added)
+    now_live = await store.live_subscriptions(registration.app, registration.task_names)
+    return [number for number, row in now_live if row.kind == "change"]
+
+
+async def wait_captured(
+    connect: Connect, registration: Registration, ids: Sequence[int], timeout_s: float
+) -> None:
+    """Wait until every slot of their source routes these subscriptions.
+
+    From then on every commit that matches becomes a job. Raises CaptureTimeout, which says what
+    is missing.
+    """
+    deadline = time.monotonic() + timeout_s
+    pause_s = _POLL_INITIAL_S
+    while ids:
+        async with connect() as connection:
+            missing = await RegistrationStore(connection).uncaptured(ids)
+        if not missing:
+            return
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise _timed_out(registration.app, missing, timeout_s)
+        await asyncio.sleep(min(pause_s, left_s))
+        pause_s = min(pause_s * 2, _POLL_MAX_S)
+
+
+def _timed_out(app: str, missing: Sequence[Uncaptured], timeout_s: float) -> CaptureTimeout:
+    names = sorted({f"{m.task} on {m.schema}.{m.table}" for m in missing})
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    orphaned = sorted({m.source for m in missing if m.slot is None})
+    slots = sorted({m.slot for m in missing if m.slot is not None})
+    if orphaned:
+        where = f"no sidecar has a slot for source {', '.join(orphaned)}"
+        hint = "Start `cdc run` on this queue database; `cdc check` says what hinders it."
+    else:
+        where = f"slot {', '.join(slots)} does not route them yet"
+        hint = (
+            "See `cdc status` for that slot: is a leader running, is it catching up, may its role"
+            " alter the publication, and is an old transaction still writing to the table?"
+        )
+    return CaptureTimeout(
+        f"not captured after {timeout_s:g} s (app {app!r}): {shown}; {where}", hint=hint
+    )
+
+
+def check_unique(tasks: Iterable[Task[Any, Any]]) -> tuple[Task[Any, Any], ...]:
+    """Return the tasks; raises RegistrationRefused when two have one name, or there are none."""
+    found: dict[str, Task[Any, Any]] = {}
+    for task in tasks:
+        if found.setdefault(task.name, task) is not task:
+            raise RegistrationRefused(
+                f"two tasks are named {task.name!r}", hint="Give each task of a process one name."
+            )
+    if not found:
+        raise RegistrationRefused(
+            "there is no task to run", hint="Pass Orchestrator(conductor, tasks=[…])."
+        )
+    return tuple(found.values())

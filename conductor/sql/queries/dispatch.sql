@@ -1,0 +1,50 @@
+-- Emitted events: dispatch jobs in, the subscribers' jobs out, in one transaction.
+
+-- name: take_dispatches
+-- Takes the first dispatch jobs behind a position of the ready index. They are deleted: what they
+-- were for exists when this transaction commits, and they are back when it does not. By ctid, as
+-- every write of the hot path: see jobs.sql.
+with taken as materialized (
+    select c.ctid
+    from conductor.jobs c
+    where c.state = 'ready' and c.queue = 'conductor.internal' and c.task = 'conductor.dispatch'
+        and (c.rank, c.run_at, c.id) > (%(rank)s::smallint, %(run_at)s::timestamptz, %(id)s::bigint)
+        and c.run_at <= conductor.now()
+        and not exists (
+            select from conductor.queues q where q.name = 'conductor.internal' and q.paused)
+    order by c.rank, c.run_at, c.id
+    limit %(batch)s
+    for update skip locked
+)
+delete from conductor.jobs j
+where j.ctid = any (array(select t.ctid from taken t))
+returning j.id, j.rank, j.run_at, j.created_at, j.payload::text, j.metadata::text
+
+-- name: subscriptions_of
+-- The live subscriptions of some events, as of now: one that was committed before an event was
+-- emitted is always among them.
+select id, app, task, trigger, kind, source, queue, version, rank, definition
+from conductor.subscriptions
+where kind = 'event' and retired_at is null and definition ->> 'event' = any (%(events)s::text[])
+order by id
+
+-- name: add_event_jobs
+insert into conductor.jobs (queue, task, app, version, trigger, rank, subscription, payload, metadata)
+select s.queue, s.task, s.app, s.version, 'event', s.rank, s.id, r.payload, r.metadata
+from unnest(%(subscriptions)s::bigint[], %(payloads)s::json[], %(metadata)s::json[])
+    with ordinality as r (subscription, payload, metadata, place)
+join conductor.subscriptions s on s.id = r.subscription
+order by r.place
+
+-- name: refuse_dispatches
+-- Keeps dispatch jobs that cannot be read as failed ones.
+insert into conductor.history (
+    id, run_at, created_at, finished_at, expires_on, fence, rank, attempt, crashes, outcome, trigger,
+    queue, task, payload, metadata, error)
+select r.id, r.run_at, r.created_at, conductor.now(), conductor.expiry('conductor.dispatch'), 0,
+    r.rank, 0, 0, 'failed', 'event', 'conductor.internal', 'conductor.dispatch', r.payload,
+    r.metadata, json_build_object('type', 'PayloadInvalid', 'message', r.reason, 'attempt', 0)
+from unnest(
+    %(ids)s::bigint[], %(ranks)s::smallint[], %(run_ats)s::timestamptz[],
+    %(created_ats)s::timestamptz[], %(payloads)s::json[], %(metadata)s::json[], %(reasons)s::text[]
+) as r (id, rank, run_at, created_at, payload, metadata, reason)

@@ -1,0 +1,87 @@
+"""Emitted events on their way to their subscribers: one method per named query."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from psycopg import AsyncConnection
+from psycopg.rows import class_row, dict_row
+
+from conductor import sql
+from conductor.matching import Subscription
+
+_QUERIES: Final = sql.load("dispatch")
+
+
+class Position(NamedTuple):
+    """A place in the ready index, before or at a job."""
+
+    rank: int
+    run_at: datetime
+    id: int
+
+
+START: Final = Position(-32768, datetime(1, 1, 1, tzinfo=UTC), 0)
+"""Before every job."""
+
+
+@dataclass(slots=True)
+class Dispatch:
+    """One emitted event. ``payload`` is the envelope as JSON text, the subscribers' job payload."""
+
+    id: int
+    rank: int
+    run_at: datetime
+    created_at: datetime
+    payload: str
+    metadata: str | None
+
+    @property
+    def position(self) -> Position:
+        """Where the job stood."""
+        return Position(self.rank, self.run_at, self.id)
+
+
+class DispatchStore:
+    """The dispatcher's queries on one connection."""
+
+    def __init__(self, connection: AsyncConnection[Any]) -> None:
+        self._connection = connection
+
+    async def take_dispatches(self, after: Position, batch: int) -> list[Dispatch]:
+        """Take at most ``batch`` dispatch jobs behind a position, in order."""
+        cursor = self._connection.cursor(row_factory=class_row(Dispatch))
+        values = {**after._asdict(), "batch": batch}
+        await cursor.execute(_QUERIES["take_dispatches"], values)
+        return sorted(await cursor.fetchall(), key=lambda taken: taken.position)
+
+    async def subscriptions_of(self, events: Collection[str]) -> list[Subscription]:
+        """Return the live subscriptions of these events."""
+        cursor = self._connection.cursor(row_factory=dict_row)
+        await cursor.execute(_QUERIES["subscriptions_of"], {"events": list(events)})
+        return [Subscription.from_row(row) for row in await cursor.fetchall()]
+
+    async def add_event_jobs(self, jobs: Sequence[tuple[Subscription, Dispatch]]) -> None:
+        """Insert one ready job for each pair, in order."""
+        values = {
+            "subscriptions": [subscription.id for subscription, _ in jobs],
+            "payloads": [dispatch.payload for _, dispatch in jobs],
+            "metadata": [dispatch.metadata for _, dispatch in jobs],
+        }
+        await self._connection.execute(_QUERIES["add_event_jobs"], values)
+
+    async def refuse_dispatches(self, refused: Sequence[tuple[Dispatch, str]]) -> None:
+        """Keep dispatch jobs that cannot be read in history, each with the reason."""
+        values = {
+            "ids": [dispatch.id for dispatch, _ in refused],
+            "ranks": [dispatch.rank for dispatch, _ in refused],
+            "run_ats": [dispatch.run_at for dispatch, _ in refused],
+            "created_ats": [dispatch.created_at for dispatch, _ in refused],
+            "payloads": [dispatch.payload for dispatch, _ in refused],
+            "metadata": [dispatch.metadata for dispatch, _ in refused],
+            "reasons": [reason for _, reason in refused],
+        }
+        await self._connection.execute(_QUERIES["refuse_dispatches"], values)

@@ -1,0 +1,139 @@
+"""What operators ask of the queue and do to it: one method per named query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Final
+
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row, scalar_row
+from psycopg.types.json import Json
+
+from conductor import sql
+
+_QUERIES: Final = sql.load("operations")
+
+Row = dict[str, Any]
+"""One row by column, as a command shows it."""
+
+
+async def hint_queues(connection: AsyncConnection[Any], queues: Iterable[str]) -> None:
+    """Wake the workers of these queues; for after a commit, on a connection in autocommit mode."""
+    await connection.execute(_QUERIES["hint_queues"], {"queues": sorted(queues)})
+
+
+class OperationStore:
+    """The operators' queries on one connection."""
+
+    def __init__(self, connection: AsyncConnection[Any]) -> None:
+        self._connection = connection
+
+    async def list_jobs(
+        self, *, queue: str | None, task: str | None, state: str | None, limit: int
+    ) -> list[Row]:
+        """Return the newest jobs, alive or ended; a filter that is None takes all."""
+        values = {"queue": queue, "task": task, "state": state, "limit": limit}
+        return await self._rows("list_jobs", values)
+
+    async def show_job(self, job: int) -> Row | None:
+        """Return everything about one job; None when it is unknown or forgotten."""
+        rows = await self._rows("show_job", {"id": job})
+        return rows[0] if rows else None
+
+    async def show_steps(self, job: int) -> list[Row]:
+        """Return the steps of a job that is alive, in the order in which they were written."""
+        return await self._rows("show_steps", {"id": job})
+
+    async def ended_job(self, job: int) -> tuple[str, Any] | None:
+        """Return outcome and metadata of a job that has ended; None when there is no such job."""
+        rows = await self._rows("ended_job", {"id": job})
+        return (rows[0]["outcome"], rows[0]["metadata"]) if rows else None
+
+    async def retry_job(self, job: int, metadata: dict[str, Any]) -> tuple[int, str] | None:
+        """Enqueue a failed or cancelled job again; returns the new job's id and queue."""
+        rows = await self._rows("retry_job", {"id": job, "metadata": Json(metadata)})
+        return (rows[0]["id"], rows[0]["queue"]) if rows else None
+
+    async def cancel_job(self, job: int, reason: str | None) -> bool:
+        """Cancel a job; true when it had not ended yet."""
+        return bool(await self._scalar("cancel_job", {"id": job, "reason": reason}))
+
+    async def invoke_task(
+        self,
+        task: str,
+        payload: str,
+        *,
+        run_at: datetime | None,
+        priority: int,
+        key: str | None,
+        dedupe_key: str | None,
+    ) -> int | None:
+        """Enqueue a job of a registered task; None when the dedupe key is taken."""
+        values = {
+            "task": task,
+            "payload": payload,
+            "run_at": run_at,
+            "priority": priority,
+            "key": key,
+            "dedupe_key": dedupe_key,
+        }
+        job: int | None = await self._scalar("invoke_task", values)
+        return job
+
+    async def emit_event(self, event: str, payload: str) -> int:
+        """Enqueue the dispatch of an event; returns the dispatch job's id."""
+        job: int = await self._scalar("emit_event", {"event": event, "payload": payload})
+        return job
+
+    async def task_queue(self, task: str) -> str | None:
+        """Return the queue of a registered task; None when it is not registered."""
+        queue: str | None = await self._scalar("task_queue", {"task": task})
+        return queue
+
+    async def task_names(self) -> list[str]:
+        """Return the names of all registered tasks."""
+        return await self._column("task_names")
+
+    async def event_names(self) -> list[str]:
+        """Return the names of all registered events."""
+        return await self._column("event_names")
+
+    async def queue_names(self) -> list[str]:
+        """Return the names of all queues."""
+        return await self._column("queue_names")
+
+    async def count_jobs(self, bound: int) -> list[tuple[str, str, int]]:
+        """Return (queue, state, jobs), counted up to ``bound``; every queue has a ready row."""
+        cursor = await self._connection.execute(_QUERIES["count_jobs"], {"bound": bound})
+        return await cursor.fetchall()
+
+    async def oldest_ready(self) -> dict[str, float]:
+        """Return since when each queue's oldest ready job could run, in Unix seconds."""
+        cursor = await self._connection.execute(_QUERIES["oldest_ready"])
+        return dict(await cursor.fetchall())
+
+    async def count_workers(self) -> dict[str, int]:
+        """Return how many live workers each queue has; queues without any are left out."""
+        cursor = await self._connection.execute(_QUERIES["count_workers"])
+        return dict(await cursor.fetchall())
+
+    async def oldest_xmin(self) -> int:
+        """Return the age, in transactions, of the oldest snapshot this role can see."""
+        age: int = await self._scalar("oldest_xmin", {})
+        return age
+
+    async def _rows(self, query: str, values: Row) -> list[Row]:
+        cursor = self._connection.cursor(row_factory=dict_row)
+        await cursor.execute(_QUERIES[query], values)
+        return await cursor.fetchall()
+
+    async def _column(self, query: str) -> list[str]:
+        cursor = self._connection.cursor(row_factory=scalar_row)
+        await cursor.execute(_QUERIES[query])
+        return await cursor.fetchall()
+
+    async def _scalar(self, query: str, values: Row) -> Any:
+        cursor = self._connection.cursor(row_factory=scalar_row)
+        await cursor.execute(_QUERIES[query], values)
+        return await cursor.fetchone()

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from conductor import migrations
+from conductor.errors import DatabaseUnavailable, MigrationMismatch
+from conductor.migrations import Migration, known_migrations, migrate, pending_migrations
+from tests.servers import Cluster, ScratchDatabase, dsn_for
+
+
+def recorded(dsn: str) -> list[str]:
+    with psycopg.connect(dsn) as connection:
+        rows = connection.execute("select name from conductor.migrations order by number")
+        return [name for (name,) in rows]
+
+
+def test_an_ordinary_owner_can_migrate(database: ScratchDatabase) -> None:
+    assert pending_migrations(database.dsn) == known_migrations()
+    assert migrate(database.dsn) == known_migrations()
+    assert recorded(database.dsn) == [m.name for m in known_migrations()]
+    assert pending_migrations(database.dsn) == ()
+    assert migrate(database.dsn) == ()
+
+
+def test_asking_what_is_pending_changes_nothing(database: ScratchDatabase) -> None:
+    pending_migrations(database.dsn)
+    with psycopg.connect(database.dsn) as connection:
+        row = connection.execute("select to_regnamespace('conductor')").fetchone()
+    assert row == (None,)
+
+
+def test_processes_that_start_together_migrate_once(database: ScratchDatabase) -> None:
+    with ThreadPoolExecutor(6) as threads:
+        applied = list(threads.map(migrate, [database.dsn] * 6))
+    assert sorted(len(done) for done in applied) == [0] * 5 + [len(known_migrations())]
+
+
+def test_a_schema_made_by_an_administrator_is_enough(
+    database: ScratchDatabase, server: Cluster
+) -> None:
+    role = server.source_role
+    admin = psycopg.sql.Identifier(role)
+    with psycopg.connect(database.admin_dsn, autocommit=True) as connection:
+        connection.execute(
+            psycopg.sql.SQL("create schema conductor authorization {}").format(admin)
+        )
+        connection.execute("revoke create on database " + database.name + " from public")
+    assert migrate(database.source_dsn) == known_migrations()
+
+
+def test_a_changed_file_is_refused(
+    migrated: ScratchDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = known_migrations()
+    changed = Migration.from_file("0001_initial.sql", first.statements + b"-- changed")
+    monkeypatch.setattr(migrations, "known_migrations", lambda: (changed, *others))
+    with pytest.raises(MigrationMismatch, match="was applied with checksum"):
+        migrate(migrated.dsn)
+
+
+def test_a_newer_database_is_refused(migrated: ScratchDatabase) -> None:
+    with psycopg.connect(migrated.dsn) as connection:
+        connection.execute(
+            "insert into conductor.migrations (number, name, checksum) values (9999, 'later', 'x')"
+        )
+    with pytest.raises(MigrationMismatch, match="9999_later, which is newer"):
+        migrate(migrated.dsn)
+
+
+def test_a_failing_migration_leaves_nothing(
+    migrated: ScratchDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = known_migrations()
+    number = len(known) + 1
+    broken = Migration.from_file(
+        f"{number:04}_broken.sql", b"create table conductor.half (); select 1 / 0;"
+    )
+    monkeypatch.setattr(migrations, "known_migrations", lambda: (*known, broken))
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        migrate(migrated.dsn)
+    assert recorded(migrated.dsn) == [m.name for m in known]
+    with psycopg.connect(migrated.dsn) as connection:
+        assert connection.execute("select to_regclass('conductor.half')").fetchone() == (None,)
+
+
+def test_no_server_is_one_clear_error(tmp_path: Path, database: ScratchDatabase) -> None:
+    nowhere = dsn_for(database.dsn, host=str(tmp_path), hostaddr="", port="1")
+    with pytest.raises(DatabaseUnavailable, match="cannot connect"):
+        migrate(nowhere)
