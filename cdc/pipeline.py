@@ -262,18 +262,22 @@ class Pipeline:
 
     def _cut(self, commit: Commit) -> None:
         """Everything routed so far belongs to whole transactions."""
-        pending, routed = self._pending, self._pending.routed
+        pending = self._pending
         if self._marker is not None:
             self._stamp(self._marker, commit.commit_lsn)
             self._marker = None
-        if len(routed.specs) > pending.cut and not pending.commit_time_us:
+        if len(pending.routed.specs) > pending.cut and not pending.commit_time_us:
             pending.commit_time_us = commit.commit_time_us
+        self._cut_at(commit.end_lsn)
+        self._progress.transaction_ended(commit.end_lsn)
+
+    def _cut_at(self, end_lsn: int) -> None:
+        pending, routed = self._pending, self._pending.routed
         pending.cut = len(routed.specs)
         pending.dead_cut = len(routed.dead_letters)
         if pending.end_lsn is None:
             pending.since_s = time.monotonic()
-        pending.end_lsn = commit.end_lsn
-        self._progress.transaction_ended(commit.end_lsn)
+        pending.end_lsn = end_lsn
 
     def _set_aside(self, error: UndecodableMessage, payload: bytes) -> None:
         self._pending.routed.dead_letters.append(
@@ -286,6 +290,9 @@ class Pipeline:
                 raw=payload,
             )
         )
+        if not self._reader.in_transaction:  # a message that stands alone ends at its own LSN
+            self._progress.received(error.commit_lsn)
+            self._cut_at(error.commit_lsn)
 
     def _note_keepalive(self, frame: bytes) -> None:
         keepalive = parse_frame(frame)

@@ -63,6 +63,11 @@ class RelationCache:
         self._relations[message.oid] = message
         self._shapes[message.oid] = _shape(message, converters, self.revision)
 
+    @property
+    def oids(self) -> list[int]:
+        """The OIDs of all relations that were described."""
+        return list(self._shapes)
+
     def get(self, relation_oid: int) -> RelationShape:
         """Return a relation's shape; raise `RelationUnknown` when none was sent."""
         try:

@@ -10,6 +10,8 @@ pays for no checks; every decoder then compares where it stopped with the payloa
 
 import struct
 from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
 
 from cdc.errors import ProtocolError
 from cdc.wire.frames import POSTGRES_EPOCH_US
@@ -43,6 +45,9 @@ _ROW_HEADER = struct.Struct(">IB").unpack_from  # relation, then K, O or N
 _COLUMN = struct.Struct(">Ii")  # type OID, type modifier
 _TRUNCATE = struct.Struct(">IB").unpack_from
 _MESSAGE = struct.Struct(">BQ").unpack_from
+_VALUE = struct.Struct(">BI").unpack_from  # kind, length of a text
+
+_UNROLLED_COLUMNS = 64
 
 _TRUNCATE_CASCADE = 1
 _TRUNCATE_RESTART_IDENTITY = 2
@@ -184,24 +189,50 @@ def _row(payload: bytes, position: int) -> tuple[Row, int]:
     """Read a row; return it and where it ends, which may be past a payload that was cut."""
     (count,) = _U16(payload, position)
     position += 2
+    try:
+        return _row_of_texts(count)(payload, position) or _row_of_any(payload, position, count)
+    except struct.error:  # it read ahead behind a last value that is no text
+        return _row_of_any(payload, position, count)
+
+
+def _row_of_any(payload: bytes, position: int, count: int) -> tuple[Row, int]:
     row: Row = []
-    append = row.append
-    length_at = _U32
     for _ in range(count):
         kind = payload[position]
         if kind == _TEXT:
             start = position + 5
-            position = start + length_at(payload, position + 1)[0]
-            append(payload[start:position])
+            position = start + _U32(payload, position + 1)[0]
+            row.append(payload[start:position])
         elif kind == _NULL:
             position += 1
-            append(None)
+            row.append(None)
         elif kind == _UNCHANGED:
             position += 1
-            append(UNCHANGED)
+            row.append(UNCHANGED)
         else:
             raise _error(payload, position, "a value as text (t, n or u)", repr(chr(kind)))
     return row, position
+
+
+@cache
+def _row_of_texts(count: int) -> Callable[[bytes, int], tuple[Row, int] | None]:
+    """Return a reader of rows of so many values, all of them text; it returns None for others.
+
+    Most rows are, and this is the hottest loop of the router: unrolled it takes 60 % of the time.
+    The source is made of column numbers alone.
+    """
+    if not 0 < count <= _UNROLLED_COLUMNS:
+        return lambda _payload, _position: None
+    lines, end = ["def read(payload, position):"], "position"
+    for i in range(count):
+        lines.append(f"    k{i}, n = value_at(payload, {end}); s{i} = {end} + 5; e{i} = s{i} + n")
+        end = f"e{i}"
+    kinds = " == ".join(f"k{i}" for i in range(count))
+    values = ", ".join(f"payload[s{i}:e{i}]" for i in range(count))
+    lines.append(f"    if {kinds} == {_TEXT}: return [{values}], {end}")
+    namespace: dict[str, Any] = {"value_at": _VALUE}
+    exec("\n".join(lines), namespace)  # noqa: S102 — see above
+    return cast("Callable[[bytes, int], tuple[Row, int] | None]", namespace["read"])
 
 
 def _old_kind(payload: bytes, kind: int) -> OldKind:
