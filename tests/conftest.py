@@ -9,10 +9,13 @@ Where Debian's packages cannot be had, the tests on PostgreSQL 15 are deselected
 says so; under `CI=true` that is an error.
 """
 
+import getpass
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -140,6 +143,12 @@ def pytest_terminal_summary(
     """Say in one line a reason what was not run."""
     for reason, count in config.stash.get(not_run, {}).items():
         terminalreporter.write_line(f"NOT RUN: {count} tests: {reason}", yellow=True)
+
+
+def pytest_unconfigure() -> None:
+    """Remove pytest's own folder of temporary folders too, unless another run uses it."""
+    with suppress(OSError):
+        Path(tempfile.gettempdir(), f"pytest-of-{getpass.getuser()}").rmdir()
 
 
 @pytest.fixture(scope="session")

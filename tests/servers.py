@@ -21,6 +21,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from conductor.migrations import migrate
 from tools.localpg import PostgresServer
 
 DROP_TIMEOUT_S = 20.0
@@ -141,8 +142,6 @@ class Cluster:
         )
 
     def _migrated_template(self) -> str:
-        from conductor.migrations import migrate  # noqa: PLC0415  # most tests need no schema
-
         if self._template is None:
             self._template = self._create_database("template1")
             migrate(self._scratch(self._template).dsn)

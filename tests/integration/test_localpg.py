@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.servers import Cluster, ScratchDatabase, StartServer, wait_until
+from tests.servers import Cluster, NewDatabase, ScratchDatabase, StartServer, wait_until
 from tools.localpg import PostgresServer, ServerFailed
 from tools.localpg.binaries import embedded_binaries
 from tools.localpg.server import StopMode
@@ -147,3 +147,15 @@ def test_a_server_object_outside_its_context_is_not_running(start_server: StartS
     assert server.pid is None
     server.stop()
     assert os.fspath(server.home) == "."
+
+
+def test_migrated_databases_are_separate_and_owned_by_the_application(
+    new_database: NewDatabase,
+) -> None:
+    first, second = new_database(migrated=True), new_database(migrated=True)
+    owner = "select nspowner::regrole::text = current_user from pg_namespace where nspname = %s"
+    for migrated in (first, second):
+        assert scalar(migrated.dsn, owner, "conductor") is True
+    with psycopg.connect(first.dsn, autocommit=True) as connection:
+        connection.execute("create table public.own (id int)")
+    assert scalar(second.dsn, "select to_regclass('public.own')::text") is None
