@@ -1,0 +1,60 @@
+"""`python -m benchmarks`: run them, print them, store them.
+
+make bench                                  # quick
+make bench ARGS="--runs 5 --seconds 90"     # as the budgets ask for
+make bench ARGS="--only router worker"
+"""
+
+import argparse
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import router, snapshot, worker, writer
+from benchmarks.report import Result, store
+from benchmarks.stand import SETTINGS, Stand
+from tools.localpg import PostgresServer, find_binaries
+
+FOLDER = Path(__file__).resolve().parents[1] / ".bench"
+WRITE_SECONDS = 6
+
+
+async def run(only: Sequence[str], runs: int, seconds: float) -> tuple[list[Result], str]:
+    """Run the chosen benchmarks on a server of their own; return results and its version."""
+    benchmarks: Mapping[str, Callable[[Stand], Awaitable[list[Result]]]] = {
+        "router": lambda stand: router.measure(stand, runs),
+        "worker": lambda stand: worker.measure(stand, runs),
+        "snapshot": lambda stand: snapshot.measure(stand, seconds),
+        "writer": lambda stand: writer.measure_slowdown(stand, runs, WRITE_SECONDS),
+        "latency": lambda stand: writer.measure_latency(stand, WRITE_SECONDS),
+    }
+    results: list[Result] = []
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    with PostgresServer(find_binaries(), settings=SETTINGS) as server:
+        print(f"PostgreSQL {server.binaries.full_version}, {runs} runs each", flush=True)
+        for name, benchmark in benchmarks.items():
+            if name in only or not only:
+                async with Stand.build(server, name, FOLDER) as stand:
+                    found = await benchmark(stand)
+                for result in found:
+                    print(f"{result.name}: {result.shown}   [{result.numbers}]", flush=True)
+                results += found
+        return results, server.binaries.full_version
+
+
+def main() -> None:
+    """Read the options and run."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("--runs", type=int, default=3, help="of each side of a comparison")
+    parser.add_argument("--seconds", type=float, default=30, help="that a snapshot is held")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--write", action="store_true", help="also write benchmarks/RESULTS.md")
+    options = parser.parse_args()
+    results, server = asyncio.run(run(options.only, options.runs, options.seconds))
+    print(f"stored in {store(results, server, write=options.write)}")
+
+
+if __name__ == "__main__":
+    main()

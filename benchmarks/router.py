@@ -1,0 +1,129 @@
+"""Source change → job: a real sidecar drains a backlog, against pg_recvlogical on an equal slot.
+
+Both start from copies of one slot that stands before the backlog, so both get the same bytes from
+the same decoder. pg_recvlogical writes them to /dev/null; the sidecar decodes, routes and commits
+one job a row with its progress. Runs are interleaved. A run of the sidecar is timed from when its
+walsender is active to when its progress has passed the last transaction.
+"""
+
+import time
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.report import Result, rate
+from benchmarks.stand import Stand
+
+BASE = "bench_base"
+PEER = "bench_peer"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A backlog."""
+
+    name: str
+    transactions: int
+    rows_each: int
+    budget: str
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return self.transactions * self.rows_each
+
+
+SHAPES = (
+    Shape("10 rows a transaction", 10_000, 10, "≥ 0.65"),
+    Shape("1 row a transaction", 100_000, 1, "≥ 0.60"),
+    Shape("one transaction of 100,000 rows", 1, 100_000, "≥ 0.50"),
+)
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What both drain: from the base slot's position to beyond `last_lsn`, and no further."""
+
+    shape: Shape
+    last_lsn: str
+    end_lsn: str
+    routed_lsn: str
+    acknowledged_lsn: str
+
+
+async def measure(stand: Stand, runs: int) -> list[Result]:
+    """Measure every shape."""
+    async with stand.sidecar(), stand.worker("routing"):
+        await stand.wait_for("is_captured")
+    return [await measure_shape(stand, shape, runs) for shape in SHAPES]
+
+
+async def measure_shape(stand: Stand, shape: Shape, runs: int) -> Result:
+    """Drain one backlog several times by each."""
+    backlog = await prepare(stand, shape)
+    ours: list[float] = []
+    theirs: list[float] = []
+    for _ in range(runs):
+        theirs.append(shape.rows / await drain_by_peer(stand, backlog))
+        ours.append(shape.rows / await drain_by_sidecar(stand, backlog))
+    await stand.run("drop_slot", slot=BASE)
+    return Result(
+        f"router, {shape.name}",
+        f"{rate(ours, 'rows/s')}; pg_recvlogical {rate(theirs, 'rows/s')}",
+        median(ours) / median(theirs),
+        "ratio",
+        shape.budget,
+    )
+
+
+async def prepare(stand: Stand, shape: Shape) -> Backlog:
+    """Remember where the slot stands, then write the backlog; the sidecar is not running."""
+    await stand.run("copy_slot", source=stand.slot, slot=BASE)
+    routed, acknowledged = await stand.row("read_progress", slot=stand.slot) or ("0/0", "0/0")
+    await stand.run("commit_asynchronously")
+    if shape.transactions > 1:
+        await stand.run("fill", transactions=shape.transactions - 1, rows_each=shape.rows_each)
+    last_lsn = await stand.run("read_lsn")
+    await stand.run("fill", transactions=1, rows_each=shape.rows_each)
+    end_lsn = await stand.run("read_lsn")
+    await stand.run("commit_durably")
+    await stand.run("flush_wal")
+    return Backlog(shape, last_lsn, end_lsn, routed, acknowledged)
+
+
+async def drain_by_peer(stand: Stand, backlog: Backlog) -> float:
+    """Let pg_recvlogical read the backlog; return the seconds it took."""
+    await stand.run("copy_slot", source=BASE, slot=PEER)
+    started = time.monotonic()
+    await stand.program(
+        "pg_recvlogical",
+        *("--dbname", stand.dsn, "--slot", PEER, "--start", "--file", "/dev/null", "--no-loop"),
+        *("--endpos", backlog.end_lsn, "-o", "proto_version=1", "-o", "messages=true"),
+        *("-o", "publication_names=conductor"),
+    )
+    elapsed_s = time.monotonic() - started
+    await stand.run("drop_slot", slot=PEER)
+    return elapsed_s
+
+
+async def drain_by_sidecar(stand: Stand, backlog: Backlog) -> float:
+    """Put slot and progress back to before the backlog, start the sidecar; return the seconds.
+
+    Raises:
+        RuntimeError: it did not make one job of each row.
+    """
+    await stand.run("drop_slot", slot=stand.slot)
+    await stand.run("copy_slot", source=BASE, slot=stand.slot)
+    await stand.run(
+        "reset_progress",
+        slot=stand.slot,
+        routed=backlog.routed_lsn,
+        acknowledged=backlog.acknowledged_lsn,
+    )
+    await stand.run("empty_queue")
+    async with stand.sidecar():
+        started = await stand.wait_for("slot_is_active", slot=stand.slot)
+        ended = await stand.wait_for("is_routed", slot=stand.slot, lsn=backlog.last_lsn)
+    jobs = await stand.run("count_jobs")
+    if jobs != backlog.shape.rows:
+        raise RuntimeError(f"{jobs} jobs of {backlog.shape.rows} rows")
+    return ended - started
