@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from conductor.client import Conductor
+    from conductor.context import Context, SyncContext
     from conductor.definitions import (
         EventDefinition,
         Task,
@@ -18,28 +20,74 @@ if TYPE_CHECKING:
         define_task,
     )
     from conductor.errors import ConductorError, NonRetryable
+    from conductor.events import (
+        Change,
+        Delete,
+        Emitted,
+        Insert,
+        Invocation,
+        Tick,
+        Truncate,
+        Update,
+        is_event,
+    )
     from conductor.job import JobHandle, JobInfo
+    from conductor.orchestrator import Orchestrator
     from conductor.retry import RetryPolicy
+    from conductor.rows import Bytea, Database, TableRow
+    from conductor.sync import SyncConductor
+    from conductor.triggers import Cron, Invocable, OnChange, OnEvent
 
 __all__ = [
+    "Bytea",
+    "Change",
+    "Conductor",
     "ConductorError",
+    "Context",
+    "Cron",
+    "Database",
+    "Delete",
+    "Emitted",
     "EventDefinition",
+    "Insert",
+    "Invocable",
+    "Invocation",
     "JobHandle",
     "JobInfo",
     "NonRetryable",
+    "OnChange",
+    "OnEvent",
+    "Orchestrator",
     "RetryPolicy",
+    "SyncConductor",
+    "SyncContext",
+    "TableRow",
     "Task",
     "TaskDefinition",
+    "Tick",
+    "Truncate",
+    "Update",
     "define_event",
     "define_task",
+    "is_event",
 ]
 
 _MODULES = {
+    "client": ("Conductor",),
+    "context": ("Context", "SyncContext"),
     "definitions": ("EventDefinition", "Task", "TaskDefinition", "define_event", "define_task"),
     "errors": ("ConductorError", "NonRetryable"),
+    "events": (
+        "Change", "Delete", "Emitted", "Insert", "Invocation", "Tick", "Truncate", "Update",
+        "is_event",
+    ),
     "job": ("JobHandle", "JobInfo"),
+    "orchestrator": ("Orchestrator",),
     "retry": ("RetryPolicy",),
-}
+    "rows": ("Bytea", "Database", "TableRow"),
+    "sync": ("SyncConductor",),
+    "triggers": ("Cron", "Invocable", "OnChange", "OnEvent"),
+}  # fmt: skip
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 

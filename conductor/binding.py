@@ -1,0 +1,161 @@
+"""Binding a definition to its triggers and handler: what `@conductor.task` does.
+
+Everything that can be checked without a database is checked here, when the module of the handlers
+is imported. This module must not do I/O.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, overload
+
+from typing_extensions import TypeVar
+
+from conductor.definitions import Task, TaskDefinition, Trigger
+from conductor.errors import DefinitionInvalid
+from conductor.retry import RetryPolicy
+from conductor.triggers import OnChange
+
+if TYPE_CHECKING:
+    from conductor.context import Context, SyncContext
+    from conductor.rows import Database
+
+P = TypeVar("P")
+R = TypeVar("R")
+D = TypeVar("D")
+E = TypeVar("E")
+
+
+class TaskOptions(TypedDict, total=False):
+    """Options of `@conductor.task`; see `conductor.definitions.Task`."""
+
+    max_attempts: int
+    retry: RetryPolicy
+    retention: timedelta
+    timeout_s: float | None
+    priority: int
+
+
+class Binder(Generic[E, P, R, D]):
+    """Takes the handler: an ``async def`` with a Context, or a ``def`` with a SyncContext."""
+
+    def __init__(self, bind: Callable[[Callable[..., Any]], Task[P, R]]) -> None:
+        self._bind = bind
+
+    @overload
+    def __call__(self, handler: Callable[[E, Context[D]], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[[E, SyncContext[D]], R], /) -> Task[P, R]: ...
+    def __call__(self, handler: Callable[..., Any], /) -> Task[P, R]:
+        """Bind the handler. Raises DefinitionInvalid for one that cannot be called as one."""
+        return self._bind(handler)
+
+
+def bind(
+    handler: Callable[..., Any],
+    *,
+    definition: TaskDefinition[P, R],
+    triggers: tuple[Trigger[Any], ...],
+    version: str | None,
+    options: TaskOptions,
+) -> Task[P, R]:
+    """Return the task. Raises DefinitionInvalid."""
+    _check_options(definition.name, options)
+    _check_triggers(definition.name, triggers)
+    _check_handler(definition.name, handler)
+    return Task(
+        definition=definition,
+        triggers=triggers,
+        handler=handler,
+        is_sync=not _is_async(handler),
+        version=version,
+        **options,
+    )
+
+
+def _check_options(task: str, options: TaskOptions) -> None:
+    unknown = options.keys() - TaskOptions.__annotations__.keys()
+    if unknown:
+        raise DefinitionInvalid(
+            f"task {task!r} has no option {', '.join(sorted(unknown))}",
+            hint=f"Options: {', '.join(TaskOptions.__annotations__)}.",
+        )
+    if not 1 <= options.get("max_attempts", 1) <= 32767:
+        raise DefinitionInvalid(f"max_attempts of task {task!r} is not between 1 and 32767")
+    if options.get("retention", timedelta()) < timedelta():
+        raise DefinitionInvalid(f"retention of task {task!r} is negative")
+    timeout_s = options.get("timeout_s")
+    if timeout_s is not None and timeout_s <= 0:
+        raise DefinitionInvalid(f"timeout_s of task {task!r} is not positive")
+    if not -32767 <= options.get("priority", 0) <= 32767:
+        raise DefinitionInvalid(f"priority of task {task!r} is not between -32767 and 32767")
+
+
+def _check_triggers(task: str, triggers: tuple[Any, ...]) -> None:
+    claimed: set[str] = set()
+    for trigger in triggers:
+        if not isinstance(trigger, Trigger):
+            raise DefinitionInvalid(
+                f"{trigger!r} is not a trigger of task {task!r}",
+                hint="Triggers: Invocable(), Cron(…), OnEvent(…), OnChange(…).",
+            )
+        twice = claimed & trigger.claims
+        if twice:
+            raise DefinitionInvalid(
+                f"two triggers of task {task!r} fire on {', '.join(sorted(twice))}",
+                hint="Make them one trigger, or two tasks.",
+            )
+        claimed |= trigger.claims
+
+
+def _check_handler(task: str, handler: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(handler).bind("event", "context")
+    except TypeError as error:
+        raise DefinitionInvalid(
+            f"the handler of task {task!r} cannot be called with an event and a context: {error}",
+            hint="async def handler(event, ctx), or def for one that blocks.",
+        ) from error
+
+
+def _is_async(handler: Any) -> bool:
+    while isinstance(handler, partial):
+        handler = handler.func
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+        getattr(handler, "__call__", None)  # noqa: B004 - its code, not whether there is one
+    )
+
+
+def check_tables(triggers: Iterable[Trigger[Any]], database: Database) -> None:
+    """Raise UnknownTable or UnknownColumn for what the application's row models do not have."""
+    for trigger in triggers:
+        if isinstance(trigger, OnChange):
+            wanted = trigger.filter
+            database.check(trigger.table, (*(wanted.columns or ()), *(wanted.changed or ())))
+
+
+def collect(kind: type[Any], source: Any, noun: str) -> dict[str, Any]:
+    """Return definitions of one kind by name, from a list of them or a module that holds them."""
+    if inspect.ismodule(source):
+        found = [member for _, member in inspect.getmembers(source) if isinstance(member, kind)]
+    else:
+        found = list(source)
+    named: dict[str, Any] = {}
+    for definition in found:
+        if not isinstance(definition, kind):
+            raise DefinitionInvalid(
+                f"{definition!r} does not define {noun}", hint=f"Use define_{noun}(…)."
+            )
+        add(named, definition, noun)
+    return named
+
+
+def add(known: dict[str, Any], definition: Any, noun: str) -> None:
+    """Add a definition to those known by name. Raises DefinitionInvalid for a second of a name."""
+    if known.setdefault(definition.name, definition) is not definition:
+        raise DefinitionInvalid(
+            f"{noun} {definition.name!r} is defined twice", hint="Share one definition."
+        )

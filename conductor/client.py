@@ -1,0 +1,516 @@
+"""What an application calls: declare handlers, invoke tasks, emit events, cancel jobs.
+
+A `Conductor` knows an application's definitions. It opens connections when they are first needed
+and belongs to the event loop that first uses it. With a ``connection`` of the caller everything
+happens in the caller's transaction, and nothing but the insert itself is sent on it. This module
+must not run handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypedDict, overload
+
+from typing_extensions import TypeVar, Unpack
+
+from conductor import enqueue
+from conductor.binding import Binder, TaskOptions, add, bind, check_tables, collect
+from conductor.codec import Codec
+from conductor.connections import Connections
+from conductor.definitions import (
+    DEFAULT_QUEUE,
+    EventDefinition,
+    Task,
+    TaskDefinition,
+    Trigger,
+    check_name,
+)
+from conductor.enqueue import Batch, Outcome
+from conductor.errors import (
+    DefinitionInvalid,
+    OptionInvalid,
+    ResultTimeout,
+    UnknownEvent,
+    UnknownTask,
+)
+from conductor.events import Invocation
+from conductor.hints import QueueHints
+from conductor.job import JobHandle
+from conductor.results import ResultPoller
+from conductor.triggers import Invocable, OnEvent
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+
+    from conductor.rows import Database
+
+P = TypeVar("P")
+R = TypeVar("R")
+D = TypeVar("D", default=Any)
+E1 = TypeVar("E1")
+E2 = TypeVar("E2", default=Never)
+E3 = TypeVar("E3", default=Never)
+E4 = TypeVar("E4", default=Never)
+E5 = TypeVar("E5", default=Never)
+E6 = TypeVar("E6", default=Never)
+
+
+class InvokeOptions(TypedDict, total=False):
+    """Options of ``invoke``; see `Conductor.invoke`."""
+
+    run_at: datetime | None
+    delay: timedelta | float | None
+    priority: int | None
+    key: str | None
+    dedupe_key: str | None
+    dedupe_for: timedelta
+    metadata: dict[str, Any] | None
+
+
+class Conductor(Generic[D]):
+    """An application's tasks and events, and its way into the queue.
+
+    ``tasks`` and ``events`` are definitions, or a module that holds them; ``database`` the row
+    models that triggers are checked against; ``context`` what handlers reach as ``ctx.deps``.
+    ``app`` names the application: each has its own subscriptions. ``version`` is stored with the
+    jobs that are routed to it. Raises DefinitionInvalid.
+
+        conductor = Conductor(dsn, tasks=[send_email], events=[user_created], context=Deps(mailer))
+    """
+
+    @overload
+    def __init__(
+        self: Conductor[None],
+        dsn: str,
+        *,
+        tasks: Iterable[TaskDefinition[Any, Any]] | ModuleType = ...,
+        events: Iterable[EventDefinition[Any]] | ModuleType = ...,
+        database: Database | None = ...,
+        app: str = ...,
+        version: str | None = ...,
+        pool_size: int = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        tasks: Iterable[TaskDefinition[Any, Any]] | ModuleType = ...,
+        events: Iterable[EventDefinition[Any]] | ModuleType = ...,
+        database: Database | None = ...,
+        context: D,
+        app: str = ...,
+        version: str | None = ...,
+        pool_size: int = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        tasks: Iterable[TaskDefinition[Any, Any]] | ModuleType = (),
+        events: Iterable[EventDefinition[Any]] | ModuleType = (),
+        database: Database | None = None,
+        context: Any = None,
+        app: str = "default",
+        version: str | None = None,
+        pool_size: int = 4,
+    ) -> None:
+        self.dsn = dsn
+        self.app = check_name("app", app)
+        self.version = version
+        self.deps: D = context
+        self.database = database
+        self.definitions: dict[str, TaskDefinition[Any, Any]] = collect(
+            TaskDefinition, tasks, "task"
+        )
+        self.events: dict[str, EventDefinition[Any]] = collect(EventDefinition, events, "event")
+        self.tasks: dict[str, Task[Any, Any]] = {}
+        self._connections = Connections(dsn, pool_size, "conductor client")
+        self._results = ResultPoller(self._fetch_outcomes)
+        self._hints = QueueHints(self._hint)
+
+    # --- declaring -----------------------------------------------------------------------------
+
+    @overload
+    def task(
+        self, target: TaskDefinition[P, R], /, **options: Unpack[TaskOptions]
+    ) -> Binder[Invocation[P], P, R, D]: ...
+    @overload
+    def task(
+        self,
+        target: TaskDefinition[P, R],
+        first: Invocable,
+        t2: Trigger[E2] = ...,
+        t3: Trigger[E3] = ...,
+        t4: Trigger[E4] = ...,
+        t5: Trigger[E5] = ...,
+        t6: Trigger[E6] = ...,
+        /,
+        **options: Unpack[TaskOptions],
+    ) -> Binder[Invocation[P] | E2 | E3 | E4 | E5 | E6, P, R, D]: ...
+    @overload
+    def task(
+        self,
+        target: TaskDefinition[P, R],
+        first: Trigger[E1],
+        t2: Trigger[E2] = ...,
+        t3: Trigger[E3] = ...,
+        t4: Trigger[E4] = ...,
+        t5: Trigger[E5] = ...,
+        t6: Trigger[E6] = ...,
+        /,
+        **options: Unpack[TaskOptions],
+    ) -> Binder[E1 | E2 | E3 | E4 | E5 | E6, P, R, D]: ...
+    @overload
+    def task(
+        self,
+        target: str,
+        first: Trigger[E1],
+        t2: Trigger[E2] = ...,
+        t3: Trigger[E3] = ...,
+        t4: Trigger[E4] = ...,
+        t5: Trigger[E5] = ...,
+        t6: Trigger[E6] = ...,
+        /,
+        *,
+        queue: str = ...,
+        **options: Unpack[TaskOptions],
+    ) -> Binder[E1 | E2 | E3 | E4 | E5 | E6, Any, None, D]: ...
+    def task(
+        self,
+        target: TaskDefinition[Any, Any] | str,
+        /,
+        *triggers: Any,
+        queue: str | None = None,
+        **options: Any,
+    ) -> Binder[Any, Any, Any, D]:
+        """Bind a handler to a task: by definition, or by a name and what triggers it.
+
+        A definition without triggers is invocable. A task by name has no result. Up to six
+        triggers; the handler's event is the union of theirs. Options are those of
+        `conductor.definitions.Task`. Raises DefinitionInvalid and the errors for unknown names.
+
+            @conductor.task(send_email, max_attempts=3)
+            async def send(event: Invocation[SendEmail], ctx: Context[Deps]) -> EmailSent: ...
+        """
+        definition = self._definition(target, triggers, queue)
+        bound = triggers or (Invocable(),)
+        chosen: Any = options  # checked by bind
+
+        def bind_handler(handler: Callable[..., Any]) -> Task[Any, Any]:
+            task = bind(
+                handler,
+                definition=definition,
+                triggers=bound,
+                version=self.version,
+                options=chosen,
+            )
+            self._register(task)
+            return task
+
+        return Binder(bind_handler)
+
+    def _definition(
+        self, target: TaskDefinition[Any, Any] | str, triggers: Sequence[Any], queue: str | None
+    ) -> TaskDefinition[Any, Any]:
+        if isinstance(target, TaskDefinition):
+            if queue is not None:
+                raise DefinitionInvalid(
+                    f"the queue of task {target.name!r} is its definition's",
+                    hint="Say define_task(…, queue=…).",
+                )
+            return target
+        if not triggers and target in self.definitions:
+            return self.definitions[target]
+        if not triggers:
+            raise UnknownTask(target, self.definitions, hint="A task by name needs triggers.")
+        return TaskDefinition(
+            name=check_name("task", target),
+            queue=check_name("queue", queue or DEFAULT_QUEUE),
+            payload=Codec(Any),
+            returns=Codec(None),
+        )
+
+    def _register(self, task: Task[Any, Any]) -> None:
+        if task.name in self.tasks:
+            raise DefinitionInvalid(f"task {task.name!r} has a handler already")
+        if self.database is not None:
+            check_tables(task.triggers, self.database)
+        for trigger in task.triggers:
+            if isinstance(trigger, OnEvent):
+                add(self.events, trigger.event, "event")
+        add(self.definitions, task.definition, "task")
+        self.tasks[task.name] = task
+
+    # --- enqueueing ----------------------------------------------------------------------------
+
+    @overload
+    async def invoke(
+        self,
+        task: TaskDefinition[None, R] | Task[None, R],
+        payload: None = ...,
+        *,
+        connection: AsyncConnection[Any] | None = ...,
+        hint: bool = ...,
+        **options: Unpack[InvokeOptions],
+    ) -> JobHandle[R]: ...
+    @overload
+    async def invoke(
+        self,
+        task: TaskDefinition[P, R] | Task[P, R],
+        payload: P,
+        *,
+        connection: AsyncConnection[Any] | None = ...,
+        hint: bool = ...,
+        **options: Unpack[InvokeOptions],
+    ) -> JobHandle[R]: ...
+    @overload
+    async def invoke(
+        self,
+        task: str,
+        payload: Any = ...,
+        *,
+        connection: AsyncConnection[Any] | None = ...,
+        hint: bool = ...,
+        **options: Unpack[InvokeOptions],
+    ) -> JobHandle[Any]: ...
+    async def invoke(
+        self,
+        task: TaskDefinition[Any, Any] | Task[Any, Any] | str,
+        payload: Any = None,
+        *,
+        connection: AsyncConnection[Any] | None = None,
+        hint: bool = False,
+        **options: Unpack[InvokeOptions],
+    ) -> JobHandle[Any]:
+        """Enqueue one run of a task and return at once.
+
+        ``run_at`` (aware) or ``delay`` (seconds or timedelta) put it off. ``priority``: higher runs
+        first. ``key`` is carried along. While a ``dedupe_key`` is taken (``dedupe_for``, a day by
+        default, also after the job has ended) no other job is made: the handle's status is
+        ``dropped`` then. ``metadata`` is JSON, carried along.
+
+        With ``connection`` the job is part of the caller's transaction, and workers find it by
+        polling unless ``hint=True`` asks for a NOTIFY in it. Raises UnknownTask, PayloadInvalid,
+        OptionInvalid, DatabaseUnavailable.
+
+            handle = await conductor.invoke(send_email, SendEmail(to="a@example.com"))
+        """
+        batch = self.invocation(task, [payload], options)
+        jobs = await self.enqueue_batch(batch, connection, hint=hint)
+        return self.handles(batch, jobs, committed=connection is None)[0]
+
+    async def invoke_many(
+        self,
+        task: TaskDefinition[P, R] | Task[P, R],
+        payloads: Iterable[P],
+        *,
+        connection: AsyncConnection[Any] | None = None,
+        hint: bool = False,
+        keys: Sequence[str | None] | None = None,
+        dedupe_keys: Sequence[str] | None = None,
+        **options: Unpack[InvokeOptions],
+    ) -> list[JobHandle[R]]:
+        """Enqueue many runs of one task in one statement; handles are in the payloads' order.
+
+        Options as for `invoke`, but ``keys`` and ``dedupe_keys`` have one entry a payload.
+
+            await conductor.invoke_many(resize, [Resize(id=n) for n in range(10_000)])
+        """
+        batch = self.invocation(task, payloads, options, keys, dedupe_keys)
+        if not batch.payloads:
+            return []
+        jobs = await self.enqueue_batch(batch, connection, hint=hint)
+        return self.handles(batch, jobs, committed=connection is None)
+
+    @overload
+    async def emit(
+        self,
+        event: EventDefinition[None],
+        payload: None = ...,
+        *,
+        metadata: dict[str, Any] | None = ...,
+        connection: AsyncConnection[Any] | None = ...,
+        hint: bool = ...,
+    ) -> None: ...
+    @overload
+    async def emit(
+        self,
+        event: EventDefinition[P],
+        payload: P,
+        *,
+        metadata: dict[str, Any] | None = ...,
+        connection: AsyncConnection[Any] | None = ...,
+        hint: bool = ...,
+    ) -> None: ...
+    @overload
+    async def emit(
+        self,
+        event: str,
+        payload: Any = ...,
+        *,
+        metadata: dict[str, Any] | None = ...,
+        connection: AsyncConnection[Any] | None = ...,
+        hint: bool = ...,
+    ) -> None: ...
+    async def emit(
+        self,
+        event: EventDefinition[Any] | str,
+        payload: Any = None,
+        *,
+        metadata: dict[str, Any] | None = None,
+        connection: AsyncConnection[Any] | None = None,
+        hint: bool = False,
+    ) -> None:
+        """Emit an event: every task subscribed to it gets a job, once this is committed.
+
+        ``connection`` and ``hint`` as for `invoke`. Raises UnknownEvent, PayloadInvalid,
+        DatabaseUnavailable.
+
+            await conductor.emit(user_created, UserCreated(id=1), connection=conn)
+        """
+        batch = self.emission(event, [payload], metadata)
+        await self.enqueue_batch(batch, connection, hint=hint)
+
+    async def emit_many(
+        self,
+        event: EventDefinition[P],
+        payloads: Iterable[P],
+        *,
+        metadata: dict[str, Any] | None = None,
+        connection: AsyncConnection[Any] | None = None,
+        hint: bool = False,
+    ) -> None:
+        """Emit an event many times, in order, in one statement."""
+        batch = self.emission(event, payloads, metadata)
+        if batch.payloads:
+            await self.enqueue_batch(batch, connection, hint=hint)
+
+    async def cancel(
+        self,
+        job: int,
+        reason: str | None = None,
+        *,
+        connection: AsyncConnection[Any] | None = None,
+    ) -> bool:
+        """Cancel a job; true when it had not ended yet. A running handler is told within 1 s."""
+        if connection is not None:
+            return await enqueue.cancel(connection, job, reason)
+        async with self._connections.lend() as own:
+            return await enqueue.cancel(own, job, reason)
+
+    def invocation(
+        self,
+        task: TaskDefinition[Any, Any] | Task[Any, Any] | str,
+        payloads: Iterable[Any],
+        options: InvokeOptions,
+        keys: Sequence[str | None] | None = None,
+        dedupe_keys: Sequence[str] | None = None,
+    ) -> Batch:
+        """Return the checked batch that `invoke` and `invoke_many` enqueue."""
+        definition = self._known_task(task)
+        encoded = [definition.encode_payload(payload) for payload in payloads]
+        bound = self.tasks.get(definition.name)
+        priority = options.get("priority")
+        delay, key, once = options.get("delay"), options.get("key"), options.get("dedupe_key")
+        if (key is not None and keys) or (once is not None and dedupe_keys):
+            raise OptionInvalid("a key for all payloads, or one for each: not both")
+        return Batch(
+            queue=definition.queue,
+            task=definition.name,
+            payloads=encoded,
+            run_at=options.get("run_at"),
+            delay=timedelta(seconds=delay) if isinstance(delay, (int, float)) else delay,
+            priority=priority if priority is not None else bound.priority if bound else 0,
+            keys=keys if key is None else [key] * len(encoded),
+            dedupe_keys=dedupe_keys if once is None else [once] * len(encoded),
+            dedupe_for=options.get("dedupe_for", enqueue.DEDUPE_FOR),
+            metadata=options.get("metadata"),
+        )
+
+    def emission(
+        self,
+        event: EventDefinition[Any] | str,
+        payloads: Iterable[Any],
+        metadata: dict[str, Any] | None,
+    ) -> Batch:
+        """Return the checked batch that `emit` and `emit_many` enqueue."""
+        name = event if isinstance(event, str) else event.name
+        definition = self.events.get(name)
+        if definition is None or (definition is not event and not isinstance(event, str)):
+            raise UnknownEvent(name, self.events)
+        encoded = [definition.encode_payload(payload) for payload in payloads]
+        return enqueue.emission(name, encoded, metadata)
+
+    def _known_task(
+        self, task: TaskDefinition[Any, Any] | Task[Any, Any] | str
+    ) -> TaskDefinition[Any, Any]:
+        name = task if isinstance(task, str) else task.name
+        known = self.definitions.get(name)
+        given = task.definition if isinstance(task, Task) else task
+        if known is None or (known is not given and not isinstance(given, str)):
+            raise UnknownTask(name, self.definitions)
+        return known
+
+    def handles(
+        self, batch: Batch, jobs: Sequence[enqueue.Enqueued], *, committed: bool
+    ) -> list[JobHandle[Any]]:
+        """Return handles for what a batch has become."""
+        return [
+            JobHandle(job.id, batch.task, "enqueued" if job.is_new else "dropped", self, committed)
+            for job in jobs
+        ]
+
+    async def enqueue_batch(
+        self,
+        batch: Batch,
+        connection: AsyncConnection[Any] | None = None,
+        *,
+        hint: bool = False,
+    ) -> list[enqueue.Enqueued]:
+        """Enqueue a batch on the caller's connection, or commit it on one of the client's own."""
+        if connection is not None:
+            jobs = await enqueue.enqueue(connection, batch)
+            if hint:
+                await enqueue.hint(connection, batch.queue)
+            return jobs
+        async with self._connections.lend() as own:
+            jobs = await enqueue.enqueue(own, batch)
+        self._hints.after_commit(batch.queue)
+        return jobs
+
+    # --- waiting -------------------------------------------------------------------------------
+
+    async def job_result(self, handle: JobHandle[Any], timeout_s: float | None) -> Any:
+        """Wait for a job; see `JobHandle.result`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                data = await self._results.wait(handle.id, committed=handle.committed)
+        except TimeoutError as error:
+            raise ResultTimeout(f"job {handle.id} has not ended in {timeout_s} s") from error
+        return self.definitions[handle.task].decode_result(data)
+
+    async def _fetch_outcomes(self, jobs: Sequence[int]) -> list[Outcome]:
+        async with self._connections.lend() as connection:
+            return await enqueue.fetch_outcomes(connection, jobs)
+
+    async def _hint(self, queue: str) -> None:
+        async with self._connections.lend() as connection:
+            await enqueue.hint(connection, queue)
+
+    async def close(self) -> None:
+        """Close the connections; waits for results end with a cancellation."""
+        await self._results.close()
+        await self._hints.close()
+        await self._connections.close()
+
+    async def __aenter__(self) -> Self:
+        """Return itself; connections are opened when first needed."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connections."""
+        await self.close()
