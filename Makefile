@@ -20,6 +20,7 @@ lint: .venv
 
 types: .venv
 	$(BIN)/mypy $(SOURCES)
+	$(BIN)/basedpyright
 
 demo: .venv
 	KEEP=$(KEEP) $(BIN)/python -m examples.shop.demo
