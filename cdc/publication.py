@@ -1,9 +1,9 @@
 """The publication: what the subscriptions need of it, what it has, and how to get there.
 
-`plan` is a pure comparison; `apply_plan` runs its statements. Whole tables are published, with all
-operations and partitions as their root; projection and filters are the router's. Nothing is
-published that could make an application's write fail (a table without usable replica identity), and
-nothing of schema `conductor` ever is.
+`plan` is a pure comparison, `apply_plan` runs its statements, `PublicationKeeper` does both. Whole
+tables are published, with all operations and partitions as their root; projection and filters are
+the router's. Nothing is published that could make an application's write fail (a table without
+usable replica identity), and nothing of schema `conductor` ever is.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -14,13 +14,22 @@ from typing import Final
 import psycopg
 
 from cdc import queries
-from cdc.catalog import Publication, Table, TableName
+from cdc.catalog import (
+    Publication,
+    Table,
+    TableName,
+    read_publication,
+    read_table_names,
+    read_tables,
+)
 from cdc.connection import Connection, one_line, source_error
 from cdc.errors import (
     CdcError,
     ColumnUnknown,
     PrivilegeMissing,
+    PublicationDrift,
     PublicationError,
+    PublicationMissing,
     ReplicaIdentityMissing,
     TableUnknown,
 )
@@ -135,6 +144,81 @@ async def apply_plan(connection: Connection, plan: Plan) -> bool:
                 raise source_error(error) from error
             complete = False
     return complete
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What the publication carries after a look at it, and what it cannot carry."""
+
+    published: Mapping[TableName, int]  # wanted and published tables: their OIDs
+    refused: Mapping[int, CdcError]  # by subscription id
+    obstacle: CdcError | None = None  # why it could not be changed as planned
+
+
+@dataclass(frozen=True, slots=True)
+class PublicationKeeper:
+    """Looks at the publication and brings it to what is wanted, as far as it may.
+
+    Args:
+        name: the publication.
+        connection: an ordinary connection to the source database.
+        manage: off: change nothing, only say which statements are missing.
+    """
+
+    name: str
+    connection: Connection
+    manage: bool = True
+
+    async def reconcile(
+        self, wanted: Sequence[Wanted], *, tolerate_drift: bool = False
+    ) -> Reconciled:
+        """Compare, change, and look again.
+
+        Args:
+            wanted: the subscriptions that route, or should.
+            tolerate_drift: put right what somebody else changed (its gap is recorded already).
+
+        Raises:
+            PublicationMissing, PublicationDrift: what was captured is captured no longer.
+            PublicationError, PrivilegeMissing: there is no publication that could be used.
+        """
+        tables = await read_tables(self.connection, {w.table for w in wanted})
+        known = () if len(tables) == len({w.table for w in wanted}) else await self._names()
+        actual = await read_publication(self.connection, self.name)
+        change = plan(self.name, wanted, actual, tables, known)
+        if change.drift and not tolerate_drift:
+            kind = PublicationMissing if actual is None else PublicationDrift
+            raise kind(f"publication {self.name!r} was changed: {'; '.join(change.drift)}")
+        obstacle = await self._apply(change)
+        if change.statements:
+            actual = await read_publication(self.connection, self.name)
+        needed = {w.table for w in wanted if w.subscription.id not in change.refused}
+        published = {t: tables[t].oid for t in _published(actual, needed) if t in tables}
+        return Reconciled(published, change.refused, obstacle)
+
+    async def _names(self) -> list[str]:
+        return await read_table_names(self.connection)
+
+    async def _apply(self, change: Plan) -> CdcError | None:
+        if not change.statements:
+            return None
+        if not self.manage:
+            statements = "; ".join(s.as_string(self.connection) for s in change.statements)
+            obstacle: CdcError = PublicationError(
+                f"publication {self.name!r} is not as the subscriptions need it, "
+                "and CDC_MANAGE_PUBLICATION is off",
+                hint=f"let its owner run: {statements}",
+            )
+        else:
+            try:
+                await apply_plan(self.connection, change)
+            except PrivilegeMissing as error:
+                obstacle = error
+            else:
+                return None
+        if change.create:
+            raise obstacle
+        return obstacle
 
 
 def _unusable(actual: Publication) -> str | None:

@@ -302,7 +302,7 @@ CLOSE_GAPS: Final = sql.SQL("""
     where slot = %(slot)s and closed_at is null
 """)
 
-OPEN_GAPS: Final = sql.SQL("""
+RECENT_GAPS: Final = sql.SQL("""
     select id, condition, policy, from_lsn::text, to_lsn::text, detail, opened_at::text,
         closed_at::text
     from conductor.gaps

@@ -83,6 +83,14 @@ class Situation:
     timeline_history: Sequence[tuple[int, Lsn]] = ()  # of the server's timeline
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """An error that a new slot cures, and the generation that met it."""
+
+    error: CdcError
+    generation: int
+
+
 def judge(situation: Situation) -> CdcError | None:
     """Return what stands against streaming on; None when slot and progress fit, or both are new."""
     progress, slot, name = situation.progress, situation.slot, situation.slot_name
@@ -223,27 +231,32 @@ class SlotKeeper:
                 raise SlotBusy(f"slot {self.name!r} was just created by another sidecar")
             return await self._create_slot(stream, situation.slot)
 
-    async def recreate(self, stream: ReplicationStream, lock: Connection, problem: CdcError) -> Lsn:
-        """Give up what the slot has lost: a new generation from here on, and a closed gap.
+    async def recreate(self, stream: ReplicationStream, lock: Connection, loss: Loss) -> Lsn | None:
+        """Give up what the slot has lost: a new generation from here on, and its gaps closed.
+
+        Returns where it starts; None when another sidecar has done it.
 
         Raises:
             SlotError: it was done `RECREATIONS_AN_HOUR` times within an hour.
         """
         async with self._turn(lock):
+            situation = await self.situation(stream)
+            progress = situation.progress
+            if progress is None or progress.generation != loss.generation:
+                return None
             recent = await self._queue_value(queries.RECENT_RECREATIONS, "recreations")
             if recent >= RECREATIONS_AN_HOUR:
                 raise SlotError(
                     f"slot {self.name!r} was re-created {recent} times within an hour; "
-                    f"now: {problem}",
+                    f"now: {loss.error}",
                     hint="find out who removes it; CDC_GAP_POLICY=stop until then",
                 )
-            situation = await self.situation(stream)
-            if isinstance(problem, SystemChanged):
+            if isinstance(loss.error, SystemChanged):
                 await self._queue(queries.FORGET_ACTIVATIONS)
             await self._queue(queries.RESTART_PROGRESS, **self._identity(situation.system))
             return await self._create_slot(stream, situation.slot)
 
-    async def open_gap(self, problem: CdcError, *, policy: str) -> None:
+    async def open_gap(self, problem: CdcError, *, policy: str) -> Loss | None:
         """Leave a row that says what may have been lost, unless it is there already."""
         progress = await self.read_progress()
         slot = await read_slot(self.source_control, self.name)
@@ -257,6 +270,7 @@ class SlotKeeper:
             to_lsn=None if to_lsn is None else str(to_lsn),
             detail=json.dumps({"message": str(problem), "hint": problem.hint}),
         )
+        return None if progress is None else Loss(problem, progress.generation)
 
     async def follow_timeline(self, progress: ProgressRow, timeline: int) -> None:
         """Note that the source went on, without loss, on another timeline."""

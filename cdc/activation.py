@@ -1,0 +1,270 @@
+"""From a registered subscription to a stamped one: when it begins and ends to route.
+
+A new table reaches the stream only for transactions that touch it after the publication was
+changed; one that was writing meanwhile delivers a part. So a subscription begins at a marker that
+is put into the WAL when every such writer has ended; the marker's commit is the stamp, written with
+the jobs of that transaction, and a replay routes exactly as the first pass did (router-rules 13).
+
+`SubscriptionBook` knows the subscriptions and their stamps; `Activator` is the leader's loop that
+brings them forward. It holds no durable state: a subscription without a stamp is marked again.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import structlog
+
+from cdc import queries
+from cdc.connection import Connection, queue_errors, source_errors
+from cdc.errors import CdcError
+from cdc.lsn import Lsn
+from cdc.marker import PREFIX, Marker
+from cdc.publication import PublicationKeeper, Reconciled, Wanted
+from conductor.matching import Subscription
+
+POLL_S: Final = 1.0
+WRITER_POLL_S: Final = 0.1
+SLOW_WRITER_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A subscription, whether it is meant to go on, and its stamps for our slot."""
+
+    subscription: Subscription
+    retired: bool
+    start_lsn: int | None
+    end_lsn: int | None
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the publication must carry for it."""
+        return Wanted(self.subscription, started=self.start_lsn is not None)
+
+
+class SubscriptionBook:
+    """The change subscriptions of a source, as the queue database has them.
+
+    `revision` rises whenever the entries change.
+    """
+
+    def __init__(self, queue: Connection, *, slot: str, source: str) -> None:
+        self._queue = queue
+        self._parameters = {"slot": slot, "source": source}
+        self._unreadable: set[int] = set()
+        self._log = structlog.get_logger("cdc")
+        self.entries: list[Entry] = []
+        self.revision = 0
+
+    @property
+    def stamped(self) -> list[tuple[Subscription, int | None, int | None]]:
+        """Every subscription that can still match, with its start and end stamp."""
+        return [(e.subscription, e.start_lsn, e.end_lsn) for e in self.entries]
+
+    def task_of(self, head: bytes) -> str | None:
+        """Return the task whose jobs carry this head."""
+        return next(
+            (e.subscription.task for e in self.entries if e.subscription.head == head), None
+        )
+
+    async def refresh(self) -> None:
+        """Read them again."""
+        with queue_errors():
+            cursor = await self._queue.execute(queries.SUBSCRIPTIONS, self._parameters)
+            rows = await cursor.fetchall()
+        entries = [entry for row in rows if (entry := self._entry(row)) is not None]
+        if entries != self.entries:
+            self.entries = entries
+            self.revision += 1
+
+    def _entry(self, row: dict[str, Any]) -> Entry | None:
+        """Read a row. One that cannot be read (written by a newer version?) stops no other."""
+        try:
+            subscription = Subscription.from_row(row)
+        except (KeyError, TypeError, ValueError) as error:
+            if row["id"] not in self._unreadable:
+                self._unreadable.add(row["id"])
+                self._log.error(
+                    "subscription_unreadable",
+                    subscription=row["id"],
+                    task=row["task"],
+                    error=f"{type(error).__name__}: {error}",
+                )
+            return None
+        return Entry(subscription, row["retired"], _lsn(row["start_lsn"]), _lsn(row["end_lsn"]))
+
+
+class ActivationMetrics(Protocol):
+    """What the activator reports."""
+
+    def subscriptions(self, *, active: int, pending: int, refused: int) -> None:
+        """How many route, wait to begin, or cannot begin."""
+
+
+@dataclass(slots=True)
+class _Writers:
+    """The transactions that may have written to a table before it was published to them."""
+
+    transactions: set[str]
+    pids: set[int]
+    since_s: float
+    reported: bool = False
+
+
+@dataclass(slots=True)
+class Activator:
+    """The leader's loop: publish, wait for writers, mark.
+
+    Args:
+        book: the subscriptions.
+        keeper: the publication.
+        source: an ordinary connection to the source database.
+        listener: a connection to the queue database, for LISTEN alone.
+        slot: whose stamps.
+        nonce: of the progress row; the marker proves with it that it is ours.
+        metrics: where to report.
+    """
+
+    book: SubscriptionBook
+    keeper: PublicationKeeper
+    source: Connection
+    listener: Connection
+    slot: str
+    nonce: str
+    metrics: ActivationMetrics
+    _writers: dict[int, _Writers] = field(default_factory=dict)  # by table OID
+    _effective: set[int] = field(default_factory=set)  # table OIDs
+    _marked_start: set[int] = field(default_factory=set)
+    _marked_end: set[int] = field(default_factory=set)
+    _said: dict[object, str] = field(default_factory=dict)
+    _log: Any = field(default_factory=lambda: structlog.get_logger("cdc"))
+
+    async def run(self) -> None:
+        """Look at once, then at every notification, at least every second. Never returns.
+
+        Raises:
+            PublicationMissing, PublicationDrift: what is captured was taken out by somebody else.
+            SourceUnavailable, QueueUnavailable: a connection was lost.
+        """
+        with queue_errors():
+            await self.listener.execute(queries.LISTEN_SUBSCRIPTIONS)
+        while True:
+            await self.step()
+            if self._writers:
+                await asyncio.sleep(WRITER_POLL_S)
+            else:
+                await self._wait_for_notification()
+
+    async def step(self) -> None:
+        """Bring every subscription as far forward as it can go now."""
+        await self.book.refresh()
+        entries = self.book.entries
+        reconciled = await self.keeper.reconcile([entry.wanted for entry in entries])
+        self._report(entries, reconciled)
+        starting = [
+            e
+            for e in entries
+            if e.start_lsn is None
+            and e.subscription.id not in self._marked_start
+            and e.subscription.id not in reconciled.refused
+            and e.wanted.table in reconciled.published
+        ]
+        await self._await_writers(starting, reconciled)
+        oid_of = reconciled.published
+        await self._mark(
+            start=[e for e in starting if oid_of[e.wanted.table] in self._effective],
+            end=[
+                e
+                for e in entries
+                if e.retired
+                and e.start_lsn is not None
+                and e.end_lsn is None
+                and e.subscription.id not in self._marked_end
+            ],
+        )
+
+    async def _wait_for_notification(self) -> None:
+        with queue_errors():
+            async for _ in self.listener.notifies(timeout=POLL_S, stop_after=1):
+                pass
+
+    async def _await_writers(self, starting: Iterable[Entry], reconciled: Reconciled) -> None:
+        """Find out which tables' earlier writers have all ended, without queueing for a lock."""
+        published = set(reconciled.published.values())
+        self._effective &= published
+        needed = {reconciled.published[e.wanted.table] for e in starting} - self._effective
+        self._writers = {oid: w for oid, w in self._writers.items() if oid in needed}
+        if not needed:
+            return
+        with source_errors():
+            cursor = await self.source.execute(queries.WRITERS, {"oids": sorted(needed)})
+            rows = await cursor.fetchall()
+        now_s = asyncio.get_running_loop().time()
+        for oid in needed:
+            present = {row["transaction"]: row["pid"] for row in rows if row["oid"] == oid}
+            writers = self._writers.setdefault(oid, _Writers(set(present), set(), now_s))
+            writers.transactions &= set(present)
+            writers.pids = {present[t] for t in writers.transactions if present[t] is not None}
+            if not writers.transactions:
+                del self._writers[oid]
+                self._effective.add(oid)
+            elif now_s - writers.since_s > SLOW_WRITER_S and not writers.reported:
+                writers.reported = True
+                self._log.warning(
+                    "activation_waits",
+                    tables=sorted(_dotted(t) for t, o in reconciled.published.items() if o == oid),
+                    pids=sorted(writers.pids),
+                    hint="the subscription begins when these transactions have ended",
+                )
+
+    async def _mark(self, *, start: list[Entry], end: list[Entry]) -> None:
+        if not start and not end:
+            return
+        marker = Marker(
+            slot=self.slot,
+            nonce=self.nonce,
+            start=tuple(e.subscription.id for e in start),
+            end=tuple(e.subscription.id for e in end),
+        )
+        with source_errors():
+            await self.source.execute(
+                queries.EMIT_MARK, {"prefix": PREFIX, "content": marker.encode()}
+            )
+        self._marked_start.update(marker.start)
+        self._marked_end.update(marker.end)
+        self._log.info("subscriptions_marked", start=list(marker.start), end=list(marker.end))
+
+    def _report(self, entries: list[Entry], reconciled: Reconciled) -> None:
+        refused = reconciled.refused
+        active = sum(e.start_lsn is not None for e in entries)
+        self.metrics.subscriptions(
+            active=active, pending=len(entries) - active - len(refused), refused=len(refused)
+        )
+        by_id = {e.subscription.id: e.subscription for e in entries}
+        for subscription_id, error in refused.items():
+            self._say_once(
+                subscription_id,
+                "subscription_refused",
+                error,
+                subscription=subscription_id,
+                task=by_id[subscription_id].task,
+            )
+        self._say_once("publication", "publication_unchanged", reconciled.obstacle)
+
+    def _say_once(self, key: object, event: str, error: CdcError | None, **fields: object) -> None:
+        """Log a lasting trouble when it begins or changes, not every second."""
+        if error is None:
+            self._said.pop(key, None)
+        elif self._said.get(key) != str(error):
+            self._said[key] = str(error)
+            self._log.warning(event, error=str(error), hint=error.hint, **fields)
+
+
+def _lsn(text: str | None) -> int | None:
+    return None if text is None else Lsn.parse(text)
+
+
+def _dotted(table: tuple[str, str]) -> str:
+    return f"{table[0]}.{table[1]}"

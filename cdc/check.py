@@ -1,0 +1,209 @@
+"""`cdc check`: everything that `cdc run` would trip over, found without changing anything.
+
+One `Finding` a fact, each with its fix. It looks with the eyes of `cdc run`: the same roles, the
+same comparisons, the same errors.
+"""
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from cdc.activation import SubscriptionBook
+from cdc.catalog import (
+    Publication,
+    Server,
+    Table,
+    TableName,
+    read_publication,
+    read_server,
+    read_table_names,
+    read_tables,
+)
+from cdc.config import Settings
+from cdc.connection import Connection, connect_queue, connect_source, describe_dsn
+from cdc.errors import CdcError
+from cdc.preflight import refuse_server, warn_of_release
+from cdc.publication import Plan, Wanted, plan
+from cdc.slots import SlotKeeper, judge
+from cdc.source import ReplicationStream
+
+Level = Literal["ok", "warning", "error"]
+_NAME: Final = "cdc check"
+_WORST_FIRST: Final = (69, 78, 65, 70)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what is so, and what to do about it."""
+
+    level: Level
+    message: str
+    fix: str | None = None
+    exit_code: int = 0
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """Return what `cdc check` ends with: 0 when nothing stands against `cdc run`."""
+    codes = {finding.exit_code for finding in findings if finding.level == "error"}
+    return next((code for code in _WORST_FIRST if code in codes), 0)
+
+
+async def check(settings: Settings) -> list[Finding]:
+    """Look at both databases and return what was found, in the order in which it matters."""
+    findings: list[Finding] = []
+    async with AsyncExitStack() as stack:
+        source = server = stream = slots = book = None
+        try:
+            source = await connect_source(settings.source_conninfo, application_name=_NAME)
+            stack.push_async_callback(source.close)
+            server = await read_server(source)
+            findings += _judge_server(server, settings)
+            stream = await ReplicationStream.open(settings.source_conninfo, application_name=_NAME)
+            stack.push_async_callback(stream.close)
+            findings.append(Finding("ok", "the role can open a replication connection"))
+        except CdcError as error:
+            findings.append(_error(error))
+        try:
+            queue = await connect_queue(settings.queue_conninfo, application_name=_NAME)
+            stack.push_async_callback(queue.close)
+            book = SubscriptionBook(queue, slot=settings.slot, source=settings.source)
+            await book.refresh()
+            count = len(book.entries)
+            where = describe_dsn(settings.queue_conninfo)
+            findings.append(Finding("ok", f"queue {where}: {count} subscriptions to changes"))
+            if source is not None:
+                slots = SlotKeeper(settings.slot, settings.source, source, queue)
+        except CdcError as error:
+            findings.append(_error(error))
+        try:
+            if source is not None and server is not None and book is not None:
+                wanted = [entry.wanted for entry in book.entries]
+                findings += await _check_publication(settings, source, server, wanted)
+            if stream is not None and slots is not None and server is not None:
+                findings += await _check_slot(slots, stream, server)
+        except CdcError as error:
+            findings.append(_error(error))
+    return findings
+
+
+def _judge_server(server: Server, settings: Settings) -> list[Finding]:
+    where = describe_dsn(settings.source_conninfo)
+    if (refusal := refuse_server(server)) is not None:
+        return [_error(refusal)]
+    findings = [Finding("ok", f"source {where}: PostgreSQL {server.version}, wal_level logical")]
+    if warning := warn_of_release(server):
+        findings.append(Finding("warning", warning, "upgrade the server"))
+    if server.max_slot_wal_keep_bytes < 0:
+        findings.append(
+            Finding(
+                "warning",
+                "max_slot_wal_keep_size is unlimited: a slot that nobody reads fills the disk",
+                "alter system set max_slot_wal_keep_size = '20GB' (what the disk can spare)",
+            )
+        )
+    if server.encoding == "SQL_ASCII":
+        findings.append(
+            Finding(
+                "warning",
+                "the database's encoding is SQL_ASCII: rows that are not UTF-8 are set aside",
+            )
+        )
+    return findings
+
+
+async def _check_publication(
+    settings: Settings, source: Connection, server: Server, wanted: list[Wanted]
+) -> list[Finding]:
+    tables = await read_tables(source, {w.table for w in wanted})
+    actual = await read_publication(source, settings.publication)
+    change = plan(settings.publication, wanted, actual, tables, await read_table_names(source))
+    by_id = {w.subscription.id: w.subscription for w in wanted}
+    findings = [
+        Finding("error", f"task {by_id[i].task!r}: {e}", e.hint, e.exit_code)
+        for i, e in change.refused.items()
+    ]
+    findings += [
+        Finding(
+            "error",
+            f"publication {settings.publication!r}: {drift}, and its changes were captured before",
+            "changes may be missing: choose a gap policy, or put it back at once",
+            65,
+        )
+        for drift in change.drift
+    ]
+    if not change.statements:
+        findings.append(Finding("ok", f"publication {settings.publication!r} has all it needs"))
+        return findings
+    obstacle = _obstacle(settings, server, actual, tables, change)
+    text = "; ".join(statement.as_string(source) for statement in change.statements)
+    if obstacle is None:
+        findings.append(Finding("ok", f"`cdc run` will run: {text}"))
+    else:
+        findings.append(Finding("error", obstacle, f"let the owner run: {text}", 78))
+    return findings
+
+
+def _obstacle(
+    settings: Settings,
+    server: Server,
+    actual: Publication | None,
+    tables: dict[TableName, Table],
+    change: Plan,
+) -> str | None:
+    """Say why our role could not run the plan."""
+    if not settings.manage_publication:
+        return "the publication is not as it must be, and CDC_MANAGE_PUBLICATION is off"
+    if actual is None and not server.can_create:
+        return f"role {server.role!r} may not create a publication in {server.database!r}"
+    if actual is not None and not actual.owned:
+        return f"role {server.role!r} does not own publication {actual.name!r}"
+    foreign = [f"{schema}.{name}" for schema, name in change.add if not tables[schema, name].owned]
+    if foreign and not server.is_superuser:
+        return f"role {server.role!r} does not own {', '.join(foreign)}"
+    return None
+
+
+async def _check_slot(
+    slots: SlotKeeper, stream: ReplicationStream, server: Server
+) -> list[Finding]:
+    situation = await slots.situation(stream)
+    if (problem := judge(situation)) is not None:
+        return [_error(problem)]
+    slot, name = situation.slot, situation.slot_name
+    if slot is None:
+        if server.used_replication_slots >= server.max_replication_slots:
+            return [
+                Finding(
+                    "error",
+                    f"all {server.max_replication_slots} replication slots are in use",
+                    "raise max_replication_slots, or drop a slot that nobody reads",
+                    78,
+                )
+            ]
+        return [Finding("ok", f"`cdc run` will create slot {name!r}")]
+    findings = []
+    who = "nobody streams" if slot.active_pid is None else f"PID {slot.active_pid} streams"
+    findings.append(
+        Finding("ok", f"slot {name!r} fits the progress at {slot.confirmed_flush_lsn}; {who}")
+    )
+    if slot.wal_status == "unreserved":
+        findings.append(
+            Finding(
+                "warning",
+                f"slot {name!r} is about to lose WAL that it needs",
+                "let cdc catch up now, or raise max_slot_wal_keep_size",
+            )
+        )
+    if slot.failover and not server.synchronized_standby_slots:
+        findings.append(
+            Finding(
+                "warning",
+                f"slot {name!r} fails over, but synchronized_standby_slots is empty",
+                "name the standby's slot there, or a failover is a gap (slot_ahead)",
+            )
+        )
+    return findings
+
+
+def _error(error: CdcError) -> Finding:
+    return Finding("error", str(error), error.hint, error.exit_code)

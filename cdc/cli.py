@@ -1,0 +1,181 @@
+"""The console script `cdc`: run, check, status.
+
+Thin: settings in, one function of the package called, its result printed. A failure that has a name
+is one line `error: …` and one line `hint: …` on standard error, and the exit code of its class;
+anything else is a bug (70) and shows its traceback. Imports are lazy, so that `--help` is fast.
+"""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import typer
+
+from cdc.errors import CdcError
+
+if TYPE_CHECKING:
+    from cdc.config import Settings
+
+T = TypeVar("T")
+_EXIT_BUG: Final = 70
+
+app = typer.Typer(
+    name="cdc",
+    help="Stream committed changes of a PostgreSQL database into a durable job queue.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Slot = Annotated[str | None, typer.Option("--slot", help="CDC_SLOT", show_default=False)]
+Publication = Annotated[
+    str | None, typer.Option("--publication", help="CDC_PUBLICATION", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    try:
+        app()
+    except CdcError as error:
+        _fail(error)
+    except Exception:  # noqa: BLE001  # whatever has no name is a bug
+        _fail_as_bug()
+
+
+@app.command()
+def run(slot: Slot = None, publication: Publication = None) -> None:
+    """Lead or stand by until SIGTERM."""
+    from cdc import logs  # noqa: PLC0415  # lazy
+    from cdc.metrics import Metrics  # noqa: PLC0415  # lazy
+    from cdc.service import Service  # noqa: PLC0415  # lazy
+
+    settings = _settings(slot=slot, publication=publication)
+    logs.configure(settings.log_level, settings.log_format)
+
+    async def serve() -> None:
+        service = Service(settings, Metrics(_version()))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, service.stop)
+        await service.run()
+
+    _run(serve)
+
+
+@app.command()
+def check(slot: Slot = None, publication: Publication = None, as_json: AsJson = False) -> None:
+    """Say what stands against `cdc run`, and how to mend it. Changes nothing."""
+    from dataclasses import asdict  # noqa: PLC0415  # lazy
+
+    from cdc.check import check as look  # noqa: PLC0415  # lazy
+    from cdc.check import exit_code  # noqa: PLC0415  # lazy
+
+    settings = _settings(slot=slot, publication=publication)
+    findings = _run(lambda: look(settings))
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            fix = f" → {finding.fix}" if finding.fix else ""
+            typer.echo(f"{_colour(finding.level)} {finding.message}{fix}")
+    raise typer.Exit(exit_code(findings))
+
+
+@app.command()
+def status(slot: Slot = None, as_json: AsJson = False) -> None:
+    """Show positions, lag, leader, slot, gaps and subscriptions."""
+    from cdc.status import read_status  # noqa: PLC0415  # lazy
+
+    settings = _settings(slot=slot)
+    report = _run(lambda: read_status(settings))
+    if as_json:
+        _print_json(report)
+    else:
+        _print_status(report)
+
+
+# --- what the commands share ------------------------------------------------------------------
+
+
+def _settings(**overrides: str | None) -> "Settings":
+    from cdc.config import load  # noqa: PLC0415  # lazy
+
+    return load(**overrides)
+
+
+def _version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415  # lazy
+
+    return version("pgconductor")
+
+
+def _run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run on uvloop where it is installed."""
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop] | None
+    try:
+        from uvloop import new_event_loop  # noqa: PLC0415  # optional
+    except ImportError:
+        new_event_loop = None
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main())
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _colour(level: str) -> str:
+    colours = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "error": typer.colors.RED}
+    return typer.style(f"{level}:", fg=colours[level])
+
+
+def _print_status(report: dict[str, Any]) -> None:
+    from rich.console import Console  # noqa: PLC0415  # lazy
+    from rich.markup import escape  # noqa: PLC0415  # lazy
+    from rich.table import Table  # noqa: PLC0415  # lazy
+
+    console = Console()
+    facts = Table(show_header=False, box=None)
+    for name, value in report.items():
+        if not isinstance(value, list) and value is not None:
+            facts.add_row(name.replace("_", " "), escape(str(value)))
+    console.print(facts)
+    for title in ("subscriptions", "gaps"):
+        rows = report[title]
+        if not rows:
+            console.print(f"no {title}")
+            continue
+        table = Table(*rows[0], title=title)
+        for row in rows:
+            table.add_row(*(escape(_cell(value)) for value in row.values()))
+        console.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _fail(error: CdcError) -> None:
+    typer.echo(f"error: {error}", err=True)
+    typer.echo(f"hint: {error.hint}", err=True)
+    sys.exit(error.exit_code)
+
+
+def _fail_as_bug() -> None:
+    import traceback  # noqa: PLC0415  # lazy
+
+    traceback.print_exc()
+    typer.echo(f"error: {sys.exc_info()[1]!r}", err=True)
+    typer.echo(f"hint: {CdcError.hint}", err=True)
+    sys.exit(_EXIT_BUG)
+
+
+if __name__ == "__main__":
+    main()

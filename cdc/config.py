@@ -1,0 +1,137 @@
+"""The settings of a sidecar: command line, environment, secret files, TOML file, defaults.
+
+In that order of precedence. `load` is the only way in and raises `ConfigError` in one line that
+names every wrong setting; no message holds a connection string.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from cdc.connection import parse_dsn
+from cdc.errors import ConfigError
+
+PREFIX: Final = "CDC_"
+CONFIG_VARIABLE: Final = "CDC_CONFIG"
+SECRETS_VARIABLE: Final = "CDC_SECRETS_DIR"
+
+SlotName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Every setting; the environment variable is the name in capitals after `CDC_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+    )
+
+    source_dsn: SecretStr
+    """Where the changes come from."""
+
+    queue_dsn: SecretStr = SecretStr("")
+    """Where schema conductor lives; empty: in the source database."""
+
+    slot: SlotName = "conductor"
+    publication: Annotated[str, Field(min_length=1, max_length=63)] = "conductor"
+    source: Annotated[str, Field(min_length=1)] = "default"
+    """The name under which subscriptions know this source."""
+
+    plugin: Literal["pgoutput"] = "pgoutput"
+    manage_publication: bool = True
+    """Off: change nothing, say which statements are missing."""
+
+    gap_policy: Literal["stop", "recreate"] = "stop"
+    """When changes may have been lost: end with status 65, or go on with a new slot."""
+
+    metrics_host: str = "0.0.0.0"  # noqa: S104  # scraped from outside the container
+    metrics_port: Annotated[int, Field(ge=-1, le=65535)] = 9465
+    """-1: serve nothing; 0: any free port, named in the log."""
+
+    status_interval_s: Seconds = 1.0
+    wal_sender_timeout_s: Annotated[float, Field(ge=5)] = 60.0
+    slot_creation_deadline_s: Seconds = 60.0
+    give_up_after_s: Seconds = 60.0
+    """Without a database for that long, end with status 69 (and let the supervisor decide)."""
+
+    stop_timeout_s: Seconds = 4.5
+    """After SIGTERM: how long finishing the batch in hand may take."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    @field_validator("source_dsn", "queue_dsn")
+    @classmethod
+    def _check_dsn(cls, value: SecretStr) -> SecretStr:
+        try:
+            parse_dsn(value.get_secret_value(), "it")
+        except ConfigError as error:
+            raise ValueError(f"{error}: {error.hint}") from None
+        return value
+
+    @property
+    def source_conninfo(self) -> str:
+        """The source's connection string, password and all."""
+        return self.source_dsn.get_secret_value()
+
+    @property
+    def queue_conninfo(self) -> str:
+        """The queue's connection string, password and all."""
+        return self.queue_dsn.get_secret_value() or self.source_conninfo
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # pydantic's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # the same
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add the TOML file, and secret files named as the variables (in small letters too)."""
+        sources = [init_settings, env_settings]
+        if folder := os.environ.get(SECRETS_VARIABLE):
+            sources.append(SecretsSettingsSource(settings_cls, secrets_dir=folder))
+        if path := os.environ.get(CONFIG_VARIABLE):
+            sources.append(TomlConfigSettingsSource(settings_cls, toml_file=path))
+        return tuple(sources)
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the settings.
+
+    Args:
+        overrides: from the command line; None means not given.
+
+    Raises:
+        ConfigError: naming every setting that is wrong, by its variable.
+    """
+    if (path := os.environ.get(CONFIG_VARIABLE)) and not Path(path).is_file():
+        raise ConfigError(f"{CONFIG_VARIABLE}: there is no file {path}")
+    if (folder := os.environ.get(SECRETS_VARIABLE)) and not Path(folder).is_dir():
+        raise ConfigError(f"{SECRETS_VARIABLE}: there is no folder {folder}")
+    try:
+        return Settings(**{key: value for key, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError(_describe(error)) from None
+    except ValueError as error:  # the TOML file cannot be parsed
+        raise ConfigError(f"{CONFIG_VARIABLE}: {error}") from None
+
+
+def _describe(error: ValidationError) -> str:
+    """Name each wrong setting in one line, without its value: it may be a secret."""
+    problems = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        name = PREFIX + "_".join(map(str, problem["loc"])).upper()
+        message = "is not set" if problem["type"] == "missing" else problem["msg"]
+        problems.append(f"{name}: {message.removeprefix('Value error, ')}")
+    return "; ".join(problems)

@@ -1,0 +1,300 @@
+"""The metrics of a sidecar: one table of names, and the instruments made from it.
+
+Base units, bounded labels (operations, tasks, conditions, causes: never an id, a key or an LSN),
+timestamps rather than ages, everything bounded initialised to 0. Every process has its own
+registry. `Metrics` also implements what the pump and the activator report to; it measures nothing
+itself.
+"""
+
+import time
+from collections import Counter as CountOf
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+
+from cdc.catalog import Slot, SlotStatistics
+from cdc.pipeline import Committed
+from cdc.wire.messages import Commit, Delete, Insert, Relation, Truncate, Update
+
+Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
+
+OPERATIONS: Final[dict[type, str]] = {
+    Insert: "insert",
+    Update: "update",
+    Delete: "delete",
+    Truncate: "truncate",
+}
+WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
+CAUSES: Final = ("source", "queue", "fence", "slot", "other")
+STAGES: Final = ("received", "routed", "acknowledged", "server")
+LAGS: Final = {"receive": "received", "route": "routed", "acknowledge": "acknowledged"}
+SUBSCRIPTION_STATES: Final = ("active", "pending", "refused")
+CONDITIONS: Final = (
+    "protocol_error",
+    "publication_drift",
+    "publication_missing",
+    "relation_unknown",
+    "server_behind",
+    "server_decode_error",
+    "slot_ahead",
+    "slot_foreign",
+    "slot_lost",
+    "slot_missing",
+    "slot_two_phase",
+    "standby_slots_waiting",
+    "system_changed",
+    "timeline_switched",
+)
+_SECONDS: Final = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+    *(60.0, 300.0, 1800.0, 3600.0),
+)
+_JOBS: Final = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0, 100_000.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric(Generic[Instrument]):
+    """One line of the table. The unit is in the name's last words, as Prometheus wants it."""
+
+    instrument: type[Instrument]
+    name: str
+    help: str
+    label: str | None = None
+    values: tuple[str, ...] = ()  # of the label, when they are known beforehand
+    buckets: tuple[float, ...] = ()
+
+
+BUILD_INFO = Metric(Gauge, "cdc_build_info", "Always 1; the label says what runs.", "version")
+LEADER = Metric(Gauge, "cdc_leader", "1 while this process holds the slot.")
+CONNECTED = Metric(Gauge, "cdc_connected", "1 while both databases answer.")
+POSITION = Metric(
+    Gauge,
+    "cdc_position_bytes",
+    "Positions in the source's WAL, as bytes from its beginning.",
+    "stage",
+    STAGES,
+)
+LAG = Metric(
+    Gauge,
+    "cdc_lag_bytes",
+    "WAL between the server's position and what was received, routed, acknowledged.",
+    "stage",
+    tuple(LAGS),
+)
+RETAINED = Metric(Gauge, "cdc_slot_retained_wal_bytes", "WAL the server keeps for the slot.")
+SAFE = Metric(
+    Gauge,
+    "cdc_slot_safe_wal_bytes",
+    "WAL that can still be written before the slot is lost; +Inf when it is unlimited.",
+)
+WAL_STATUS = Metric(
+    Gauge, "cdc_slot_wal_status", "1 for the slot's wal_status.", "status", WAL_STATUSES
+)
+SPILLED_TRANSACTIONS = Metric(
+    Gauge,
+    "cdc_slot_spilled_transactions",
+    "Transactions that decoding spilt to the server's disk, since its statistics were reset.",
+)
+SPILLED_BYTES = Metric(
+    Gauge, "cdc_slot_spilled_bytes", "Bytes of them, since the statistics were reset."
+)
+MESSAGES = Metric(Counter, "cdc_messages_total", "Messages decoded.")
+RECEIVED_BYTES = Metric(Counter, "cdc_received_bytes_total", "Bytes of the messages received.")
+CHANGES = Metric(
+    Counter, "cdc_changes_total", "Changes decoded.", "operation", tuple(OPERATIONS.values())
+)
+TRANSACTIONS = Metric(Counter, "cdc_transactions_total", "Source transactions received.")
+SCHEMA_CHANGES = Metric(
+    Counter,
+    "cdc_relation_messages_total",
+    "Descriptions of tables received: first ones and changes.",
+)
+UNMATCHED = Metric(
+    Counter, "cdc_unmatched_changes_total", "Changes of captured tables that nobody wanted."
+)
+JOBS = Metric(Counter, "cdc_jobs_routed_total", "Jobs committed to the queue.", "task")
+DEAD_LETTERS = Metric(
+    Counter, "cdc_dead_letters_total", "Rows and messages set aside because they were undecodable."
+)
+COMMIT_TO_ENQUEUE = Metric(
+    Histogram,
+    "cdc_commit_to_enqueue_seconds",
+    "From a source transaction's commit to that of its jobs (two hosts' clocks).",
+    buckets=_SECONDS,
+)
+LAST_COMMIT = Metric(
+    Gauge,
+    "cdc_last_commit_timestamp_seconds",
+    "Commit time of the last source transaction that gave a job.",
+)
+LAST_MESSAGE = Metric(
+    Gauge, "cdc_last_message_timestamp_seconds", "When the server was last heard of."
+)
+FLUSH = Metric(
+    Histogram, "cdc_flush_duration_seconds", "Duration of one sink transaction.", buckets=_SECONDS
+)
+BATCH = Metric(Histogram, "cdc_flush_jobs", "Jobs in one sink transaction.", buckets=_JOBS)
+BACKPRESSURE = Metric(
+    Counter, "cdc_backpressure_seconds_total", "Time reading stood still for the queue database."
+)
+FEEDBACK = Metric(Counter, "cdc_status_messages_total", "Status messages sent to the source.")
+RECONNECTS = Metric(
+    Counter, "cdc_reconnects_total", "Sessions that ended and were tried again.", "cause", CAUSES
+)
+GAPS = Metric(
+    Counter,
+    "cdc_conditions_total",
+    "Conditions met that may mean loss, each with a row in conductor.gaps.",
+    "condition",
+    CONDITIONS,
+)
+SUBSCRIPTIONS = Metric(
+    Gauge, "cdc_subscriptions", "Subscriptions to changes.", "state", SUBSCRIPTION_STATES
+)
+
+
+class Metrics:
+    """One process' instruments, in a registry of their own.
+
+    `task_of` names the task of a job's head; the service sets it to its subscriptions'.
+    """
+
+    def __init__(self, version: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
+        self.registry = CollectorRegistry(auto_describe=True)
+        self.task_of: Callable[[bytes], str | None] = lambda _: None
+        make = self._make
+        make(BUILD_INFO).labels(version).set(1)
+        self._reached: dict[str, int] = {}
+        self._server_lsn = 0
+        self.leader = make(LEADER)
+        self.connected = make(CONNECTED)
+        self._position = self._children(make(POSITION), POSITION)
+        self._lag = self._children(make(LAG), LAG)
+        self._retained = make(RETAINED)
+        self._safe = make(SAFE)
+        self._wal_status = self._children(make(WAL_STATUS), WAL_STATUS)
+        self._spilled_transactions = make(SPILLED_TRANSACTIONS)
+        self._spilled_bytes = make(SPILLED_BYTES)
+        self._messages = make(MESSAGES)
+        self._received_bytes = make(RECEIVED_BYTES)
+        self._changes = self._children(make(CHANGES), CHANGES)
+        self._transactions = make(TRANSACTIONS)
+        self._schema_changes = make(SCHEMA_CHANGES)
+        self._unmatched = make(UNMATCHED)
+        self._jobs = make(JOBS)
+        self._jobs_by_head: dict[bytes, Counter] = {}
+        self._dead_letters = make(DEAD_LETTERS)
+        self._commit_to_enqueue = make(COMMIT_TO_ENQUEUE)
+        self._last_commit = make(LAST_COMMIT)
+        self._last_message = make(LAST_MESSAGE)
+        self._flush = make(FLUSH)
+        self._batch = make(BATCH)
+        self._backpressure = make(BACKPRESSURE)
+        self._feedback = make(FEEDBACK)
+        self._reconnects = self._children(make(RECONNECTS), RECONNECTS)
+        self._conditions = self._children(make(GAPS), GAPS)
+        self._subscriptions = self._children(make(SUBSCRIPTIONS), SUBSCRIPTIONS)
+
+    # --- what the pump reports ---------------------------------------------------------------
+
+    def read(self, kinds: CountOf[type], size_bytes: int, unmatched: int) -> None:
+        """Messages of each kind have been decoded."""
+        self._messages.inc(kinds.total())
+        self._received_bytes.inc(size_bytes)
+        self._transactions.inc(kinds[Commit])
+        self._schema_changes.inc(kinds[Relation])
+        self._unmatched.inc(unmatched)
+        self._last_message.set_to_current_time()
+        for kind, operation in OPERATIONS.items():
+            if count := kinds[kind]:
+                self._changes[operation].inc(count)
+
+    def committed(self, committed: Committed) -> None:
+        """A sink transaction has been committed."""
+        for head, count in committed.jobs_by_head.items():
+            self._child_of(head).inc(count)
+        self._dead_letters.inc(committed.dead_letters)
+        self._flush.observe(committed.duration_s)
+        self._batch.observe(committed.jobs_by_head.total())
+        if committed.commit_time_us:
+            committed_at_s = committed.commit_time_us / 1e6
+            self._last_commit.set(committed_at_s)
+            self._commit_to_enqueue.observe(max(0.0, time.time() - committed_at_s))
+
+    def waited(self, seconds: float) -> None:
+        """The reader has waited that long for the writer."""
+        self._backpressure.inc(seconds)
+
+    def positions(self, *, received: int, routed: int, acknowledged: int, server: int) -> None:
+        """Where everybody stands, as LSNs; a status message says so to the server."""
+        self._feedback.inc()
+        self._reached = {"received": received, "routed": routed, "acknowledged": acknowledged}
+        for stage, lsn in self._reached.items():
+            self._position[stage].set(lsn)
+        self.server(server)
+
+    def server(self, lsn: int) -> None:
+        """The server's WAL reaches at least to here."""
+        self._server_lsn = max(self._server_lsn, lsn)
+        self._position["server"].set(self._server_lsn)
+        for lag, stage in LAGS.items():
+            self._lag[lag].set(max(0, self._server_lsn - self._reached.get(stage, 0)))
+
+    # --- what the activator reports ------------------------------------------------------------
+
+    def subscriptions(self, *, active: int, pending: int, refused: int) -> None:
+        """How many route, wait to begin, or cannot begin."""
+        counts = {"active": active, "pending": pending, "refused": refused}
+        for state, count in counts.items():
+            self._subscriptions[state].set(count)
+
+    # --- what the service reports --------------------------------------------------------------
+
+    def slot(self, slot: Slot | None, statistics: SlotStatistics | None) -> None:
+        """What the server says about the slot."""
+        status = "lost" if slot is not None and slot.is_lost else slot and slot.wal_status
+        for name, gauge in self._wal_status.items():
+            gauge.set(name == status)
+        if slot is not None:
+            self._retained.set(slot.retained_bytes or 0)
+            self._safe.set(float("inf") if slot.safe_wal_bytes is None else slot.safe_wal_bytes)
+        if statistics is not None:
+            self._spilled_transactions.set(statistics.spilled_transactions)
+            self._spilled_bytes.set(statistics.spilled_bytes)
+
+    def reconnecting(self, cause: str) -> None:
+        """A session has ended and will be tried again."""
+        self._reconnects[cause].inc()
+
+    def condition(self, name: str) -> None:
+        """A condition that may mean loss was met."""
+        self._conditions[name].inc()
+
+    # --- making them ---------------------------------------------------------------------------
+
+    def _child_of(self, head: bytes) -> Counter:
+        child = self._jobs_by_head.get(head)
+        if child is None:
+            child = self._jobs_by_head[head] = self._jobs.labels(self.task_of(head) or "unknown")
+        return child
+
+    def _make(self, metric: Metric[Instrument]) -> Instrument:
+        labels = () if metric.label is None else (metric.label,)
+        options: dict[str, Any] = {"buckets": metric.buckets} if metric.buckets else {}
+        return metric.instrument(
+            metric.name, metric.help, labels, registry=self.registry, **options
+        )
+
+    @staticmethod
+    def _children(instrument: Instrument, metric: Metric[Instrument]) -> dict[str, Instrument]:
+        """Make the children of a bounded label, so that they start at 0 and cost no look-up."""
+        return {value: instrument.labels(value) for value in metric.values}

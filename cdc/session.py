@@ -1,0 +1,301 @@
+"""One attempt to lead: from two connection strings to a running pump.
+
+Connect, look, bring publication and slot into being (in that order), take the slot (which is the
+leader lock) or stand by, look again, raise the epoch, pump. Any error ends the attempt; the next
+one starts from what is durable. Which errors are worth another attempt is decided by `service`.
+"""
+
+import asyncio
+import os
+import random
+import socket
+import time
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import structlog
+
+from cdc import queries
+from cdc.activation import Activator, SubscriptionBook
+from cdc.catalog import read_server, read_server_lsn, read_slot, read_slot_statistics
+from cdc.config import Settings
+from cdc.connection import Connection, connect_queue, connect_source, source_errors
+from cdc.errors import CdcError, SlotBusy, SourceUnavailable
+from cdc.lsn import Lsn
+from cdc.metrics import Metrics
+from cdc.pipeline import Pipeline
+from cdc.preflight import refuse_server
+from cdc.publication import PublicationKeeper
+from cdc.sink import Sink
+from cdc.slots import Loss, Situation, SlotKeeper, judge
+from cdc.source import ReplicationStream
+
+STANDBY_POLL_S: Final = 1.0
+MONITOR_EVERY_S: Final = 5.0
+PROBE_AFTER_S: Final = 10.0
+_SECOND_LOOK_S: Final = 0.3
+
+State = Literal["connecting", "standby", "leading"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What an attempt works with, once it is connected."""
+
+    source: Connection
+    listener: Connection  # to the queue; for LISTEN, and before that for the slot's lock
+    book: SubscriptionBook
+    keeper: PublicationKeeper
+    slots: SlotKeeper
+    stream: ReplicationStream
+
+
+class Session:
+    """One attempt. `run` returns after `stop`, or raises the `CdcError` that ended it.
+
+    Args:
+        settings: of the process.
+        metrics: of the process.
+        loss: give up what this says is lost: start with a new slot.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, *, loss: Loss | None = None) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._loss_to_accept = loss
+        self._log: Any = structlog.get_logger("cdc").bind(slot=settings.slot)
+        self._stack = AsyncExitStack()
+        self._pipeline: Pipeline | None = None
+        self._stream: ReplicationStream | None = None
+        self.state: State = "connecting"
+        self.connected_s: float | None = None
+        """Since when it led or stood by, on the monotonic clock."""
+        self.loss: Loss | None = None
+        """What the error that ended this attempt may have lost."""
+
+    @property
+    def silence_s(self) -> float:
+        """For how long the server has said nothing while we waited for it."""
+        return 0.0 if self._stream is None else self._stream.silence_s
+
+    def stop(self) -> bool:
+        """Finish the batch in hand; False when there is none, so that `run` may be cancelled."""
+        if self._pipeline is None:
+            return False
+        self._pipeline.stop()
+        return True
+
+    async def run(self) -> None:
+        """Lead, or stand by until that is possible.
+
+        Raises:
+            CdcError: what ended the attempt. If it is a condition, its gap is recorded.
+        """
+        async with self._stack:
+            parts = await self._connect()
+            try:
+                situation = await self._take_slot(parts)
+                await self._lead(parts, situation)
+            except CdcError as error:
+                await self._record(parts, error)
+                raise
+            finally:
+                self.state = "connecting"
+                self._metrics.connected.set(0)
+
+    # --- before leading ------------------------------------------------------------------------
+
+    async def _connect(self) -> _Parts:
+        settings = self._settings
+        name = f"cdc {settings.slot}"
+        source = await connect_source(settings.source_conninfo, application_name=name)
+        self._stack.push_async_callback(source.close)
+        with source_errors():
+            await source.execute(queries.WAIT_BRIEFLY_FOR_LOCKS)
+        if (refusal := refuse_server(await read_server(source))) is not None:
+            raise refusal
+        queue = await connect_queue(settings.queue_conninfo, application_name=name)
+        self._stack.push_async_callback(queue.close)
+        listener = await connect_queue(settings.queue_conninfo, application_name=f"{name} listener")
+        self._stack.push_async_callback(listener.close)
+        book = SubscriptionBook(queue, slot=settings.slot, source=settings.source)
+        self._metrics.task_of = book.task_of
+        stream = await ReplicationStream.open(
+            settings.source_conninfo,
+            application_name=f"{name} stream",
+            wal_sender_timeout_s=settings.wal_sender_timeout_s,
+        )
+        self._stack.push_async_callback(stream.close)
+        self._stream = stream
+        return _Parts(
+            source=source,
+            listener=listener,
+            book=book,
+            keeper=PublicationKeeper(settings.publication, source, settings.manage_publication),
+            slots=SlotKeeper(
+                settings.slot, settings.source, source, queue, settings.slot_creation_deadline_s
+            ),
+            stream=stream,
+        )
+
+    async def _take_slot(self, parts: _Parts) -> Situation:
+        """Return once streaming has begun and the slot still fits our progress."""
+        while True:
+            situation = await self._look(parts)
+            if situation is not None:
+                try:
+                    await self._prepare(parts, situation)
+                    await parts.stream.start(self._settings.slot, [self._settings.publication])
+                    break
+                except SlotBusy as error:
+                    self._log.info("slot_busy", error=str(error), hint=error.hint)
+            self._stand_by()
+            await asyncio.sleep(STANDBY_POLL_S * random.uniform(0.7, 1.3))  # noqa: S311  # jitter
+        situation = await parts.slots.reread(situation)
+        if (problem := judge(situation)) is not None:
+            raise problem
+        return situation
+
+    async def _look(self, parts: _Parts) -> Situation | None:
+        """Look whether streaming may go on; None when another sidecar leads."""
+        situation = await parts.slots.situation(parts.stream)
+        active = situation.slot is not None and situation.slot.active_pid is not None
+        if active and situation.progress is not None:
+            return None
+        if self._loss_to_accept is None and judge(situation) is not None:
+            # Another sidecar may have been creating the slot: what is wrong for good stays wrong.
+            await asyncio.sleep(_SECOND_LOOK_S)
+            situation = await parts.slots.situation(parts.stream)
+            if (problem := judge(situation)) is not None:
+                raise problem
+        return situation
+
+    async def _prepare(self, parts: _Parts, situation: Situation) -> None:
+        """Bring publication, then slot and progress into being."""
+        loss = self._loss_to_accept
+        await parts.book.refresh()
+        wanted = [entry.wanted for entry in parts.book.entries]
+        await parts.keeper.reconcile(wanted, tolerate_drift=loss is not None)
+        if loss is not None:
+            start = await parts.slots.recreate(parts.stream, parts.listener, loss)
+            self._loss_to_accept = None
+            self._log.warning("slot_recreated", lsn=_text(start), after=str(loss.error))
+        elif situation.progress is None or situation.progress.state == "creating":
+            start = await parts.slots.create(parts.stream, parts.listener)
+            self._log.info("slot_created", lsn=_text(start))
+
+    def _stand_by(self) -> None:
+        if self.state != "standby":
+            self._log.info("standing_by")
+        self._connected("standby")
+
+    def _connected(self, state: State) -> None:
+        self.state = state
+        self.connected_s = self.connected_s or time.monotonic()
+        self._metrics.connected.set(1)
+
+    # --- leading -------------------------------------------------------------------------------
+
+    async def _lead(self, parts: _Parts, situation: Situation) -> None:
+        settings = self._settings
+        sink = await Sink.open(settings.queue_conninfo, settings.slot, leader=_leader())
+        self._stack.push_async_callback(sink.close)
+        await self._follow_timeline(parts, situation)
+        await parts.book.refresh()
+        pipeline = Pipeline(
+            slot=settings.slot,
+            stream=parts.stream,
+            sink=sink,
+            subscriptions=parts.book,
+            metrics=self._metrics,
+            status_every_s=settings.status_interval_s,
+        )
+        activator = Activator(
+            book=parts.book,
+            keeper=parts.keeper,
+            source=parts.source,
+            listener=parts.listener,
+            slot=settings.slot,
+            nonce=sink.position.marker_nonce,
+            metrics=self._metrics,
+        )
+        self._pipeline = pipeline
+        self._connected("leading")
+        self._metrics.leader.set(1)
+        self._log.info(
+            "leading", epoch=sink.position.epoch, lsn=_text(Lsn(sink.position.routed_lsn))
+        )
+        try:
+            await self._run_together(pipeline, activator, parts)
+        finally:
+            self._metrics.leader.set(0)
+            self._pipeline = None
+        await parts.stream.finish()
+
+    async def _run_together(self, pipeline: Pipeline, activator: Activator, parts: _Parts) -> None:
+        """Run the pump with its companions; the first to end ends all."""
+        pump = asyncio.create_task(pipeline.run(), name="pipeline")
+        tasks = [
+            pump,
+            asyncio.create_task(activator.run(), name="activation"),
+            asyncio.create_task(self._watch(parts.stream), name="watchdog"),
+            asyncio.create_task(self._monitor(parts.source), name="monitor"),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in sorted(done, key=lambda task: task is not pump):
+            task.result()
+
+    async def _watch(self, stream: ReplicationStream) -> None:
+        """Ask a silent server for an answer; drop the connection when none comes."""
+        limit_s = self._settings.wal_sender_timeout_s
+        probe_s = min(PROBE_AFTER_S, limit_s / 3)
+        probed_s = 0.0
+        while True:
+            await asyncio.sleep(1.0)
+            silence_s, now_s = stream.silence_s, time.monotonic()
+            if silence_s > limit_s:
+                stream.abort(SourceUnavailable(f"the server was silent for {silence_s:.0f} s"))
+            elif silence_s > probe_s and now_s - probed_s > probe_s:
+                probed_s = now_s
+                await stream.probe()
+
+    async def _monitor(self, source: Connection) -> None:
+        """Read what only the server knows about the slot."""
+        while True:
+            slot = await read_slot(source, self._settings.slot)
+            statistics = await read_slot_statistics(source, self._settings.slot)
+            self._metrics.slot(slot, statistics)
+            self._metrics.server(await read_server_lsn(source))
+            await asyncio.sleep(MONITOR_EVERY_S)
+
+    async def _follow_timeline(self, parts: _Parts, situation: Situation) -> None:
+        progress, timeline = situation.progress, situation.system.timeline
+        if progress is not None and progress.timeline != timeline:
+            await parts.slots.follow_timeline(progress, timeline)
+            self._log.warning("timeline_followed", timeline=timeline)
+
+    async def _record(self, parts: _Parts, error: CdcError) -> None:
+        """Leave a row, a count and a line of what may mean loss."""
+        if error.condition is None:
+            return
+        policy = self._settings.gap_policy
+        self._metrics.condition(error.condition)
+        self._log.error(
+            "condition", condition=error.condition, policy=policy, error=str(error), hint=error.hint
+        )
+        with suppress(CdcError):  # a database that is gone as well: the next attempt meets it again
+            self.loss = await parts.slots.open_gap(error, policy=policy)
+
+
+def _leader() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _text(lsn: Lsn | None) -> str | None:
+    return None if lsn is None else str(lsn)

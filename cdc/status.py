@@ -1,0 +1,89 @@
+"""`cdc status`: where source, slot, progress and subscriptions stand, from the outside.
+
+Needs no running sidecar and changes nothing.
+"""
+
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+from cdc import queries
+from cdc.activation import Entry, SubscriptionBook
+from cdc.config import Settings
+from cdc.connection import connect_queue, connect_source, queue_errors
+from cdc.slots import Situation, SlotKeeper, judge
+from cdc.source import ReplicationStream
+
+_NAME: Final = "cdc status"
+
+
+async def read_status(settings: Settings) -> dict[str, Any]:
+    """Return everything as JSON values; LSNs as text, sizes in bytes.
+
+    Raises:
+        SourceUnavailable, QueueUnavailable, ConfigError: a database cannot be asked.
+    """
+    async with AsyncExitStack() as stack:
+        source = await connect_source(settings.source_conninfo, application_name=_NAME)
+        stack.push_async_callback(source.close)
+        queue = await connect_queue(settings.queue_conninfo, application_name=_NAME)
+        stack.push_async_callback(queue.close)
+        stream = await ReplicationStream.open(settings.source_conninfo, application_name=_NAME)
+        stack.push_async_callback(stream.close)
+        situation = await SlotKeeper(settings.slot, settings.source, source, queue).situation(
+            stream
+        )
+        book = SubscriptionBook(queue, slot=settings.slot, source=settings.source)
+        await book.refresh()
+        with queue_errors():
+            cursor = await queue.execute(queries.RECENT_GAPS, {"slot": settings.slot})
+            gaps = await cursor.fetchall()
+    return {
+        **_positions(situation),
+        "gaps": gaps,
+        "subscriptions": [_describe(entry) for entry in book.entries],
+    }
+
+
+def _positions(situation: Situation) -> dict[str, Any]:
+    slot, progress = situation.slot, situation.progress
+    problem = judge(situation)
+    server_lsn = situation.system.flush_lsn
+    streaming = slot is not None and slot.active_pid is not None
+    return {
+        "slot": situation.slot_name,
+        "database": situation.system.database,
+        "condition": None if problem is None else problem.condition,
+        "problem": None if problem is None else str(problem),
+        "hint": None if problem is None else problem.hint,
+        "leader": progress.leader if streaming and progress is not None else None,
+        "active_pid": None if slot is None else slot.active_pid,
+        "generation": None if progress is None else progress.generation,
+        "epoch": None if progress is None else progress.epoch,
+        "state": None if progress is None else progress.state,
+        "server_lsn": str(server_lsn),
+        "routed_lsn": None if progress is None else str(progress.routed_lsn),
+        "acknowledged_lsn": None if progress is None else str(progress.acknowledged_lsn),
+        "confirmed_flush_lsn": None if slot is None else _text(slot.confirmed_flush_lsn),
+        "lag_bytes": None if progress is None else max(0, server_lsn - progress.acknowledged_lsn),
+        "wal_status": None if slot is None else slot.wal_status,
+        "retained_wal_bytes": None if slot is None else slot.retained_bytes,
+        "safe_wal_bytes": None if slot is None else slot.safe_wal_bytes,
+    }
+
+
+def _describe(entry: Entry) -> dict[str, Any]:
+    subscription, wanted = entry.subscription, entry.wanted
+    state = "ending" if entry.retired else "active"
+    return {
+        "id": subscription.id,
+        "app": subscription.app,
+        "task": subscription.task,
+        "table": ".".join(wanted.table),
+        "operations": sorted(wanted.filter.operations),
+        "state": "pending" if entry.start_lsn is None else state,
+        "start_lsn": _text(entry.start_lsn),
+    }
+
+
+def _text(lsn: object) -> str | None:
+    return None if lsn is None else str(lsn)
