@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypedDict, overload
 
 from typing_extensions import TypeVar, Unpack
 
-from conductor import enqueue
 from conductor.binding import Binder, TaskOptions, add, bind, check_tables, collect
 from conductor.codec import Codec
 from conductor.connections import Connections
@@ -28,7 +27,17 @@ from conductor.definitions import (
     Trigger,
     check_name,
 )
-from conductor.enqueue import Batch, Outcome
+from conductor.enqueue import (
+    DEDUPE_FOR,
+    Batch,
+    Enqueued,
+    Outcome,
+    cancel,
+    emission,
+    enqueue,
+    fetch_outcomes,
+    hint_queue,
+)
 from conductor.errors import (
     DefinitionInvalid,
     OptionInvalid,
@@ -398,9 +407,9 @@ class Conductor(Generic[D]):
     ) -> bool:
         """Cancel a job; true when it had not ended yet. A running handler is told within 1 s."""
         if connection is not None:
-            return await enqueue.cancel(connection, job, reason)
+            return await cancel(connection, job, reason)
         async with self._connections.lend() as own:
-            return await enqueue.cancel(own, job, reason)
+            return await cancel(own, job, reason)
 
     def invocation(
         self,
@@ -427,7 +436,7 @@ class Conductor(Generic[D]):
             priority=priority if priority is not None else bound.priority if bound else 0,
             keys=keys if key is None else [key] * len(encoded),
             dedupe_keys=dedupe_keys if once is None else [once] * len(encoded),
-            dedupe_for=options.get("dedupe_for", enqueue.DEDUPE_FOR),
+            dedupe_for=options.get("dedupe_for", DEDUPE_FOR),
             metadata=options.get("metadata"),
         )
 
@@ -443,7 +452,7 @@ class Conductor(Generic[D]):
         if definition is None or (definition is not event and not isinstance(event, str)):
             raise UnknownEvent(name, self.events)
         encoded = [definition.encode_payload(payload) for payload in payloads]
-        return enqueue.emission(name, encoded, metadata)
+        return emission(name, encoded, metadata)
 
     def _known_task(
         self, task: TaskDefinition[Any, Any] | Task[Any, Any] | str
@@ -456,7 +465,7 @@ class Conductor(Generic[D]):
         return known
 
     def handles(
-        self, batch: Batch, jobs: Sequence[enqueue.Enqueued], *, committed: bool
+        self, batch: Batch, jobs: Sequence[Enqueued], *, committed: bool
     ) -> list[JobHandle[Any]]:
         """Return handles for what a batch has become."""
         return [
@@ -470,15 +479,15 @@ class Conductor(Generic[D]):
         connection: AsyncConnection[Any] | None = None,
         *,
         hint: bool = False,
-    ) -> list[enqueue.Enqueued]:
+    ) -> list[Enqueued]:
         """Enqueue a batch on the caller's connection, or commit it on one of the client's own."""
         if connection is not None:
-            jobs = await enqueue.enqueue(connection, batch)
+            jobs = await enqueue(connection, batch)
             if hint:
-                await enqueue.hint(connection, batch.queue)
+                await hint_queue(connection, batch.queue)
             return jobs
         async with self._connections.lend() as own:
-            jobs = await enqueue.enqueue(own, batch)
+            jobs = await enqueue(own, batch)
         self._hints.after_commit(batch.queue)
         return jobs
 
@@ -495,11 +504,11 @@ class Conductor(Generic[D]):
 
     async def _fetch_outcomes(self, jobs: Sequence[int]) -> list[Outcome]:
         async with self._connections.lend() as connection:
-            return await enqueue.fetch_outcomes(connection, jobs)
+            return await fetch_outcomes(connection, jobs)
 
     async def _hint(self, queue: str) -> None:
         async with self._connections.lend() as connection:
-            await enqueue.hint(connection, queue)
+            await hint_queue(connection, queue)
 
     async def close(self) -> None:
         """Close the connections; waits for results end with a cancellation."""

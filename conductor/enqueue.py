@@ -138,6 +138,6 @@ async def fetch_outcomes(connection: AsyncConnection[Any], jobs: Sequence[int]) 
     return [Outcome(*row) for row in await cursor.fetchall()]
 
 
-async def hint(connection: AsyncConnection[Any], queue: str) -> None:
+async def hint_queue(connection: AsyncConnection[Any], queue: str) -> None:
     """Tell waiting workers that the queue has something. It serialises commits: rarely, alone."""
     await connection.execute(_HINT, {"queue": queue})

@@ -14,8 +14,8 @@ from pydantic import JsonValue
 from pydantic_core import to_json
 from typing_extensions import TypeVar, override
 
-from conductor import cron
 from conductor.codec import INVALID
+from conductor.cron import check
 from conductor.definitions import EventDefinition, TaskDefinition, Trigger, payload_invalid
 from conductor.errors import DefinitionInvalid
 from conductor.events import Change, Delete, Emitted, Insert, Invocation, Tick, Truncate, Update
@@ -84,7 +84,7 @@ class Cron(Trigger[Tick]):
     kind = "cron"
 
     def __init__(self, expression: str, tz: str = "UTC", name: str | None = None) -> None:
-        cron.check(expression, tz)
+        check(expression, tz)
         self.expression = " ".join(expression.split())
         self.timezone = tz
         self._name = name or f"{self.expression} {tz}"
