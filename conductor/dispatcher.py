@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -30,7 +30,6 @@ from conductor.metrics import (
 )
 from conductor.periodic import Periodic
 from conductor.store.dispatch import START, Dispatch, DispatchStore, Position
-from conductor.store.operations import hint_queues
 from conductor.store.pools import Connect
 
 BATCH: Final = 500
@@ -70,12 +69,16 @@ class MovingCursor:
             return Position(rank, run_at - _LOOK_BACK, 0)
         return self._position
 
-    def moved(self, last: Position | None, took_s: float, now_s: float) -> None:
-        """Note how the scan ended: at ``last`` (None: it found nothing) after ``took_s``."""
+    def moved(self, last: Position | None, took_s: float, now_s: float, *, more: bool) -> None:
+        """Note how the scan ended: at ``last`` (None: it found nothing) after ``took_s``.
+
+        With ``more`` to come (a full batch) the cursor also moves back: the rest of what a look
+        back or a full scan has found lies right behind ``last``.
+        """
         if self._is_full:
             self._full_at = now_s + max(_FULL_EVERY_S, _FULL_SHARE * took_s)
         if last is not None:
-            self._position = max(self._position, last)
+            self._position = last if more else max(self._position, last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +92,16 @@ class Batch:
 
 
 class Dispatcher:
-    """Dispatches emitted events until stopped. `wake` says that there may be some."""
+    """Dispatches emitted events until stopped.
 
-    def __init__(self, connect: Connect, metrics: Metrics) -> None:
+    ``hint`` is told the queues that got jobs, after the commit. `wake` says that there may be
+    events.
+    """
+
+    def __init__(self, connect: Connect, metrics: Metrics, hint: Callable[[str], None]) -> None:
         self._connect = connect
         self._metrics = metrics
+        self._hint = hint
         self._cursor = MovingCursor()
         self._idle_s = IDLE_INITIAL_S
         self._loop = Periodic("dispatcher", self.tick, metrics)
@@ -122,14 +130,13 @@ class Dispatcher:
                 taken = await store.take_dispatches(self._cursor.start(began_s), BATCH)
                 took_s = time.monotonic() - began_s
                 batch = await _fan_out(store, taken)
-            # After the commit: a batch that is rolled back is found where it was.
-            last = taken[-1].position if taken else None
-            self._cursor.moved(last, took_s, time.monotonic())
-            self._count(batch)
-            if batch.jobs:
-                await hint_queues(
-                    connection, {subscription.queue for subscription, _ in batch.jobs}
-                )
+        # After the commit: a batch that is rolled back is found where it was.
+        last = taken[-1].position if taken else None
+        more = len(taken) == BATCH
+        self._cursor.moved(last, took_s, time.monotonic(), more=more)
+        self._count(batch)
+        for queue in {subscription.queue for subscription, _ in batch.jobs}:
+            self._hint(queue)
         return len(taken)
 
     def _count(self, batch: Batch) -> None:

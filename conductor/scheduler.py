@@ -12,18 +12,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, Final
-
-from psycopg import AsyncConnection
+from typing import Final
 
 from conductor.cron import fires_between, next_fire
 from conductor.errors import CronInvalid
 from conductor.metrics import CRON_MISSED, CRON_TICK, ENQUEUED, Metrics
 from conductor.periodic import Periodic
-from conductor.store.operations import hint_queues
 from conductor.store.pools import Connect
 from conductor.store.schedules import DueSchedule, Firing, ScheduleStore
 
@@ -74,10 +72,11 @@ def _latest(expression: str, timezone: str, known: datetime, now: datetime) -> d
 
 
 class Scheduler:
-    """Fires due schedules until stopped."""
+    """Fires due schedules until stopped. ``hint`` is told the queues that got jobs."""
 
-    def __init__(self, connect: Connect, metrics: Metrics) -> None:
+    def __init__(self, connect: Connect, metrics: Metrics, hint: Callable[[str], None]) -> None:
         self._connect = connect
+        self._hint = hint
         self._metrics = metrics
         self._unreadable: set[int] = set()
         self._loop = Periodic("scheduler", self.tick, metrics)
@@ -93,7 +92,7 @@ class Scheduler:
                 due = await store.due_schedules(BATCH, self._unreadable)
                 firings = await asyncio.to_thread(self._plan, due) if due else []
                 fired = await store.fire_schedules(firings) if firings else []
-            await self._report(connection, fired, sum(firing.missed for firing in firings))
+            self._report(fired, sum(firing.missed for firing in firings))
             if due:
                 return 0.0
             seconds = await store.until_next(self._unreadable)
@@ -119,15 +118,13 @@ class Scheduler:
             firings.append(_firing(schedule, move))
         return firings
 
-    async def _report(
-        self, connection: AsyncConnection[Any], fired: list[tuple[str, str]], missed: int
-    ) -> None:
+    def _report(self, fired: list[tuple[str, str]], missed: int) -> None:
         self._metrics.get(CRON_TICK).set_to_current_time()
         self._missed.inc(missed)
         for (queue, task), count in Counter(fired).items():
             self._metrics.get(ENQUEUED, queue, task, "cron").inc(count)
-        if fired:
-            await hint_queues(connection, {queue for queue, _ in fired})
+        for queue in {queue for queue, _ in fired}:
+            self._hint(queue)
 
 
 def _firing(schedule: DueSchedule, move: Move) -> Firing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final
 
@@ -16,11 +15,6 @@ _QUERIES: Final = sql.load("operations")
 
 Row = dict[str, Any]
 """One row by column, as a command shows it."""
-
-
-async def hint_queues(connection: AsyncConnection[Any], queues: Iterable[str]) -> None:
-    """Wake the workers of these queues; for after a commit, on a connection in autocommit mode."""
-    await connection.execute(_QUERIES["hint_queues"], {"queues": sorted(queues)})
 
 
 class OperationStore:

@@ -1,9 +1,5 @@
 -- What operators ask and do, and what the gauges show.
 
--- name: hint_queues
--- Wakes the workers of these queues. Only a hint: sent after a commit, in a transaction of its own.
-select pg_catalog.pg_notify('conductor_jobs', queue) from unnest(%(queues)s::text[]) as queue
-
 -- name: list_jobs
 -- The newest first. State: of a job that is alive, or the outcome of one that has ended.
 select id, queue, task, state, trigger, priority, key, attempt, crashes, run_at, created_at,

@@ -1,0 +1,66 @@
+"""What tests of the queue's services share: a pool on a migrated database, and its metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from conductor.metrics import Metrics
+from conductor.store.pools import service_pool
+from tests.servers import ScratchDatabase, dsn_for
+
+Pool = AsyncConnectionPool[AsyncConnection[Any]]
+
+
+class Queue:
+    """A migrated database as a test sees it.
+
+    ``connect`` lends connections as services get them; the test itself asks on others.
+    """
+
+    def __init__(self, database: ScratchDatabase, services: Pool, asking: Pool) -> None:
+        self.database = database
+        self.connect = services.connection
+        self._asking = asking
+
+    async def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """Run a statement and return its rows, by column."""
+        async with self._asking.connection() as connection:
+            cursor = connection.cursor(row_factory=dict_row)
+            await cursor.execute(query.encode(), values)
+            return await cursor.fetchall() if cursor.description else []
+
+    async def column(self, query: str, *values: Any) -> list[Any]:
+        """Run a statement and return the first column of its rows."""
+        return [next(iter(row.values())) for row in await self.rows(query, *values)]
+
+    async def value(self, query: str, *values: Any) -> Any:
+        """Run a statement and return its only value."""
+        (value,) = await self.column(query, *values)
+        return value
+
+    async def until(self, query: str, *values: Any, within_s: float = 20.0) -> None:
+        """Wait until a query's only value is true."""
+        async with asyncio.timeout(within_s):
+            while not await self.value(query, *values):  # noqa: ASYNC110 - the server is asked
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def queue(migrated: ScratchDatabase) -> AsyncIterator[Queue]:
+    """A migrated database and the owner's connections to it."""
+    asking = service_pool(dsn_for(migrated.dsn, application_name="test"), 2)
+    async with service_pool(migrated.dsn, 8) as services, asking:
+        yield Queue(migrated, services, asking)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    """The metrics of one process."""
+    return Metrics()
