@@ -143,6 +143,7 @@ class Pipeline:
         self._progress = Progress(position.routed_lsn, position.acknowledged_lsn)
         self._pending = _Pending()
         self._marker: Marker | None = None
+        self._uncommitted: Counter[bytes] = Counter()  # jobs written in the open sink transaction
         self._hints: set[str] = set()
         self._hinted_at_s = 0.0
         self._server_lsn = 0
@@ -375,13 +376,14 @@ class Pipeline:
         batch, commit_time_us = self._take_batch()
         started_s = time.monotonic()
         await self._sink.write(batch)
+        self._uncommitted.update(map(_head_of, batch.specs))
         if batch.end_lsn is None:
             return
         durable = self._sink.is_durable
         self._progress.committed(batch.end_lsn, durable=durable)
         if durable:
             self._status_due.set()
-        heads = Counter(map(_head_of, batch.specs))
+        heads, self._uncommitted = self._uncommitted, Counter()
         self._hints.update(self._router.queue_of(head) for head in heads)
         self._metrics.committed(
             Committed(
