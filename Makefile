@@ -21,6 +21,7 @@ lint: .venv
 types: .venv
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/basedpyright
+	$(BIN)/basedpyright --project tests/typing
 
 demo: .venv
 	KEEP=$(KEEP) $(BIN)/python -m examples.shop.demo
