@@ -259,8 +259,8 @@ class Conductor(Generic[D]):
     @overload
     async def invoke(
         self,
-        task: TaskDefinition[None, R] | Task[None, R],
-        payload: None = ...,
+        task: TaskDefinition[P, R] | Task[P, R],
+        payload: P,
         *,
         connection: AsyncConnection[Any] | None = ...,
         hint: bool = ...,
@@ -269,8 +269,8 @@ class Conductor(Generic[D]):
     @overload
     async def invoke(
         self,
-        task: TaskDefinition[P, R] | Task[P, R],
-        payload: P,
+        task: TaskDefinition[None, R] | Task[None, R],
+        payload: None = ...,
         *,
         connection: AsyncConnection[Any] | None = ...,
         hint: bool = ...,
@@ -338,8 +338,8 @@ class Conductor(Generic[D]):
     @overload
     async def emit(
         self,
-        event: EventDefinition[None],
-        payload: None = ...,
+        event: EventDefinition[P],
+        payload: P,
         *,
         metadata: dict[str, Any] | None = ...,
         connection: AsyncConnection[Any] | None = ...,
@@ -348,8 +348,8 @@ class Conductor(Generic[D]):
     @overload
     async def emit(
         self,
-        event: EventDefinition[P],
-        payload: P,
+        event: EventDefinition[None],
+        payload: None = ...,
         *,
         metadata: dict[str, Any] | None = ...,
         connection: AsyncConnection[Any] | None = ...,

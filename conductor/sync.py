@@ -108,8 +108,8 @@ class SyncConductor:
     @overload
     def invoke(
         self,
-        task: TaskDefinition[None, R] | Task[None, R],
-        payload: None = ...,
+        task: TaskDefinition[P, R] | Task[P, R],
+        payload: P,
         *,
         connection: Connection[Any] | None = ...,
         **options: Unpack[InvokeOptions],
@@ -117,8 +117,8 @@ class SyncConductor:
     @overload
     def invoke(
         self,
-        task: TaskDefinition[P, R] | Task[P, R],
-        payload: P,
+        task: TaskDefinition[None, R] | Task[None, R],
+        payload: None = ...,
         *,
         connection: Connection[Any] | None = ...,
         **options: Unpack[InvokeOptions],
@@ -161,8 +161,8 @@ class SyncConductor:
     @overload
     def emit(
         self,
-        event: EventDefinition[None],
-        payload: None = ...,
+        event: EventDefinition[P],
+        payload: P,
         *,
         metadata: dict[str, Any] | None = ...,
         connection: Connection[Any] | None = ...,
@@ -170,8 +170,8 @@ class SyncConductor:
     @overload
     def emit(
         self,
-        event: EventDefinition[P],
-        payload: P,
+        event: EventDefinition[None],
+        payload: None = ...,
         *,
         metadata: dict[str, Any] | None = ...,
         connection: Connection[Any] | None = ...,

@@ -22,8 +22,8 @@ from conductor.events import Change, Delete, Emitted, Insert, Invocation, Tick, 
 from conductor.matching import OPERATIONS, ChangeFilter, EventFilter, Operation
 from conductor.rows import (
     Columns,
+    ModelT,
     PlainRow,
-    RowT,
     TableName,
     TableRow,
     column_names,
@@ -171,44 +171,64 @@ class OnChange(Trigger[E_co], Generic[E_co]):
 
     @overload
     def __init__(
-        self: OnChange[Insert[RowT]],
-        row: type[RowT],
+        self: OnChange[Insert[ModelT] | Update[ModelT] | Delete[ModelT]],
+        row: type[ModelT],
+        /,
+        *,
+        columns: Columns[ModelT] | None = ...,
+        changed: Columns[ModelT] | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Insert[ModelT]],
+        row: type[ModelT],
         operation: Literal["insert"],
         /,
         *,
-        columns: Columns[RowT] | None = ...,
+        columns: Columns[ModelT] | None = ...,
     ) -> None: ...
     @overload
     def __init__(
-        self: OnChange[Update[RowT]],
-        row: type[RowT],
+        self: OnChange[Update[ModelT]],
+        row: type[ModelT],
         operation: Literal["update"],
         /,
         *,
-        columns: Columns[RowT] | None = ...,
-        changed: Columns[RowT] | None = ...,
+        columns: Columns[ModelT] | None = ...,
+        changed: Columns[ModelT] | None = ...,
     ) -> None: ...
     @overload
     def __init__(
-        self: OnChange[Delete[RowT]],
-        row: type[RowT],
+        self: OnChange[Delete[ModelT]],
+        row: type[ModelT],
         operation: Literal["delete"],
         /,
         *,
-        columns: Columns[RowT] | None = ...,
+        columns: Columns[ModelT] | None = ...,
     ) -> None: ...
     @overload
     def __init__(
-        self: OnChange[Truncate[RowT]], row: type[RowT], operation: Literal["truncate"], /
+        self: OnChange[Truncate[ModelT]], row: type[ModelT], operation: Literal["truncate"], /
     ) -> None: ...
     @overload
     def __init__(
-        self: OnChange[Change[RowT]],
-        row: type[RowT],
+        self: OnChange[Change[ModelT]],
+        row: type[ModelT],
+        first: Operation,
+        second: Operation,
         /,
-        *operations: Operation,
-        columns: Columns[RowT] | None = ...,
-        changed: Columns[RowT] | None = ...,
+        *more: Operation,
+        columns: Columns[ModelT] | None = ...,
+        changed: Columns[ModelT] | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Insert[Plain] | Update[Plain] | Delete[Plain]],
+        row: str,
+        /,
+        *,
+        columns: Columns[Plain] | None = ...,
+        changed: Columns[Plain] | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -246,8 +266,10 @@ class OnChange(Trigger[E_co], Generic[E_co]):
     def __init__(
         self: OnChange[Change[Plain]],
         row: str,
+        first: Operation,
+        second: Operation,
         /,
-        *operations: Operation,
+        *more: Operation,
         columns: Columns[Plain] | None = ...,
         changed: Columns[Plain] | None = ...,
     ) -> None: ...

@@ -1,0 +1,305 @@
+"""What a type checker must know about the public interface, and what it must refuse.
+
+Read by mypy --strict and pyright, never run. A line with an ignore is an expected error: both
+checkers report an ignore that nothing needs, so an error that stops being one fails the check.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal, NewType, TypedDict, assert_never, assert_type
+
+import psycopg
+from annotated_types import Gt
+from pydantic import BaseModel, JsonValue
+
+from conductor import (
+    Change,
+    Conductor,
+    Context,
+    Cron,
+    Delete,
+    Emitted,
+    EventDefinition,
+    Insert,
+    Invocable,
+    Invocation,
+    JobHandle,
+    OnChange,
+    OnEvent,
+    SyncConductor,
+    SyncContext,
+    TableRow,
+    Task,
+    TaskDefinition,
+    Tick,
+    Truncate,
+    Update,
+    define_event,
+    define_task,
+    is_event,
+)
+from conductor.sync import SyncJobHandle
+
+
+class SendEmail(BaseModel):
+    to: str
+    subject: str = ""
+
+
+@dataclass
+class EmailSent:
+    message_id: str
+
+
+class Resize(TypedDict):
+    id: int
+    width: int
+
+
+class UserCreated(BaseModel):
+    email: str
+
+
+class OrderPlaced(BaseModel):
+    total: int
+
+
+class Users(TableRow, table="public.users"):
+    id: int
+    email: str
+    bio: str | None
+
+
+@dataclass
+class Deps:
+    sender: str
+
+
+UserId = NewType("UserId", int)
+Quantity = Annotated[int, Gt(0)]
+
+# --- definitions -----------------------------------------------------------------------------
+
+send_email = define_task("send-email", payload=SendEmail, returns=EmailSent)
+resize = define_task("resize", payload=Resize, validate=False)
+nightly = define_task("nightly")
+user_created = define_event("user.created", payload=UserCreated)
+order_placed = define_event("order.placed", payload=OrderPlaced)
+started = define_event("started")
+
+assert_type(send_email, TaskDefinition[SendEmail, EmailSent])
+assert_type(resize, TaskDefinition[Resize, None])
+assert_type(nightly, TaskDefinition[None, None])
+assert_type(define_task("t", payload=None), TaskDefinition[None, None])
+assert_type(define_task("t", payload=int | str), TaskDefinition[int | str, None])
+assert_type(define_task("t", payload=Literal["a", "b"]), TaskDefinition[Literal["a", "b"], None])
+assert_type(define_task("t", payload=UserId), TaskDefinition[UserId, None])
+assert_type(define_task("t", payload=Quantity), TaskDefinition[int, None])
+assert_type(define_task("t", payload=list[Resize]), TaskDefinition[list[Resize], None])
+assert_type(define_task("t", returns=dict[str, int]), TaskDefinition[None, dict[str, int]])
+assert_type(user_created, EventDefinition[UserCreated])
+assert_type(started, EventDefinition[None])
+
+conductor = Conductor("", tasks=[send_email, resize], events=[user_created], context=Deps("x"))
+assert_type(conductor, Conductor[Deps])
+assert_type(Conductor(""), Conductor[None])
+
+# --- triggers --------------------------------------------------------------------------------
+
+assert_type(OnEvent(user_created), OnEvent[UserCreated])
+assert_type(OnChange(Users), OnChange[Insert[Users] | Update[Users] | Delete[Users]])
+assert_type(OnChange(Users, "insert"), OnChange[Insert[Users]])
+assert_type(OnChange(Users, "update", changed=lambda u: u.email), OnChange[Update[Users]])
+assert_type(OnChange(Users, "delete", columns=lambda u: (u.id, u.bio)), OnChange[Delete[Users]])
+assert_type(OnChange(Users, "truncate"), OnChange[Truncate[Users]])
+assert_type(OnChange(Users, "insert", "update", columns=("id",)), OnChange[Change[Users]])
+assert_type(OnChange("public.users", "insert", "delete"), OnChange[Change[dict[str, JsonValue]]])
+assert_type(OnChange("public.users", "insert"), OnChange[Insert[dict[str, JsonValue]]])
+
+OnEvent(send_email)  # type: ignore[arg-type]  # not an event
+OnChange(Users, "upsert")  # type: ignore[call-overload]  # no such operation
+OnChange(Users, "update", changed=lambda u: u.emial)  # type: ignore[call-overload]  # no such column
+OnChange(Users, "insert", changed=lambda u: u.email)  # type: ignore[call-overload]  # of updates
+OnChange(SendEmail)  # type: ignore[type-var]  # not a row model
+
+# --- handlers --------------------------------------------------------------------------------
+
+
+@conductor.task(send_email, max_attempts=3)
+async def send(event: Invocation[SendEmail], ctx: Context[Deps]) -> EmailSent:
+    assert_type(event.payload, SendEmail)
+    assert_type(ctx.deps, Deps)
+    return EmailSent(event.payload.to)
+
+
+assert_type(send, Task[SendEmail, EmailSent])
+
+
+@conductor.task(nightly, Cron("0 3 * * *"))
+def clean(event: Tick, ctx: SyncContext[Deps]) -> None:
+    assert_type(event.scheduled_at, datetime)
+    assert_type(ctx.deps, Deps)
+
+
+assert_type(clean, Task[None, None])
+
+
+@conductor.task(send_email, Invocable(), OnEvent(user_created))
+async def either(event: Invocation[SendEmail] | Emitted[UserCreated], ctx: Context) -> EmailSent:
+    match event:
+        case Invocation():
+            assert_type(event.payload, SendEmail)
+        case Emitted():
+            assert_type(event.payload, UserCreated)
+        case _:
+            assert_never(event)
+    return EmailSent("")
+
+
+@conductor.task(
+    "welcome",
+    OnChange(Users, "insert"),
+    OnChange("public.orders", "update"),
+    OnEvent(user_created),
+    OnEvent(order_placed),
+    Cron("0 9 * * *", tz="Europe/Berlin"),
+    Invocable(),
+    queue="mail",
+)
+async def welcome(
+    event: Insert[Users]
+    | Update[dict[str, JsonValue]]
+    | Emitted[UserCreated]
+    | Emitted[OrderPlaced]
+    | Tick
+    | Invocation[Any],
+    ctx: Context[Deps],
+) -> None:
+    match event:
+        case Insert():
+            assert_type(event.new, Users)
+            assert_type(event.new.email, str)
+            assert_type(event.op, Literal["insert"])
+        case Update():
+            assert_type(event.old, dict[str, JsonValue])
+            assert_type(event.changed, frozenset[str])
+        case Emitted():
+            if is_event(event, user_created):
+                assert_type(event, Emitted[UserCreated])
+                assert_type(event.payload.email, str)
+            else:
+                assert_type(event, Emitted[OrderPlaced])
+        case Tick() | Invocation():
+            pass
+        case _:
+            assert_never(event)
+
+
+assert_type(welcome, Task[Any, None])
+
+
+# A handler may take more than its triggers give.
+@conductor.task("audit", OnChange(Users, "insert", "update", "truncate"))
+async def audit(event: Change[Users], ctx: Context[Deps]) -> None:
+    assert_type(event.new, Users)
+    assert_type(event.commit_time, datetime)
+
+
+@conductor.task("copy", OnChange(Users))
+async def copy(event: Insert[Users] | Update[Users] | Delete[Users], ctx: Context[Deps]) -> None:
+    match event:
+        case Insert(new=row):
+            assert_type(row, Users)
+        case Update(old=old, new=new):
+            assert_type((old, new), tuple[Users, Users])
+        case Delete():
+            assert_type(event.old, Users)
+        case _:
+            assert_never(event)
+
+
+@conductor.task("log", OnChange(Users))
+async def log(event: Change[Users], ctx: Context[Deps]) -> None: ...
+
+
+@conductor.task(send_email)  # type: ignore[arg-type]  # wrong payload
+async def wrong_payload(event: Invocation[Resize], ctx: Context[Deps]) -> EmailSent:
+    return EmailSent("")
+
+
+@conductor.task(send_email)  # type: ignore[arg-type]  # wrong result
+async def wrong_result(event: Invocation[SendEmail], ctx: Context[Deps]) -> str:
+    return ""
+
+
+@conductor.task(send_email)  # type: ignore[arg-type]  # wrong dependencies
+async def wrong_deps(event: Invocation[SendEmail], ctx: Context[str]) -> EmailSent:
+    return EmailSent("")
+
+
+@conductor.task("w", OnEvent(user_created))  # type: ignore[arg-type]  # wrong event
+async def wrong_event(event: Emitted[OrderPlaced], ctx: Context[Deps]) -> None: ...
+
+
+@conductor.task("w", OnEvent(user_created), Cron("* * * * *"))  # type: ignore[arg-type]  # a Tick too
+async def missing_event(event: Emitted[UserCreated], ctx: Context[Deps]) -> None: ...
+
+
+@conductor.task("w", OnChange(Users, "insert"))  # type: ignore[arg-type]  # not an insert
+async def wrong_operation(event: Delete[Users], ctx: Context[Deps]) -> None: ...
+
+
+@conductor.task(send_email)  # type: ignore[arg-type]  # blocks with an asynchronous context
+def wrong_context(event: Invocation[SendEmail], ctx: Context[Deps]) -> EmailSent:
+    return EmailSent("")
+
+
+@conductor.task(send_email, attempts=3)  # type: ignore[call-overload,untyped-decorator]  # no such option
+async def wrong_option(event: Invocation[SendEmail], ctx: Context[Deps]) -> EmailSent:
+    return EmailSent("")
+
+
+async def wrong_field(event: Invocation[SendEmail], change: Insert[Users]) -> None:
+    _ = event.payload.recipient  # type: ignore[attr-defined]  # no such field
+    _ = change.new.emial  # type: ignore[attr-defined]  # no such column
+
+
+# --- calls -----------------------------------------------------------------------------------
+
+
+async def calls(connection: psycopg.AsyncConnection) -> None:
+    handle = await conductor.invoke(send_email, SendEmail(to=""), dedupe_key="a", delay=5)
+    assert_type(handle, JobHandle[EmailSent])
+    assert_type(await handle.result(timeout_s=1), EmailSent)
+    assert_type(await conductor.invoke(send, SendEmail(to="")), JobHandle[EmailSent])
+    assert_type(await conductor.invoke(nightly), JobHandle[None])
+    assert_type(await conductor.invoke(resize, Resize(id=1, width=2)), JobHandle[None])
+    assert_type(await conductor.invoke("by-name", {"any": "thing"}), JobHandle[Any])
+    many = await conductor.invoke_many(send_email, [SendEmail(to="")], connection=connection)
+    assert_type(many, list[JobHandle[EmailSent]])
+    await conductor.emit(user_created, UserCreated(email=""), connection=connection)
+    await conductor.emit(started)
+    await conductor.emit_many(user_created, [UserCreated(email="")])
+    assert_type(await conductor.cancel(handle.id), bool)
+
+
+async def wrong_calls() -> None:
+    await conductor.invoke(send_email, UserCreated(email=""))  # type: ignore[misc]
+    await conductor.invoke(send_email)  # type: ignore[arg-type]  # no payload
+    await conductor.invoke(resize, Resize(id=1))  # type: ignore[typeddict-item]  # a key is missing
+    await conductor.invoke(nightly, 1)  # type: ignore[misc]  # takes none
+    await conductor.invoke(nightly, when=1)  # type: ignore[call-overload]  # no such option
+    await conductor.invoke_many(send_email, [1])  # type: ignore[misc]
+    await conductor.emit(user_created, OrderPlaced(total=1))  # type: ignore[misc]
+    await conductor.emit(send_email, SendEmail(to=""))  # type: ignore[call-overload]  # a task
+
+
+def synchronous(client: SyncConductor, connection: psycopg.Connection) -> None:
+    handle = client.invoke(send_email, SendEmail(to=""), connection=connection)
+    assert_type(handle, SyncJobHandle[EmailSent])
+    assert_type(handle.result(), EmailSent)
+    client.emit(user_created, UserCreated(email=""))
+    client.invoke(send_email, Resize(id=1, width=1))  # type: ignore[misc]
+    client.emit(user_created, SendEmail(to=""))  # type: ignore[misc]
