@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from conductor import (
     Change,
-    ColumnUnchanged,
     Conductor,
     Context,
     Cron,
@@ -26,6 +25,7 @@ from conductor import (
     define_event,
     define_task,
 )
+from conductor.errors import ColumnUnchanged
 from examples.shop.ledger import Ledger
 from examples.shop.models import (
     Order,
@@ -90,7 +90,7 @@ async def welcome_user(event: Insert[UserContact], ctx: Context[Deps]) -> None:
 )
 async def confirm_email(event: Update[User], ctx: Context[Deps]) -> None:
     """Ask for a confirmation, only when the address is another one."""
-    if event.old is None or event.old.email == event.new.email:
+    if event.old.email == event.new.email:
         raise Surprise("the address is the same")
     await enter(ctx)
 
@@ -158,9 +158,7 @@ async def reserve_item(event: Change[OrderItem], ctx: Context[Deps]) -> None:
     retry=RETRY,
     max_attempts=ATTEMPTS,
 )
-async def settle_payment(
-    event: Insert[Payment] | Update[Payment] | Delete[Order], ctx: Context[Deps]
-) -> None:
+async def settle_payment(event: Change[Payment] | Delete[Order], ctx: Context[Deps]) -> None:
     """Book a payment, or refund a cancelled order: two tables, one task.
 
     An update does not carry the large receipt: reading it says so, and never gives an empty one.
