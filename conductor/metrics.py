@@ -78,6 +78,12 @@ FENCED = Metric(
     "Outcomes refused because the claim was no longer this worker's.",
     ("queue",),
 )
+LEASES_LOST = Metric(
+    Counter,
+    "conductor_leases_lost_total",
+    "Times a worker of this process was declared dead while it lived.",
+    ("queue",),
+)
 WAIT = Metric(
     Histogram,
     "conductor_job_wait_seconds",

@@ -39,7 +39,7 @@ set state = 'running', worker = %(worker)s, fence = j.fence + 1, started_at = co
 where j.ctid = any (array(select c.ctid from claimed c))
 returning j.id, j.task, j.trigger::text, j.attempt, j.crashes, j.fence, j.rank, j.key, j.run_at,
     j.created_at, j.metadata, j.app, j.version, j.source_generation, j.source_lsn::text,
-    j.source_ordinal, j.subscription, j.payload
+    j.source_ordinal, j.subscription, j.payload, j.started_at
 
 -- name: claim_suspect
 -- Claims one job that processes have died with, at most %(crashes)s times.
@@ -64,7 +64,7 @@ set state = 'running', worker = %(worker)s, fence = j.fence + 1, started_at = co
 where j.ctid = any (array(select c.ctid from claimed c))
 returning j.id, j.task, j.trigger::text, j.attempt, j.crashes, j.fence, j.rank, j.key, j.run_at,
     j.created_at, j.metadata, j.app, j.version, j.source_generation, j.source_lsn::text,
-    j.source_ordinal, j.subscription, j.payload
+    j.source_ordinal, j.subscription, j.payload, j.started_at
 
 -- name: finish_jobs
 -- Moves jobs that ended alike (%(outcome)s) into history and returns the ids of those that were the
@@ -215,10 +215,10 @@ cross join lateral (
 where j.worker = %(worker)s
 
 -- name: load_steps
--- What earlier runs of a job have written.
-select s.name, s.position, s.kind, s.result, s.wake_at, s.wake_at <= conductor.now() as due
+-- What earlier runs of these jobs have written.
+select s.job, s.name, s.position, s.kind, s.result, s.wake_at, s.wake_at <= conductor.now() as due
 from conductor.steps s
-where s.job = %(job)s
+where s.job = any (%(jobs)s::bigint[])
 
 -- name: write_steps
 -- Writes steps of several jobs under their row locks and returns those that were the worker's to

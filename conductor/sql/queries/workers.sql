@@ -96,3 +96,7 @@ delete from conductor.workers w
 where w.id = %(worker)s and w.renewals < 0
     and not exists (select from conductor.jobs j where j.state = 'running' and j.worker = w.id)
 returning w.id
+
+-- name: listen
+-- Hints: the payload is the queue that has new jobs.
+listen conductor_jobs

@@ -1,0 +1,1 @@
+"""One method for each named query: parameters in, rows out. No policy lives here."""

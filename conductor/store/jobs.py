@@ -1,0 +1,398 @@
+"""Jobs as workers touch them: claim, settle, promote, steps.
+
+A worker's outcomes and its next claim travel together (`JobStore.exchange`): sent in one go, each
+statement a transaction of its own, so that a claim sees what the settle before it has committed
+and a failing one takes nothing with it. What was not the worker's to write is not an error here:
+it is missing from what comes back. Policy (which ranges, when, how often) is the caller's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import psycopg
+from orjson import loads
+
+from conductor.contract import idempotency_key
+from conductor.job import JobInfo
+from conductor.sql import load
+from conductor.store.arrays import JsonArray, TextArray, literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime, timedelta
+
+    from psycopg import AsyncConnection, AsyncPipeline
+
+_QUERIES: Final = load("jobs")
+_CLAIM: Final = _QUERIES["claim_jobs"]
+_CLAIM_SUSPECT: Final = _QUERIES["claim_suspect"]
+_FINISH: Final = _QUERIES["finish_jobs"]
+_RESCHEDULE: Final = _QUERIES["reschedule_jobs"]
+_PROMOTE: Final = _QUERIES["promote_jobs"]
+_CANCELLED: Final = _QUERIES["cancelled_jobs"]
+_HELD: Final = _QUERIES["held_jobs"]
+_OWNED: Final = _QUERIES["owned_jobs"]
+_LOAD_STEPS: Final = _QUERIES["load_steps"]
+_WRITE_STEPS: Final = _QUERIES["write_steps"]
+
+BEGINNING: Final = "-infinity"
+"""The text of the time before all others."""
+
+Ending = Literal["completed", "failed", "cancelled"]
+Row = tuple[Any, ...]
+Statement = tuple[bytes, dict[str, Any]]
+
+
+@dataclass(slots=True)
+class ClaimRange:
+    """A range of one task's ready jobs: after (rank, run_at, id), up to the end of a rank.
+
+    ``run_at`` None is the beginning of time.
+    """
+
+    task: str
+    rank: int
+    run_at: datetime | None
+    id: int
+    last_rank: int
+
+
+@dataclass(slots=True)
+class Claim:
+    """What to ask for: up to ``limit`` jobs of the ranges, and one suspect if any is wanted.
+
+    ``suspect_crashes``: the most crashes a suspect may have; None asks for no suspect.
+    """
+
+    queue: str
+    tasks: Sequence[str]
+    ranges: Sequence[ClaimRange]
+    limit: int
+    suspect_crashes: int | None = None
+
+
+@dataclass(slots=True)
+class ClaimedJob:
+    """A job that is this worker's now.
+
+    ``waited_s``: how long it could have run before, by the database's clock; ``claimed_s``: when it
+    was received, by the monotonic one.
+    """
+
+    info: JobInfo
+    payload: bytes
+    waited_s: float
+    claimed_s: float
+
+
+@dataclass(slots=True)
+class Finished:
+    """The job ends. ``document`` is its result, or why it failed or was cancelled (JSON)."""
+
+    id: int
+    fence: int
+    task: str
+    ending: Ending
+    document: bytes | None
+    retention: timedelta
+    stepped: bool  # it may have steps
+
+
+@dataclass(slots=True)
+class Rescheduled:
+    """The job goes back: after a failure (``failures`` 1, with its error), asleep, or unstarted."""
+
+    id: int
+    fence: int
+    task: str
+    failures: int = 0
+    delay_s: float = 0.0
+    wake_at: datetime | None = None
+    error: bytes | None = None
+
+
+Outcome = Finished | Rescheduled
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What came back. ``refused`` outcomes got an error: they may be sent again, one by one."""
+
+    settled: set[int] = field(default_factory=set)
+    refused: list[Outcome] = field(default_factory=list)
+    jobs: list[ClaimedJob] = field(default_factory=list)
+    suspects: list[ClaimedJob] = field(default_factory=list)
+    error: psycopg.Error | None = None
+
+
+@dataclass(slots=True)
+class StoredStep:
+    """A step that an earlier run of the job has written."""
+
+    name: str
+    position: int | None
+    kind: str
+    result: bytes | None
+    wake_at: datetime | None
+    due: bool
+
+
+@dataclass(slots=True)
+class StepWrite:
+    """A step to be written, fenced by its job's claim. ``delay_s``, ``wake_at``: of a sleep."""
+
+    job: int
+    fence: int
+    name: str
+    position: int | None
+    kind: str
+    result: bytes | None = None
+    delay_s: float | None = None
+    wake_at: datetime | None = None
+
+
+@dataclass(slots=True)
+class Promotion:
+    """What one look at due jobs found; ``next_due_s``: when the next is, within a minute."""
+
+    promoted: int
+    promoted_at: datetime
+    next_due_s: float | None
+
+
+class JobStore:
+    """The hot path's statements on one connection (see `conductor.store.sessions`)."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: AsyncConnection[Any]) -> None:
+        self._connection = connection
+
+    async def exchange(
+        self, worker: int, outcomes: Sequence[Outcome], claim: Claim | None
+    ) -> Exchange:
+        """Settle outcomes and claim, in one round trip.
+
+        Raises psycopg.OperationalError when the connection was lost: anything sent may or may not
+        have been committed.
+        """
+        groups = _grouped(outcomes)
+        statements = [_settle(worker, group) for group in groups]
+        if claim is not None and claim.suspect_crashes is not None:
+            statements.append((_CLAIM_SUSPECT, _suspect_parameters(worker, claim)))
+        if claim is not None and claim.limit > 0:
+            statements.append((_CLAIM, _claim_parameters(worker, claim)))
+        replies, error = await self._send(statements)
+        if error is not None and self._connection.closed:
+            raise error
+        exchange = Exchange(error=error)
+        for group, reply in zip(groups, replies, strict=False):
+            if reply is None:
+                exchange.refused += group
+            else:
+                exchange.settled.update([row[0] for row in reply])
+        now_s = monotonic()
+        for statement, reply in zip(statements[len(groups) :], replies[len(groups) :], strict=True):
+            jobs = [_claimed(row, claim.queue, now_s) for row in reply or ()] if claim else []
+            if statement[0] is _CLAIM:
+                exchange.jobs = jobs
+            else:
+                exchange.suspects = jobs
+        return exchange
+
+    async def _send(
+        self, statements: Sequence[Statement]
+    ) -> tuple[list[list[Row] | None], psycopg.Error | None]:
+        """Send statements together, each with a Sync of its own; None for one that failed."""
+        error: psycopg.Error | None = None
+        cursors = [self._connection.cursor(binary=True) for _ in statements]
+        try:
+            async with self._connection.pipeline() as pipeline:
+                for cursor, (query, parameters) in zip(cursors, statements, strict=True):
+                    if cursor is not cursors[0]:
+                        _separate(pipeline)
+                    try:
+                        await cursor.execute(query, parameters, prepare=False)
+                    except psycopg.Error as raised:  # of this or an earlier statement
+                        error = error or raised
+                        if self._connection.closed:
+                            break
+        except psycopg.Error as raised:
+            error = error or raised
+        replies = [None if c.pgresult is None else await c.fetchall() for c in cursors]
+        return replies, error
+
+    async def promote(self, after: datetime | None, limit: int) -> Promotion:
+        """Make up to ``limit`` due jobs ready, those that were due after ``after``."""
+        parameters = {"after": BEGINNING if after is None else str(after), "limit": limit}
+        ((promoted, _, promoted_at, next_due_s),) = await self._rows(_PROMOTE, parameters)
+        return Promotion(promoted, promoted_at, next_due_s)
+
+    async def cancelled(self, worker: int) -> list[tuple[int, int, str]]:
+        """Return (id, fence, reason) of the worker's running jobs that are to be cancelled."""
+        return [
+            (id_, fence, reason)
+            for id_, fence, reason in await self._rows(_CANCELLED, {"worker": worker})
+        ]
+
+    async def held(self, worker: int) -> dict[int, int]:
+        """Return the fences of the jobs that the worker runs, as far as the database knows."""
+        return dict(await self._pairs(_HELD, {"worker": worker}))
+
+    async def owned(self, worker: int, jobs: Iterable[int]) -> dict[int, int]:
+        """Return the fences of those of the jobs that are the worker's."""
+        return dict(await self._pairs(_OWNED, {"worker": worker, "ids": literal(jobs)}))
+
+    async def load_steps(self, jobs: Iterable[int]) -> dict[int, list[StoredStep]]:
+        """Return the steps of jobs, by job."""
+        steps: dict[int, list[StoredStep]] = {}
+        for job, *columns in await self._rows(_LOAD_STEPS, {"jobs": literal(jobs)}):
+            steps.setdefault(job, []).append(StoredStep(*columns))
+        return steps
+
+    async def write_steps(
+        self, worker: int, writes: Sequence[StepWrite]
+    ) -> dict[tuple[int, str], datetime | None]:
+        """Write steps; return (job, name) → wake_at of those that were the worker's to write."""
+        rows = await self._rows(_WRITE_STEPS, _step_parameters(worker, writes))
+        return {(job, name): wake_at for job, name, wake_at in rows}
+
+    async def _rows(self, query: bytes, parameters: Mapping[str, Any]) -> list[Row]:
+        cursor = self._connection.cursor(binary=True)
+        await cursor.execute(query, parameters, prepare=False)
+        return await cursor.fetchall()
+
+    async def _pairs(self, query: bytes, parameters: Mapping[str, Any]) -> list[tuple[int, int]]:
+        return [(first, second) for first, second in await self._rows(query, parameters)]
+
+
+def _separate(pipeline: AsyncPipeline) -> None:
+    """End the implicit transaction here without waiting, as `pipeline.sync()` would."""
+    pipeline.command_queue.append(pipeline.pgconn.pipeline_sync)
+    pipeline.result_queue.append(None)
+
+
+def _grouped(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
+    """Split outcomes by the statement that writes them, each part in the order of the ids."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        kind = outcome.ending if isinstance(outcome, Finished) else ""
+        groups.setdefault(kind, []).append(outcome)
+    for group in groups.values():
+        group.sort(key=_id_of)
+    return list(groups.values())
+
+
+def _id_of(outcome: Outcome) -> int:
+    return outcome.id
+
+
+def _settle(worker: int, group: Sequence[Outcome]) -> Statement:
+    finished = [outcome for outcome in group if isinstance(outcome, Finished)]
+    if finished:
+        return _FINISH, _finish_parameters(worker, finished)
+    return _RESCHEDULE, _reschedule_parameters(
+        worker, [outcome for outcome in group if isinstance(outcome, Rescheduled)]
+    )
+
+
+def _finish_parameters(worker: int, group: Sequence[Finished]) -> dict[str, Any]:
+    places = {retention: n for n, retention in enumerate({f.retention for f in group}, start=1)}
+    ending = group[0].ending
+    return {
+        "worker": worker,
+        "ids": literal([f.id for f in group]),
+        "fences": literal([f.fence for f in group]),
+        "retention": literal([places[f.retention] for f in group]),
+        "documents": JsonArray([f.document for f in group]),
+        "retentions": literal([_interval(retention) for retention in places]),
+        "stepped": literal([f.id for f in group if f.stepped]),
+        "outcome": ending,
+        "failures": int(ending == "failed"),
+    }
+
+
+def _interval(retention: timedelta) -> str | None:
+    seconds = retention.total_seconds()
+    return f'"{seconds} seconds"' if seconds > 0 else None
+
+
+def _reschedule_parameters(worker: int, group: Sequence[Rescheduled]) -> dict[str, Any]:
+    return {
+        "worker": worker,
+        "ids": literal([r.id for r in group]),
+        "fences": literal([r.fence for r in group]),
+        "failures": literal([r.failures for r in group]),
+        "delays": literal([r.delay_s for r in group]),
+        "wake_ats": literal([_timestamp(r.wake_at) for r in group]),
+        "errors": JsonArray([r.error for r in group]),
+    }
+
+
+def _timestamp(instant: datetime | None) -> str | None:
+    return None if instant is None else f'"{instant.isoformat()}"'
+
+
+def _claim_parameters(worker: int, claim: Claim) -> dict[str, Any]:
+    ranges = claim.ranges
+    return {
+        "worker": worker,
+        "queue": claim.queue,
+        "limit": claim.limit,
+        "tasks": TextArray([r.task for r in ranges]),
+        "ranks": literal([r.rank for r in ranges]),
+        "run_ats": literal([_timestamp(r.run_at) or BEGINNING for r in ranges]),
+        "ids": literal([r.id for r in ranges]),
+        "last_ranks": literal([r.last_rank for r in ranges]),
+    }
+
+
+def _suspect_parameters(worker: int, claim: Claim) -> dict[str, Any]:
+    return {
+        "worker": worker,
+        "queue": claim.queue,
+        "tasks": TextArray(claim.tasks),
+        "crashes": claim.suspect_crashes,
+    }
+
+
+def _step_parameters(worker: int, writes: Sequence[StepWrite]) -> dict[str, Any]:
+    return {
+        "worker": worker,
+        "jobs": literal([w.job for w in writes]),
+        "fences": literal([w.fence for w in writes]),
+        "names": TextArray([w.name for w in writes]),
+        "positions": literal([w.position for w in writes]),
+        "kinds": TextArray([w.kind for w in writes]),
+        "results": JsonArray([w.result for w in writes]),
+        "delays": literal([w.delay_s for w in writes]),
+        "wake_ats": literal([_timestamp(w.wake_at) for w in writes]),
+    }
+
+
+def _claimed(row: Row, queue: str, now_s: float) -> ClaimedJob:
+    (
+        id_, task, trigger, attempt, crashes, fence, rank, key, run_at, created_at, metadata, app,
+        version, generation, lsn, ordinal, subscription, payload, started_at,
+    ) = row  # fmt: skip
+    info = JobInfo(
+        id_,
+        task,
+        queue,
+        trigger,
+        attempt,
+        crashes,
+        fence,
+        -rank,
+        key,
+        run_at,
+        created_at,
+        None if metadata is None else loads(metadata),
+        app,
+        version,
+        f"job:{id_}" if lsn is None else idempotency_key(generation, lsn, ordinal, subscription),
+    )
+    return ClaimedJob(info, payload, (started_at - run_at).total_seconds(), now_s)

@@ -1,0 +1,104 @@
+"""Leases of workers: registering, renewing, watching, and taking over from the dead.
+
+Registering and retiring are the worker's own, on its event loop. Renewing and watching run in a
+thread with a blocking connection, so that a busy loop does not look dead. Who is dead is the
+caller's to decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from conductor.sql import load
+from conductor.store.arrays import TextArray, literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from psycopg import AsyncConnection, Connection
+
+_QUERIES: Final = load("workers")
+_REGISTER: Final = _QUERIES["register_worker"]
+_DRAIN: Final = _QUERIES["drain_worker"]
+_RETIRE: Final = _QUERIES["retire_worker"]
+_RENEW: Final = _QUERIES["renew_leases"]
+_WATCH: Final = _QUERIES["watch_leases"]
+_DECLARE_DEAD: Final = _QUERIES["declare_dead"]
+_RESCUE: Final = _QUERIES["rescue_jobs"]
+_BURY: Final = _QUERIES["bury_worker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """How a worker describes itself."""
+
+    app: str
+    version: str | None
+    queue: str
+    tasks: Sequence[str]
+    host: str
+    pid: int
+    slots: int
+
+
+class WorkerStore:
+    """A worker's own row, on its event loop."""
+
+    def __init__(self, connection: AsyncConnection[Any]) -> None:
+        self._connection = connection
+
+    async def register(self, registration: Registration) -> int:
+        """Insert the worker's row; return its id."""
+        parameters = {
+            "app": registration.app,
+            "version": registration.version,
+            "queue": registration.queue,
+            "tasks": TextArray(registration.tasks),
+            "host": registration.host,
+            "pid": registration.pid,
+            "slots": registration.slots,
+        }
+        cursor = await self._connection.execute(_REGISTER, parameters)
+        ((worker,),) = await cursor.fetchall()
+        return int(worker)
+
+    async def drain(self, worker: int) -> None:
+        """Note that the worker claims no more."""
+        await self._connection.execute(_DRAIN, {"worker": worker})
+
+    async def retire(self, worker: int) -> None:
+        """Delete the worker's row, unless jobs are still running under it."""
+        await self._connection.execute(_RETIRE, {"worker": worker})
+
+
+class LeaseStore:
+    """Everybody's rows, from the lease thread."""
+
+    def __init__(self, connection: Connection[Any]) -> None:
+        self._connection = connection
+
+    def renew(self, workers: Iterable[int]) -> set[int]:
+        """Renew the leases of this process' workers; return those that still had one."""
+        rows = self._connection.execute(_RENEW, {"workers": literal(workers)}).fetchall()
+        return {worker for (worker,) in rows}
+
+    def watch(self) -> dict[int, int]:
+        """Return every worker's renewal counter."""
+        return dict(self._connection.execute(_WATCH).fetchall())
+
+    def declare_dead(self, worker: int, renewals: int) -> bool:
+        """Declare a worker dead whose counter still is ``renewals``; False when it is not."""
+        parameters = {"worker": worker, "renewals": renewals}
+        return self._connection.execute(_DECLARE_DEAD, parameters).fetchone() is not None
+
+    def rescue(self, worker: int, *, limit: int, max_crashes: int) -> tuple[int, int]:
+        """Take up to ``limit`` jobs from a dead worker; return how many run again and failed."""
+        parameters = {"worker": worker, "limit": limit, "max_crashes": max_crashes}
+        row = self._connection.execute(_RESCUE, parameters).fetchone()
+        rescued, failed, _ = row or (0, 0, 0)
+        return rescued, failed
+
+    def bury(self, worker: int) -> bool:
+        """Delete a dead worker's row once nothing is left to it; False while something is."""
+        return self._connection.execute(_BURY, {"worker": worker}).fetchone() is not None

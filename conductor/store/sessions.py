@@ -1,0 +1,149 @@
+"""Connections of a worker: opened when first used, opened again when lost.
+
+A session is one autocommit connection that never prepares statements (so that the server plans
+each execution with its values, and so that a pooler in between changes nothing), reads JSON as raw
+bytes, and notices a dead peer within seconds. This module must not know any query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection, Connection
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.types.string import ByteaBinaryLoader, ByteaLoader
+
+from conductor.store.arrays import register_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from psycopg.abc import AdaptContext
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+_FIRST_DELAY_S: Final = 0.05
+_LAST_DELAY_S: Final = 5.0
+_SETTINGS: Final[dict[str, str | int]] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+
+
+class _JsonTextLoader(ByteaLoader):
+    """JSON in text format is its own bytes."""
+
+    def load(self, data: bytes | bytearray | memoryview) -> bytes:
+        return bytes(data)
+
+
+def connection_settings(dsn: str, name: str) -> dict[str, Any]:
+    """Return psycopg's arguments for a session: the DSN's own settings win."""
+    given = conninfo_to_dict(dsn)
+    defaults = {"application_name": name, **_SETTINGS}
+    return {
+        **{key: value for key, value in defaults.items() if key not in given},
+        "client_encoding": "utf8",
+        "autocommit": True,
+        "prepare_threshold": None,
+    }
+
+
+def _adapt(context: AdaptContext) -> None:
+    register_arrays(context)
+    context.adapters.register_loader("json", ByteaBinaryLoader)
+    context.adapters.register_loader("json", _JsonTextLoader)
+
+
+async def connect(dsn: str, name: str) -> AsyncConnection[Any]:
+    """Open a session's connection once. Raises psycopg.OperationalError."""
+    connection = await AsyncConnection.connect(dsn, **connection_settings(dsn, name))
+    _adapt(connection)
+    return connection
+
+
+def connect_blocking(dsn: str, name: str) -> Connection[Any]:
+    """Like `connect`, for a thread. Raises psycopg.OperationalError."""
+    connection = Connection.connect(dsn, **connection_settings(dsn, name))
+    _adapt(connection)
+    return connection
+
+
+class Backoff:
+    """Growing, jittered delays between attempts to reach the database."""
+
+    def __init__(self) -> None:
+        self._next_s = _FIRST_DELAY_S
+
+    def delay_s(self) -> float:
+        """Return how long to wait before the next attempt."""
+        delay, self._next_s = self._next_s, min(self._next_s * 2, _LAST_DELAY_S)
+        return delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+
+    def reset(self) -> None:
+        """Start again: the database answered."""
+        self._next_s = _FIRST_DELAY_S
+
+
+class Session:
+    """One connection for one part of a worker. Not for concurrent transactions."""
+
+    def __init__(self, dsn: str, name: str, *, on_lost: Callable[[], None] | None = None) -> None:
+        self._dsn, self.name = dsn, name
+        self._on_lost = on_lost
+        self._connection: AsyncConnection[Any] | None = None
+        self._opening = asyncio.Lock()
+        self._backoff = Backoff()
+
+    async def connection(self) -> AsyncConnection[Any]:
+        """Return the open connection, opening one (for as long as that takes) if there is none."""
+        async with self._opening:
+            while self._connection is None or self._connection.closed:
+                await self.close()
+                try:
+                    self._connection = await connect(self._dsn, self.name)
+                except psycopg.OperationalError as error:
+                    _LOG.warning("%s: cannot connect: %s", self.name, error)
+                    await asyncio.sleep(self._backoff.delay_s())
+            return self._connection
+
+    async def failed(self, error: psycopg.Error) -> None:
+        """Take note that a statement failed, and wait a little: the next may work.
+
+        The connection is given up; what was sent on it may or may not have been committed.
+        """
+        _LOG.warning("%s: %s: %s", self.name, type(error).__name__, str(error).strip())
+        await self.close()
+        if self._on_lost is not None:
+            self._on_lost()
+        await asyncio.sleep(self._backoff.delay_s())
+
+    def answered(self) -> None:
+        """Take note that the database does what it is asked."""
+        self._backoff.reset()
+
+    async def insist(self, operation: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+        """Run an operation that may safely run twice, again and again until it succeeds."""
+        while True:
+            connection = await self.connection()
+            try:
+                result = await operation(connection)
+            except psycopg.Error as error:
+                await self.failed(error)
+            else:
+                self.answered()
+                return result
+
+    async def close(self) -> None:
+        """Close the connection; the next use opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()

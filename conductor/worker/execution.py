@@ -1,0 +1,157 @@
+"""One run of one job: decode, call the handler, turn its end into an outcome.
+
+A run is interrupted by cancelling its task (async) or by setting a flag (sync: a thread cannot be
+stopped, so its outcome is written at once and its slot stays busy until the thread returns). This
+module must not settle anything: it returns what is to be settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from functools import partial
+from random import random
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from conductor.context import Context, Run, Suspension, SyncContext
+from conductor.errors import JobTimedOut
+from conductor.worker import outcomes
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from conductor.checkpoints import Checkpoints
+    from conductor.definitions import Task
+    from conductor.store.jobs import ClaimedJob, Outcome
+    from conductor.worker.threads import Threads
+
+
+class Interruption(Enum):
+    """Why a run is stopped before its handler returns."""
+
+    CANCELLED = "cancelled"  # by request
+    TIMED_OUT = "timed out"
+    ASLEEP = "asleep"  # every open await is a durable wait
+    ABANDONED = "abandoned"  # the job is no longer this worker's: nothing is written
+    RETURNED = "returned"  # the worker stops: the job runs elsewhere
+
+
+class Execution:
+    """One run. ``started_s``, ``ended_s``: by the monotonic clock."""
+
+    __slots__ = (
+        "_checkpoints",
+        "_deps",
+        "_reason",
+        "_threads",
+        "_wake_at",
+        "ended_s",
+        "handle",
+        "interruption",
+        "job",
+        "run",
+        "started_s",
+        "task",
+        "thread",
+    )
+
+    def __init__(
+        self,
+        job: ClaimedJob,
+        task: Task[Any, Any],
+        *,
+        checkpoints: Checkpoints,
+        deps: Any,
+        threads: Threads,
+    ) -> None:
+        self.job, self.task = job, task
+        self.handle: asyncio.Task[None] | None = None
+        self.thread: asyncio.Future[Any] | None = None
+        self.interruption: Interruption | None = None
+        self.started_s = self.ended_s = monotonic()
+        self.run = Run(job.info, checkpoints, suspend=self._sleep, abandon=self.abandon)
+        self._deps, self._threads = deps, threads
+        self._reason = ""
+        self._wake_at: datetime | None = None
+
+    async def outcome(self) -> Outcome | None:
+        """Run the handler; return what becomes of the job, None when it is no longer ours."""
+        task, info = self.task, self.job.info
+        timer = None
+        if task.timeout_s is not None:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(task.timeout_s, self.interrupt, Interruption.TIMED_OUT)
+        try:
+            event = task.decode(info.trigger, self.job.payload, info)
+            if task.is_sync:
+                value = await self._in_thread(event)
+            else:
+                self.run.path = self.handle
+                value = await task.handler(event, Context(self.run, self._deps))
+            if self.interruption is None or self.interruption is Interruption.CANCELLED:
+                document = task.encode_result(value)
+                return outcomes.completed(task, info, document, stepped=self.run.stepped)
+            return self._interrupted()
+        except Suspension as suspension:
+            return outcomes.asleep(info, suspension.wake_at)
+        except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - handler's
+            return self._failed(error) if self.interruption is None else self._interrupted()
+        finally:
+            self.ended_s = monotonic()
+            if timer is not None:
+                timer.cancel()
+
+    def interrupt(self, interruption: Interruption, reason: str = "") -> None:
+        """Stop the run. The first interruption counts, but abandoning goes above all."""
+        if self.interruption is not None and interruption is not Interruption.ABANDONED:
+            return
+        self.interruption, self._reason = interruption, reason
+        self.run.cancelled = True
+        if self.handle is not None:
+            self.handle.cancel()
+
+    def abandon(self) -> None:
+        """Stop the run and write nothing: the job is no longer this worker's."""
+        self.interrupt(Interruption.ABANDONED)
+
+    def _sleep(self, wake_at: datetime) -> None:
+        self._wake_at = wake_at
+        self.interrupt(Interruption.ASLEEP)
+
+    async def _in_thread(self, event: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        context = SyncContext(self.run, self._deps, loop)
+        future = self._threads.submit(partial(self.task.handler, event, context))
+        self.thread = asyncio.wrap_future(future)
+        self.thread.add_done_callback(_retrieve)
+        return await asyncio.shield(self.thread)
+
+    def _failed(self, error: BaseException) -> Outcome:
+        return outcomes.failed(
+            self.task,
+            self.job.info,
+            error,
+            stepped=self.run.stepped,
+            randomness=random(),  # noqa: S311 - jitter is no secret
+        )
+
+    def _interrupted(self) -> Outcome | None:
+        info = self.job.info
+        match self.interruption:
+            case Interruption.CANCELLED:
+                return outcomes.cancelled(self.task, info, self._reason, stepped=self.run.stepped)
+            case Interruption.TIMED_OUT:
+                return self._failed(JobTimedOut(f"ran longer than {self.task.timeout_s:g} s"))
+            case Interruption.RETURNED:
+                return outcomes.given_back(info)
+            case Interruption.ASLEEP if self._wake_at is not None:
+                return outcomes.asleep(info, self._wake_at)
+            case _:
+                return None
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Take the error of a thread whose run has been interrupted: nobody else does."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,186 @@
+"""A worker's slots: what runs, what waits to run here, and what has ended and is to be settled.
+
+Jobs are claimed ahead into a buffer, as many as the slots have lately worked off in a tenth of a
+second, so that fast jobs are claimed in large batches and slow ones are left to other workers.
+This module must not talk to the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from conductor.worker.execution import Execution, Interruption
+from conductor.worker.outcomes import cancelled, given_back
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from conductor.checkpoints import Checkpoints
+    from conductor.definitions import Task
+    from conductor.store.jobs import ClaimedJob, Outcome
+    from conductor.worker.threads import Threads
+
+AHEAD_S: Final = 0.1
+MAX_AHEAD: Final = 2000
+_SAMPLE_S: Final = 0.02
+
+
+class Slots:
+    """Runs up to ``limit`` jobs at once, in the order they were taken.
+
+    Args:
+        twice_crashed: the process' jobs that two processes have died with; kept up to date.
+        wake: called when something has ended.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        tasks: Mapping[str, Task[Any, Any]],
+        *,
+        checkpoints: Checkpoints,
+        deps: Any,
+        threads: Threads,
+        twice_crashed: set[int],
+        wake: Callable[[], None],
+    ) -> None:
+        self.limit = limit
+        self.running: dict[int, Execution] = {}
+        self.buffer: deque[ClaimedJob] = deque()
+        self.outcomes: deque[Outcome] = deque()
+        self.ended: list[Execution] = []  # since they were last counted
+        self.busy = 0
+        self._tasks, self._checkpoints, self._deps = tasks, checkpoints, deps
+        self._threads, self._twice_crashed, self._wake = threads, twice_crashed, wake
+        self._handles: set[asyncio.Task[None]] = set()
+        self._rate = 0.0  # ended a second
+        self._count, self._counted, self._counted_s = 0, 0, monotonic()
+
+    def room(self) -> int:
+        """Return how many jobs to claim; none until half of what was claimed ahead is used up."""
+        ahead = min(int(self._measured_rate() * AHEAD_S), MAX_AHEAD)
+        missing = self.limit - self.busy + ahead - len(self.buffer)
+        return missing if len(self.buffer) <= ahead // 2 and missing > 0 else 0
+
+    def take(self, jobs: Iterable[ClaimedJob], *, first: bool = False) -> None:
+        """Run these jobs, as soon as slots are free; ``first``: before those that wait."""
+        if first:
+            self.buffer.extendleft(jobs)
+        else:
+            self.buffer.extend(jobs)
+        self._start()
+
+    def known(self) -> set[int]:
+        """Return the jobs that run, wait to run or wait to be settled here."""
+        waiting = {job.info.id for job in self.buffer}
+        return waiting.union(self.running, (outcome.id for outcome in self.outcomes))
+
+    def refuse(self, jobs: Iterable[ClaimedJob]) -> None:
+        """Give back jobs that came too late."""
+        for job in jobs:
+            self._settle(given_back(job.info))
+
+    def next_outcomes(self, limit: int) -> list[Outcome]:
+        """Return up to ``limit`` outcomes, oldest first; they are the caller's now."""
+        outcomes = self.outcomes
+        if len(outcomes) <= limit:
+            self.outcomes = deque()
+            return list(outcomes)
+        return [outcomes.popleft() for _ in range(limit)]
+
+    def cancel(self, job: int, fence: int, reason: str) -> None:
+        """Cancel a job that runs or waits here under this fence."""
+        execution = self.running.get(job)
+        if execution is not None and execution.job.info.fence == fence:
+            execution.interrupt(Interruption.CANCELLED, reason)
+            return
+        for waiting in self.buffer:
+            info = waiting.info
+            if info.id == job and info.fence == fence:
+                self.buffer.remove(waiting)
+                self._settle(cancelled(self._tasks[info.task], info, reason, stepped=True))
+                return
+
+    def return_buffer(self) -> None:
+        """Give back what has not started."""
+        waiting, self.buffer = self.buffer, deque()
+        self.refuse(waiting)
+
+    def return_running(self) -> None:
+        """Stop what runs and give it back."""
+        for execution in list(self.running.values()):
+            execution.interrupt(Interruption.RETURNED)
+
+    def return_stuck(self) -> None:
+        """Give back what has not stopped when told to."""
+        for execution in list(self.running.values()):
+            info = execution.job.info
+            execution.abandon()
+            self.running.pop(info.id)
+            self._settle(given_back(info))
+
+    def abandon(self) -> None:
+        """Stop everything and write nothing: none of it is this worker's any more."""
+        self._twice_crashed -= {*self.running, *(waiting.info.id for waiting in self.buffer)}
+        self.buffer.clear()
+        self.outcomes.clear()
+        for execution in list(self.running.values()):
+            execution.abandon()
+        self.running.clear()
+
+    def _start(self) -> None:
+        buffer, loop = self.buffer, asyncio.get_running_loop()
+        while buffer and self.busy < self.limit:
+            job = buffer.popleft()
+            execution = Execution(
+                job,
+                self._tasks[job.info.task],
+                checkpoints=self._checkpoints,
+                deps=self._deps,
+                threads=self._threads,
+            )
+            self.running[job.info.id] = execution
+            self.busy += 1
+            handle = execution.handle = loop.create_task(self._occupy(execution))
+            self._handles.add(handle)
+
+    async def _occupy(self, execution: Execution) -> None:
+        """Hold a slot for one run, and while a thread of it still runs."""
+        handle = execution.handle
+        outcome = await execution.outcome()
+        execution.handle = None
+        self.ended.append(execution)
+        job = execution.job.info.id
+        if self.running.get(job) is execution:
+            del self.running[job]
+            if outcome is not None:
+                self.outcomes.append(outcome)
+        self._twice_crashed.discard(job)
+        thread = execution.thread
+        if thread is not None and not thread.done():
+            self._wake()
+            await asyncio.wait([thread])
+        self.busy -= 1
+        self._count += 1
+        if handle is not None:
+            self._handles.discard(handle)
+        if self.buffer:
+            self._start()
+        self._wake()
+
+    def _settle(self, outcome: Outcome) -> None:
+        self._twice_crashed.discard(outcome.id)
+        self.outcomes.append(outcome)
+        self._wake()
+
+    def _measured_rate(self) -> float:
+        now = monotonic()
+        passed_s = now - self._counted_s
+        if passed_s >= _SAMPLE_S:
+            latest = (self._count - self._counted) / passed_s
+            self._rate += (latest - self._rate) / 2
+            self._counted, self._counted_s = self._count, now
+        return self._rate
