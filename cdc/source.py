@@ -363,10 +363,12 @@ def _start_error(slot: str, error: psycopg.Error) -> CdcError:
     by_state: dict[str, type[CdcError]] = {
         "42704": SlotMissing,
         "55006": SlotBusy,
-        "0A000": SlotForeign,  # not created in this database; protocol not supported
+        "0A000": SlotForeign,  # a physical slot; an option the plugin does not have
     }
     if error.sqlstate in by_state:
         return by_state[error.sqlstate](text)
+    if error.sqlstate == "55000" and "not created in this database" in text:
+        return SlotForeign(text)
     if error.sqlstate == "55000" and "wal_level" not in text:
         return SlotLost(text)  # can no longer get changes from replication slot
     return source_error(error)
