@@ -20,6 +20,7 @@ from typing import Final
 
 import orjson
 
+from conductor.connections import Connections
 from conductor.matching import EventIndex, Subscription
 from conductor.metrics import (
     ENQUEUED,
@@ -30,7 +31,6 @@ from conductor.metrics import (
 )
 from conductor.periodic import Periodic
 from conductor.store.dispatch import START, Dispatch, DispatchStore, Position
-from conductor.store.pools import Connect
 
 BATCH: Final = 500
 IDLE_INITIAL_S: Final = 0.1
@@ -98,8 +98,10 @@ class Dispatcher:
     events.
     """
 
-    def __init__(self, connect: Connect, metrics: Metrics, hint: Callable[[str], None]) -> None:
-        self._connect = connect
+    def __init__(
+        self, connections: Connections, metrics: Metrics, hint: Callable[[str], None]
+    ) -> None:
+        self._connections = connections
         self._metrics = metrics
         self._hint = hint
         self._cursor = MovingCursor()
@@ -123,7 +125,7 @@ class Dispatcher:
 
     async def dispatch(self) -> int:
         """Dispatch one batch and return how many events it had."""
-        async with self._connect() as connection:
+        async with self._connections.lend() as connection:
             began_s = time.monotonic()
             async with connection.transaction():
                 store = DispatchStore(connection)

@@ -15,11 +15,11 @@ from contextlib import suppress
 from typing import Final
 
 import psycopg
-from psycopg_pool import PoolTimeout
 
+from conductor.errors import DatabaseUnavailable
 from conductor.metrics import FAILURES, RECONNECTS, Metrics
 
-CONNECTION_LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, OSError)
+CONNECTION_LOST: Final = (DatabaseUnavailable, psycopg.OperationalError, psycopg.InterfaceError)
 """What a statement raises when the server or the network has gone away."""
 
 _PAUSE_INITIAL_S: Final = 0.1

@@ -19,12 +19,12 @@ from typing import Any, Final
 
 from conductor.catalog import check_change, check_schema
 from conductor.codec import Codec
+from conductor.connections import Connections
 from conductor.contract import INTERNAL_QUEUE
 from conductor.cron import next_fire
 from conductor.definitions import EventDefinition, Task
 from conductor.errors import CaptureTimeout, RegistrationRefused, UnknownTable
 from conductor.matching import ChangeFilter
-from conductor.store.pools import Connect
 from conductor.store.registration import (
     EventRow,
     RegistrationStore,
@@ -134,15 +134,16 @@ def _schema(codec: Codec[Any]) -> dict[str, Any] | None:
     return None if codec.is_none else codec.json_schema()
 
 
-async def register(connect: Connect, registration: Registration) -> list[int]:
+async def register(connections: Connections, registration: Registration) -> list[int]:
     """Write a registration and return the ids of its change subscriptions.
 
-    Raises UnknownTable, UnknownColumn or RegistrationRefused before anything is written.
+    Raises UnknownTable, UnknownColumn or RegistrationRefused before anything is written, and
+    DatabaseUnavailable or MigrationMismatch.
 
-    >>> ids = await register(pool.connection, Registration("shop", "1", (send,)))
+    >>> ids = await register(connections, Registration("shop", "1", (send,)))
     ... # doctest: +SKIP
     """
-    async with connect() as connection, connection.transaction():
+    async with connections.lend() as connection, connection.transaction():
         store = RegistrationStore(connection)
         await store.lock_app(registration.app)
         await _check_tables(store, registration)
@@ -192,7 +193,7 @@ async def _subscribe(store: RegistrationStore, registration: Registration) -> li
 
 
 async def wait_captured(
-    connect: Connect, registration: Registration, ids: Sequence[int], timeout_s: float
+    connections: Connections, registration: Registration, ids: Sequence[int], timeout_s: float
 ) -> None:
     """Wait until every slot of their source routes these subscriptions.
 
@@ -202,7 +203,7 @@ async def wait_captured(
     deadline = time.monotonic() + timeout_s
     pause_s = _POLL_INITIAL_S
     while ids:
-        async with connect() as connection:
+        async with connections.lend() as connection:
             missing = await RegistrationStore(connection).uncaptured(ids)
         if not missing:
             return

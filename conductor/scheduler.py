@@ -18,11 +18,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Final
 
+from conductor.connections import Connections
 from conductor.cron import fires_between, next_fire
 from conductor.errors import CronInvalid
 from conductor.metrics import CRON_MISSED, CRON_TICK, ENQUEUED, Metrics
 from conductor.periodic import Periodic
-from conductor.store.pools import Connect
 from conductor.store.schedules import DueSchedule, Firing, ScheduleStore
 
 BATCH: Final = 200
@@ -74,8 +74,10 @@ def _latest(expression: str, timezone: str, known: datetime, now: datetime) -> d
 class Scheduler:
     """Fires due schedules until stopped. ``hint`` is told the queues that got jobs."""
 
-    def __init__(self, connect: Connect, metrics: Metrics, hint: Callable[[str], None]) -> None:
-        self._connect = connect
+    def __init__(
+        self, connections: Connections, metrics: Metrics, hint: Callable[[str], None]
+    ) -> None:
+        self._connections = connections
         self._hint = hint
         self._metrics = metrics
         self._unreadable: set[int] = set()
@@ -86,7 +88,7 @@ class Scheduler:
 
     async def tick(self) -> float:
         """Fire what is due now; returns the seconds until the next instant, at most 1."""
-        async with self._connect() as connection:
+        async with self._connections.lend() as connection:
             async with connection.transaction():
                 store = ScheduleStore(connection)
                 due = await store.due_schedules(BATCH, self._unreadable)

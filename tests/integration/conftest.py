@@ -7,31 +7,32 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from psycopg import AsyncConnection
 from psycopg.rows import dict_row
-from psycopg_pool import AsyncConnectionPool
 
+from conductor.connections import Connections
 from conductor.metrics import Metrics
-from conductor.store.pools import service_pool
-from tests.servers import ScratchDatabase, dsn_for
-
-Pool = AsyncConnectionPool[AsyncConnection[Any]]
+from tests.servers import ScratchDatabase
 
 
 class Queue:
     """A migrated database as a test sees it.
 
-    ``connect`` lends connections as services get them; the test itself asks on others.
+    ``connections`` are what services get; the test itself asks on others.
     """
 
-    def __init__(self, database: ScratchDatabase, services: Pool, asking: Pool) -> None:
+    def __init__(self, database: ScratchDatabase) -> None:
         self.database = database
-        self.connect = services.connection
-        self._asking = asking
+        self.connections = Connections(database.dsn, 8, "conductor services")
+        self._asking = Connections(database.dsn, 2, "test")
+
+    async def close(self) -> None:
+        """Close both."""
+        await self.connections.close()
+        await self._asking.close()
 
     async def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """Run a statement and return its rows, by column."""
-        async with self._asking.connection() as connection:
+        async with self._asking.lend() as connection:
             cursor = connection.cursor(row_factory=dict_row)
             await cursor.execute(query.encode(), values)
             return await cursor.fetchall() if cursor.description else []
@@ -55,9 +56,9 @@ class Queue:
 @pytest.fixture
 async def queue(migrated: ScratchDatabase) -> AsyncIterator[Queue]:
     """A migrated database and the owner's connections to it."""
-    asking = service_pool(dsn_for(migrated.dsn, application_name="test"), 2)
-    async with service_pool(migrated.dsn, 8) as services, asking:
-        yield Queue(migrated, services, asking)
+    queue = Queue(migrated)
+    yield queue
+    await queue.close()
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
-from psycopg import OperationalError
 from psycopg.types.json import Json
 
 from conductor import dispatcher as module
 from conductor.dispatcher import Dispatcher
+from conductor.errors import DatabaseUnavailable
 from conductor.metrics import Metrics
 from tests.integration.conftest import Queue
 
@@ -38,7 +38,7 @@ async def emit(queue: Queue, event: str, payload: Any = None, metadata: Any = No
 
 def dispatcher(queue: Queue, metrics: Metrics | None = None, hints: list[str] | None = None) -> Any:
     told: list[str] = [] if hints is None else hints
-    return Dispatcher(queue.connect, metrics or Metrics(), told.append)
+    return Dispatcher(queue.connections, metrics or Metrics(), told.append)
 
 
 async def drain(*dispatchers: Any) -> None:
@@ -135,7 +135,7 @@ async def test_a_batch_that_is_rolled_back_is_dispatched_again(queue: Queue) -> 
         "create trigger die before insert on conductor.jobs"
         " for each row execute function conductor.die()"
     )
-    with pytest.raises(OperationalError):
+    with pytest.raises(DatabaseUnavailable):
         await one.dispatch()
     assert await queue.value(PENDING) == 1
     await queue.rows("drop trigger die on conductor.jobs")
@@ -146,7 +146,7 @@ async def test_a_batch_that_is_rolled_back_is_dispatched_again(queue: Queue) -> 
 async def test_what_was_committed_late_is_found(queue: Queue) -> None:
     await subscribe(queue, "greet", "user.created")
     one = dispatcher(queue)
-    async with queue.connect() as slow, slow.transaction():
+    async with queue.connections.lend() as slow, slow.transaction():
         await slow.execute(
             "insert into conductor.jobs (queue, task, trigger, payload, run_at) select"
             " 'conductor.internal', 'conductor.dispatch', 'event',"

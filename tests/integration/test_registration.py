@@ -4,7 +4,6 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 from pydantic import BaseModel
 
@@ -12,6 +11,7 @@ from conductor.definitions import Task, Trigger, define_event, define_task
 from conductor.errors import (
     CaptureTimeout,
     ConductorError,
+    DatabaseUnavailable,
     RegistrationRefused,
     UnknownColumn,
     UnknownTable,
@@ -92,7 +92,7 @@ async def test_everything_is_written(queue: Queue) -> None:
         priority=5,
         retention=timedelta(hours=36),
     )
-    ids = await register(queue.connect, registration(greet, version="v1"))
+    ids = await register(queue.connections, registration(greet, version="v1"))
     assert await queue.column("select name from conductor.queues order by 1") == [
         "conductor.internal",
         "mail",
@@ -123,10 +123,10 @@ async def test_everything_is_written(queue: Queue) -> None:
 async def test_registering_again_keeps_what_is_equal(queue: Queue) -> None:
     await with_tables(queue)
     greet = task("greet", OnEvent(user_created), on_users(), Cron("*/5 * * * *"))
-    await register(queue.connect, registration(greet, version="v1"))
+    await register(queue.connections, registration(greet, version="v1"))
     before = await live(queue)
     await queue.rows("update conductor.schedules set next_at = '2020-01-01T00:00:00Z'")
-    await register(queue.connect, registration(greet, version="v2"))
+    await register(queue.connections, registration(greet, version="v2"))
     assert await live(queue) == before
     assert await queue.value("select count(*) from conductor.subscriptions") == 2
     assert set(await queue.column("select version from conductor.subscriptions")) == {"v2"}
@@ -135,10 +135,10 @@ async def test_registering_again_keeps_what_is_equal(queue: Queue) -> None:
 
 async def test_another_definition_is_another_row(queue: Queue) -> None:
     await with_tables(queue)
-    await register(queue.connect, registration(task("greet", on_users())))
+    await register(queue.connections, registration(task("greet", on_users())))
     ((old, trigger),) = await live(queue)
     changed = task("greet", on_users(columns=("id",)))
-    ids = await register(queue.connect, registration(changed))
+    ids = await register(queue.connections, registration(changed))
     ((new, same_trigger),) = await live(queue)
     assert (new, same_trigger) == (ids[0], trigger)
     assert new != old
@@ -151,7 +151,7 @@ async def test_another_queue_or_priority_is_another_row(queue: Queue) -> None:
     await with_tables(queue)
     seen = set()
     for options in ({}, {"queue": "mail"}, {"queue": "mail", "priority": 1}):
-        await register(queue.connect, registration(task("greet", on_users(), **options)))
+        await register(queue.connections, registration(task("greet", on_users(), **options)))
         ((number, _),) = await live(queue)
         seen.add(number)
     assert len(seen) == 3
@@ -159,25 +159,25 @@ async def test_another_queue_or_priority_is_another_row(queue: Queue) -> None:
 
 async def test_a_trigger_that_is_gone_is_retired(queue: Queue) -> None:
     await with_tables(queue)
-    await register(queue.connect, registration(task("greet", on_users(), Cron("* * * * *"))))
-    await register(queue.connect, registration(task("greet", OnEvent(user_created))))
+    await register(queue.connections, registration(task("greet", on_users(), Cron("* * * * *"))))
+    await register(queue.connections, registration(task("greet", OnEvent(user_created))))
     assert [trigger for _, trigger in await live(queue)] == ["event:user.created"]
     assert await queue.rows("select * from conductor.schedules") == []
 
 
 async def test_tasks_of_another_process_of_the_application_stay(queue: Queue) -> None:
-    await register(queue.connect, registration(task("greet", OnEvent(user_created))))
-    await register(queue.connect, registration(task("bill", OnEvent(user_created))))
+    await register(queue.connections, registration(task("greet", OnEvent(user_created))))
+    await register(queue.connections, registration(task("bill", OnEvent(user_created))))
     assert len(await live(queue)) == 2
     assert await queue.column("select name from conductor.tasks order by 1") == ["bill", "greet"]
 
 
 async def test_another_expression_starts_anew(queue: Queue) -> None:
     daily = Cron("0 0 * * *", name="report")
-    await register(queue.connect, registration(task("report", daily)))
+    await register(queue.connections, registration(task("report", daily)))
     before = await queue.value("select next_at from conductor.schedules")
     hourly = Cron("59 * * * *", name="report")
-    await register(queue.connect, registration(task("report", hourly)))
+    await register(queue.connections, registration(task("report", hourly)))
     after = await queue.value("select next_at from conductor.schedules")
     assert after.minute == 59
     assert after != before
@@ -188,16 +188,16 @@ async def test_processes_that_start_together_register_once(queue: Queue) -> None
     greet = task("greet", OnEvent(user_created), on_users(), Cron("* * * * *"))
     bill = task("bill", OnEvent(user_created))
     starts = [registration(greet, bill) if n % 2 else registration(bill, greet) for n in range(8)]
-    ids = await asyncio.gather(*(register(queue.connect, start) for start in starts))
+    ids = await asyncio.gather(*(register(queue.connections, start) for start in starts))
     assert len({tuple(found) for found in ids}) == 1
     assert len(await live(queue)) == 3
     assert await queue.value("select count(*) from conductor.subscriptions") == 3
 
 
 async def test_routers_are_told_after_the_commit(queue: Queue) -> None:
-    async with queue.connect() as listener:
+    async with queue.connections.lend() as listener:
         await listener.execute("listen conductor_subscriptions")
-        await register(queue.connect, registration(task("greet", OnEvent(user_created))))
+        await register(queue.connections, registration(task("greet", OnEvent(user_created))))
         async for notice in listener.notifies(timeout=10, stop_after=1):
             assert notice.payload == "shop"
             break
@@ -253,7 +253,7 @@ async def test_what_cannot_be_captured_is_refused_whole(
     await with_tables(queue)
     fine = task("fine", OnEvent(user_created))
     with pytest.raises(error, match=message) as refused:
-        await register(queue.connect, registration(fine, task("greet", trigger)))
+        await register(queue.connections, registration(fine, task("greet", trigger)))
     assert hint in refused.value.hint
     assert "greet" in str(refused.value)
     assert await queue.rows("select * from conductor.tasks") == []
@@ -271,7 +271,7 @@ async def test_what_cannot_be_captured_is_refused_whole(
 )
 async def test_what_can_be_captured_is_taken(queue: Queue, trigger: OnChange[Any]) -> None:
     await with_tables(queue)
-    assert len(await register(queue.connect, registration(task("greet", trigger)))) == 1
+    assert len(await register(queue.connections, registration(task("greet", trigger)))) == 1
 
 
 async def test_an_index_can_be_the_identity(queue: Queue) -> None:
@@ -279,7 +279,9 @@ async def test_an_index_can_be_the_identity(queue: Queue) -> None:
     await queue.rows("alter table keyless alter note set not null")
     await queue.rows("create unique index keyless_note on keyless (note)")
     await queue.rows("alter table keyless replica identity using index keyless_note")
-    assert await register(queue.connect, registration(task("greet", OnChange("public.keyless"))))
+    assert await register(
+        queue.connections, registration(task("greet", OnChange("public.keyless")))
+    )
 
 
 async def test_tables_of_a_source_elsewhere_are_not_looked_for_here(queue: Queue) -> None:
@@ -287,41 +289,41 @@ async def test_tables_of_a_source_elsewhere_are_not_looked_for_here(queue: Queue
         "insert into conductor.progress (slot, database, system_identifier)"
         " values ('conductor', 'elsewhere', '1')"
     )
-    ids = await register(queue.connect, registration(task("greet", OnChange("public.far"))))
+    ids = await register(queue.connections, registration(task("greet", OnChange("public.far"))))
     assert len(ids) == 1
 
 
 async def test_waiting_for_capture_says_what_is_missing(queue: Queue) -> None:
     await with_tables(queue)
     greet = registration(task("greet", on_users()))
-    ids = await register(queue.connect, greet)
+    ids = await register(queue.connections, greet)
     with pytest.raises(CaptureTimeout, match=r"greet on public.users; no sidecar has a slot"):
-        await wait_captured(queue.connect, greet, ids, 0.1)
+        await wait_captured(queue.connections, greet, ids, 0.1)
     await queue.rows("insert into conductor.progress (slot) values ('one'), ('two')")
     await queue.rows(STAMP, ids[0])
     with pytest.raises(CaptureTimeout, match="slot two does not route them yet") as timeout:
-        await wait_captured(queue.connect, greet, ids, 0.1)
+        await wait_captured(queue.connections, greet, ids, 0.1)
     assert "cdc status" in timeout.value.hint
 
 
 async def test_waiting_ends_when_every_slot_has_its_stamp(queue: Queue) -> None:
     await with_tables(queue)
     greet = registration(task("greet", on_users()))
-    ids = await register(queue.connect, greet)
+    ids = await register(queue.connections, greet)
     await queue.rows("insert into conductor.progress (slot) values ('one')")
-    waiting = asyncio.create_task(wait_captured(queue.connect, greet, ids, 20))
+    waiting = asyncio.create_task(wait_captured(queue.connections, greet, ids, 20))
     await queue.rows(STAMP, ids[0])
     await asyncio.wait_for(waiting, 10)
 
 
 async def test_nothing_to_capture_does_not_wait(queue: Queue) -> None:
     only_events = registration(task("greet", OnEvent(user_created)))
-    ids = await register(queue.connect, only_events)
-    await wait_captured(queue.connect, only_events, ids, 0)
+    ids = await register(queue.connections, only_events)
+    await wait_captured(queue.connections, only_events, ids, 0)
 
 
 async def retire(queue: Queue, grace_s: float = 0) -> list[str]:
-    async with queue.connect() as connection, connection.transaction():
+    async with queue.connections.lend() as connection, connection.transaction():
         store = RegistrationStore(connection)
         apps = await store.abandoned_apps(grace_s)
         return [name for app in apps for name in await store.retire_abandoned(app, grace_s)]
@@ -332,8 +334,8 @@ async def test_what_an_older_version_alone_had_is_retired_once_nobody_offers_it(
 ) -> None:
     old = task("old", OnEvent(user_created), Cron("* * * * *"))
     new = task("new", OnEvent(user_created))
-    await register(queue.connect, registration(old, new, version="v1"))
-    await register(queue.connect, registration(new, version="v2"))
+    await register(queue.connections, registration(old, new, version="v1"))
+    await register(queue.connections, registration(new, version="v2"))
     await queue.rows(
         "insert into conductor.workers (app, version, queue, tasks, host, pid, slots)"
         " values ('shop', 'v1', 'default', '{old,new}', 'h', 1, 1)"
@@ -352,19 +354,19 @@ async def test_what_an_older_version_alone_had_is_retired_once_nobody_offers_it(
 async def test_processes_of_one_version_never_retire_each_other(
     queue: Queue, version: str | None
 ) -> None:
-    await register(queue.connect, registration(task("one"), version=version))
-    await register(queue.connect, registration(task("two"), version=version))
+    await register(queue.connections, registration(task("one"), version=version))
+    await register(queue.connections, registration(task("two"), version=version))
     assert await retire(queue) == []
 
 
 async def test_seen_tasks_are_marked(queue: Queue) -> None:
-    await register(queue.connect, registration(task("one"), task("two")))
+    await register(queue.connections, registration(task("one"), task("two")))
     await queue.rows("update conductor.tasks set seen_at = '2020-01-01'")
     await queue.rows(
         "insert into conductor.workers (app, queue, tasks, host, pid, slots)"
         " values ('shop', 'default', '{two}', 'h', 1, 1)"
     )
-    async with queue.connect() as connection:
+    async with queue.connections.lend() as connection:
         await RegistrationStore(connection).mark_seen()
     assert await queue.column("select name from conductor.tasks where seen_at > '2021-01-01'") == [
         "two"
@@ -380,6 +382,6 @@ async def test_a_lost_connection_registers_nothing(queue: Queue) -> None:
         "create trigger die after insert on conductor.subscriptions"
         " execute function conductor.die()"
     )
-    with pytest.raises(psycopg.OperationalError):
-        await register(queue.connect, registration(task("greet", OnEvent(user_created))))
+    with pytest.raises(DatabaseUnavailable):
+        await register(queue.connections, registration(task("greet", OnEvent(user_created))))
     assert await queue.rows("select * from conductor.tasks") == []

@@ -37,7 +37,7 @@ async def schedule(
 
 def scheduler(queue: Queue, metrics: Metrics | None = None, hints: list[str] | None = None) -> Any:
     told: list[str] = [] if hints is None else hints
-    return Scheduler(queue.connect, metrics or Metrics(), told.append)
+    return Scheduler(queue.connections, metrics or Metrics(), told.append)
 
 
 async def test_a_due_schedule_makes_one_job(queue: Queue, metrics: Metrics) -> None:
