@@ -73,11 +73,10 @@ class Plan:
     @property
     def statements(self) -> Sequence[queries.Statement]:
         """The statements, in order; one a table, so that one that is locked stops no other."""
-        if self.create:
-            return [queries.create_publication(self.publication, self.add)]
+        created = [queries.create_publication(self.publication)] if self.create else []
         added = [queries.add_tables(self.publication, [table]) for table in self.add]
         dropped = [queries.drop_tables(self.publication, [table]) for table in self.drop]
-        return added + dropped
+        return created + added + dropped
 
 
 def plan(
@@ -123,27 +122,30 @@ def plan(
     )
 
 
-async def apply_plan(connection: Connection, plan: Plan) -> bool:
-    """Run a plan's statements; return whether all of them took effect (else try again later).
+async def apply_plan(connection: Connection, plan: Plan) -> CdcError | None:
+    """Run a plan's statements, each for itself; return why one of them could not be, if so.
+
+    What fails for a lock that was not had in time is left for the next look.
 
     Raises:
-        PrivilegeMissing: the role owns neither publication nor tables; the hint is the statement.
+        PrivilegeMissing: there is no publication, and the role may not create it.
         SourceUnavailable: the connection was lost.
     """
-    complete = True
-    for statement in plan.statements:
+    obstacle: CdcError | None = None
+    for number, statement in enumerate(plan.statements):
         try:
             await connection.execute(statement)
         except psycopg.errors.InsufficientPrivilege as error:
-            raise PrivilegeMissing(
+            obstacle = PrivilegeMissing(
                 f"the publication cannot be changed: {one_line(error)}",
                 hint=f"let the owner run: {statement.as_string(connection)}",
-            ) from error
+            )
+            if plan.create and number == 0:
+                raise obstacle from error
         except psycopg.Error as error:
             if error.sqlstate not in _TRY_LATER:
                 raise source_error(error) from error
-            complete = False
-    return complete
+    return obstacle
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,22 +202,14 @@ class PublicationKeeper:
         return await read_table_names(self.connection)
 
     async def _apply(self, change: Plan) -> CdcError | None:
-        if not change.statements:
-            return None
-        if not self.manage:
-            statements = "; ".join(s.as_string(self.connection) for s in change.statements)
-            obstacle: CdcError = PublicationError(
-                f"publication {self.name!r} is not as the subscriptions need it, "
-                "and CDC_MANAGE_PUBLICATION is off",
-                hint=f"let its owner run: {statements}",
-            )
-        else:
-            try:
-                await apply_plan(self.connection, change)
-            except PrivilegeMissing as error:
-                obstacle = error
-            else:
-                return None
+        if self.manage or not change.statements:
+            return await apply_plan(self.connection, change)
+        statements = "; ".join(s.as_string(self.connection) for s in change.statements)
+        obstacle = PublicationError(
+            f"publication {self.name!r} is not as the subscriptions need it, "
+            "and CDC_MANAGE_PUBLICATION is off",
+            hint=f"let its owner run: {statements}",
+        )
         if change.create:
             raise obstacle
         return obstacle

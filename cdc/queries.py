@@ -188,12 +188,10 @@ PUBLICATION_TABLES: Final = sql.SQL("""
 """)
 
 
-def create_publication(publication: str, tables: Iterable[tuple[str, str]]) -> sql.Composed:
-    """Create our publication: whole tables, all operations, partitions as their root."""
-    listed = _tables(tables)
-    return sql.SQL("create publication {} {}with (publish_via_partition_root = true)").format(
-        sql.Identifier(publication),
-        sql.SQL("for table {} ").format(listed) if listed.as_string() else sql.SQL(""),
+def create_publication(publication: str) -> sql.Composed:
+    """Create our publication, empty: all operations, partitions as their root."""
+    return sql.SQL("create publication {} with (publish_via_partition_root = true)").format(
+        sql.Identifier(publication)
     )
 
 
