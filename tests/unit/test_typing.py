@@ -1,4 +1,4 @@
-"""The typing of the public interface, as pyright sees it; mypy reads the same file with the rest."""
+"""The public interface as pyright sees it; mypy reads the same file with all others."""
 
 import json
 import subprocess
@@ -10,8 +10,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def pyright(*, on: Path) -> list[dict[str, Any]]:
-    command = [Path(sys.executable).with_name("basedpyright"), "--outputjson", "--project", on]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    command = [
+        str(Path(sys.executable).with_name("basedpyright")),
+        "--outputjson",
+        "--project",
+        str(on),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     report = json.loads(done.stdout)
     assert report["summary"]["filesAnalyzed"] > 0, done.stderr
     found: list[dict[str, Any]] = report["generalDiagnostics"]

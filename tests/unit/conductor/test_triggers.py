@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from conductor import (
+    Change,
+    Cron,
+    Delete,
+    Emitted,
+    Insert,
+    Invocable,
+    Invocation,
+    OnChange,
+    OnEvent,
+    TableRow,
+    Task,
+    Tick,
+    Truncate,
+    Update,
+    define_event,
+    define_task,
+    is_event,
+)
+from conductor.definitions import Trigger
+from conductor.errors import (
+    ColumnNotCaptured,
+    CronInvalid,
+    DefinitionInvalid,
+    PayloadInvalid,
+    ResultInvalid,
+    RowAbsent,
+    UnknownColumn,
+)
+from conductor.job import JobInfo
+from conductor.matching import ChangeFilter, EventFilter
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Greeting(BaseModel):
+    name: str
+
+
+class Users(TableRow, table="public.users"):
+    id: int
+    email: str
+
+
+greet = define_task("greet", payload=Greeting, returns=int)
+greeted = define_event("greeted", payload=Greeting)
+left = define_event("left", payload=Greeting)
+
+JOB = JobInfo(
+    id=1, task="greet", queue="default", trigger="invoke", attempt=0, crashes=0, fence=1,
+    priority=0, key=None, run_at=NOW, created_at=NOW, metadata=None, app=None, version=None,
+    idempotency_key="job:1",
+)  # fmt: skip
+
+
+async def handler(event: object, ctx: object) -> int:
+    return 1
+
+
+def task(*triggers: Trigger[Any]) -> Task[Greeting, int]:
+    return Task(definition=greet, triggers=triggers, handler=handler, is_sync=False)
+
+
+def decode(bound: Task[Any, Any], trigger: str, payload: object) -> Any:
+    return bound.decode(trigger, json.dumps(payload).encode(), JOB)
+
+
+def change(op: str, **parts: object) -> dict[str, object]:
+    position = {"commit_time": "2026-01-01T00:00:00.000000+00:00", "commit_lsn": "0/16B3748"}
+    return {"op": op, "schema": "public", "table": "users", **position, **parts}
+
+
+def test_what_is_stored_of_a_trigger() -> None:
+    on_change = OnChange(Users, "update", "insert", changed=lambda u: u.email)
+    assert on_change.filter == ChangeFilter(
+        schema="public",
+        table="users",
+        operations=frozenset({"insert", "update"}),
+        columns=("id", "email"),
+        changed=("email",),
+    )
+    assert OnEvent(greeted).filter == EventFilter("greeted")
+    assert OnChange("app.things").filter.columns is None
+    assert OnChange(Users).filter.operations == {"insert", "update", "delete"}
+    assert OnChange(Users, columns=("email",)).filter.columns == ("email",)
+
+
+def test_names_are_stable() -> None:
+    triggers: list[Trigger[Any]] = [
+        Invocable(), Cron("0 9 * * *", tz="Europe/Berlin"), Cron("0 9 * * *", name="morning"),
+        OnEvent(greeted), OnChange(Users, "delete", "insert"), OnChange(Users),
+    ]  # fmt: skip
+    assert [trigger.name for trigger in triggers] == [
+        "invoke", "0 9 * * * Europe/Berlin", "morning", "event:greeted",
+        "change:public.users:insert,delete", "change:public.users:insert,update,delete",
+    ]  # fmt: skip
+
+
+def test_wrong_triggers_are_refused_when_they_are_made() -> None:
+    wrong: Any = "upsert"
+    with pytest.raises(DefinitionInvalid, match="'upsert' is not an operation"):
+        OnChange(Users, wrong)
+    with pytest.raises(UnknownColumn, match="did you mean 'email'"):
+        OnChange(Users, "insert", columns=("emial",))
+    no_model: Any = Greeting
+    with pytest.raises(DefinitionInvalid, match="row model"):
+        OnChange(no_model)
+    not_an_event: Any = greet
+    with pytest.raises(DefinitionInvalid, match="event definition"):
+        OnEvent(not_an_event)
+    with pytest.raises(CronInvalid):
+        Cron("every day")
+    inserts: Any = OnChange
+    with pytest.raises(DefinitionInvalid, match="about updates"):
+        inserts(Users, "insert", changed=lambda u: u.email)
+
+
+def test_an_invocation_carries_the_payload() -> None:
+    event = decode(task(Invocable()), "invoke", {"name": "Ada"})
+    assert event == Invocation(Greeting(name="Ada"))
+    with pytest.raises(PayloadInvalid, match="name"):
+        decode(task(Invocable()), "invoke", {"name": 1})
+
+
+def test_emitted_events_are_told_apart() -> None:
+    bound = task(OnEvent(greeted), OnEvent(left))
+    event = decode(bound, "event", {"event": "left", "payload": {"name": "Ada"}})
+    assert event == Emitted("left", Greeting(name="Ada"))
+    assert [is_event(event, definition) for definition in (greeted, left)] == [False, True]
+    invocation: Any = Invocation(1)
+    assert not is_event(invocation, greeted)
+
+
+def test_a_tick_says_which_schedule_and_when() -> None:
+    bound = task(Cron("0 9 * * *", name="morning"), Cron("0 18 * * *", name="evening"))
+    payload = {"schedule": "evening", "scheduled_at": "2026-01-01T00:00:00+00:00"}
+    assert decode(bound, "cron", payload) == Tick("evening", NOW)
+    with pytest.raises(PayloadInvalid):
+        decode(bound, "cron", {"schedule": "evening"})
+
+
+def test_changes_are_decoded_by_operation() -> None:
+    bound = task(OnChange(Users, "insert", "update", "delete", "truncate"))
+    row, key = {"id": 1, "email": "a"}, {"id": 1}
+    inserted = decode(bound, "change", change("insert", new=row))
+    updated = decode(bound, "change", change("update", new=row, old=row, changed=["email"]))
+    deleted = decode(bound, "change", change("delete", old=key))
+    emptied = decode(bound, "change", change("truncate", cascade=True, restart_identity=False))
+    events = [inserted, updated, deleted, emptied]
+    assert [type(event) for event in events] == [Insert, Update, Delete, Truncate]
+    assert [event.op for event in events] == ["insert", "update", "delete", "truncate"]
+    assert all(isinstance(event, Change) for event in events)
+    assert inserted.new == updated.new == updated.old == Users(id=1, email="a")
+    assert updated.changed == {"email"}
+    assert deleted.old.id == 1
+    assert (emptied.cascade, emptied.restart_identity) == (True, False)
+    assert (inserted.commit_time, inserted.commit_lsn) == (NOW, "0/16B3748")
+    assert "0/16B3748" in repr(inserted)
+
+
+def test_what_a_change_does_not_have_says_so() -> None:
+    bound = task(OnChange(Users, "insert", "update", "delete", "truncate"))
+    inserted = decode(bound, "change", change("insert", new={"id": 1, "email": "a"}))
+    updated = decode(bound, "change", change("update", new={"id": 1}, unchanged=["email"]))
+    deleted = decode(bound, "change", change("delete", old={"id": 1}))
+    emptied = decode(bound, "change", change("truncate", cascade=False, restart_identity=False))
+    for event, attribute in [
+        (inserted, "old"), (deleted, "new"), (emptied, "new"), (emptied, "old"),
+    ]:  # fmt: skip
+        with pytest.raises(RowAbsent, match=rf"{event.op} of public.users has no {attribute} row"):
+            getattr(event, attribute)
+    with pytest.raises(ColumnNotCaptured, match="not touched"):
+        _ = updated.new.email
+    for row in (updated.old, deleted.old):
+        with pytest.raises(ColumnNotCaptured):
+            _ = row.email
+    with pytest.raises(ColumnNotCaptured):
+        _ = updated.changed
+    assert inserted.changed == frozenset()
+
+
+def test_a_table_without_a_model_gives_dictionaries() -> None:
+    bound = task(OnChange("public.users", "update"))
+    event = decode(bound, "change", change("update", new={"id": 1}, unchanged=["bio"]))
+    assert event.new == {"id": 1}
+    with pytest.raises(ColumnNotCaptured):
+        event.old["email"]
+
+
+def test_a_row_that_is_not_the_models_is_refused() -> None:
+    bound = task(OnChange(Users))
+    with pytest.raises(PayloadInvalid, match=r"insert on public.users for task 'greet': id"):
+        decode(bound, "change", change("insert", new={"id": "x", "email": "a"}))
+    with pytest.raises(PayloadInvalid):
+        decode(bound, "change", {"op": "insert", "schema": "public", "table": "users"})
+
+
+@pytest.mark.parametrize(
+    ("trigger", "payload"),
+    [
+        ("invoke", {"name": "Ada"}),
+        ("event", {"event": "left", "payload": {"name": "Ada"}}),
+        ("cron", {"schedule": "gone", "scheduled_at": "2026-01-01T00:00:00Z"}),
+        ("change", change("insert", new={})),
+        ("change", []),
+    ],
+)
+def test_a_job_of_a_trigger_that_is_gone_is_refused(trigger: str, payload: object) -> None:
+    with pytest.raises(PayloadInvalid):
+        decode(task(OnEvent(greeted)), trigger, payload)
+
+
+def test_results_are_encoded_or_refused() -> None:
+    assert task().encode_result(3) == b"3"
+    with pytest.raises(ResultInvalid, match="result of task 'greet'"):
+        task().encode_result("three")
+    with pytest.raises(ResultInvalid):
+        task().encode_result(None)
+    silent = Task(definition=define_task("silent"), triggers=(), handler=handler, is_sync=False)
+    assert silent.encode_result(None) is None
