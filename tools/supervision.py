@@ -13,27 +13,34 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-RESTART_DELAY_S = 0.5
 STOP_TIMEOUT_S = 15.0
 OWN_SETTINGS = ("CONDUCTOR_", "CDC_", "PG")
 
 
 class SupervisedProcess:
-    """One process, started again half a second after each death until it is stopped.
+    """One process, started again after each death until it is stopped.
 
     Args:
         name: for people, and of its log file.
         module: what `python -m` runs, with its arguments.
         settings: its environment, beside ours without settings of the product.
         folder: where its log goes; a restart appends.
+        restart_delay_s: how long a death lasts.
     """
 
     def __init__(
-        self, name: str, module: Sequence[str], settings: Mapping[str, str], folder: Path
+        self,
+        name: str,
+        module: Sequence[str],
+        settings: Mapping[str, str],
+        folder: Path,
+        *,
+        restart_delay_s: float = 0.5,
     ) -> None:
         self.name = name
         self.log_file = folder / f"{name}.log"
         self.starts = 0
+        self._restart_delay_s = restart_delay_s
         self._command = [*dies_with_us(), sys.executable, "-m", *module]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(OWN_SETTINGS)}
         self._environment = {**inherited, **settings}
@@ -98,7 +105,7 @@ class SupervisedProcess:
     async def _keep_alive(self) -> None:
         while self._process is not None:
             await self._process.wait()
-            await asyncio.sleep(RESTART_DELAY_S)
+            await asyncio.sleep(self._restart_delay_s)
             await self._spawn()
 
 

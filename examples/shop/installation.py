@@ -32,17 +32,17 @@ class Installation:
         dsn: the database; of an ordinary role that owns it and has REPLICATION.
         folder: for the logs.
         workers: how many worker processes.
-        source_dsn: what the sidecar reads with, when it is another role.
+        restart_delay_s: how long a process that died stays down.
     """
 
     def __init__(
-        self, dsn: str, folder: Path, *, workers: int = 2, source_dsn: str | None = None
+        self, dsn: str, folder: Path, *, workers: int = 2, restart_delay_s: float = 0.5
     ) -> None:
         self.dsn = dsn
         self.folder = folder
         self.metrics: dict[str, str] = {}
-        reader = source_dsn or dsn
-        sidecar = {"CDC_SOURCE_DSN": reader, "CDC_QUEUE_DSN": reader}
+        self._restart_delay_s = restart_delay_s
+        sidecar = {"CDC_SOURCE_DSN": dsn}
         worker = {"CONDUCTOR_DSN": dsn}
         orchestrator = "examples.shop.tasks:orchestrator"
         self.sidecar = self._process("sidecar", ("cdc", "run"), sidecar)
@@ -122,7 +122,9 @@ class Installation:
         self.metrics[name] = f"http://127.0.0.1:{port}/metrics"
         prefix = "CDC" if module[0] == "cdc" else "CONDUCTOR"
         settings = {**settings, f"{prefix}_METRICS_PORT": port}
-        return SupervisedProcess(name, module, settings, self.folder)
+        return SupervisedProcess(
+            name, module, settings, self.folder, restart_delay_s=self._restart_delay_s
+        )
 
 
 def create_database(admin_dsn: str) -> None:
