@@ -27,7 +27,7 @@ demo: .venv
 	KEEP=$(KEEP) $(BIN)/python -m examples.shop.demo
 
 bench: .venv
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
 
 format: .venv
 	$(BIN)/ruff check --fix $(SOURCES)

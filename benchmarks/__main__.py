@@ -17,6 +17,7 @@ from benchmarks.stand import SETTINGS, Stand
 from tools.localpg import PostgresServer, find_binaries
 
 FOLDER = Path(__file__).resolve().parents[1] / ".bench"
+LOGS = FOLDER / "logs"
 WRITE_SECONDS = 6
 
 
@@ -30,13 +31,13 @@ async def run(only: Sequence[str], runs: int, seconds: float) -> tuple[list[Resu
         "latency": lambda stand: writer.measure_latency(stand, WRITE_SECONDS),
     }
     results: list[Result] = []
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
+    shutil.rmtree(LOGS, ignore_errors=True)
+    LOGS.mkdir(parents=True)
     with PostgresServer(find_binaries(), settings=SETTINGS) as server:
         print(f"PostgreSQL {server.binaries.full_version}, {runs} runs each", flush=True)
         for name, benchmark in benchmarks.items():
             if name in only or not only:
-                async with Stand.build(server, name, FOLDER) as stand:
+                async with Stand.build(server, name, LOGS) as stand:
                     found = await benchmark(stand)
                 for result in found:
                     print(f"{result.name}: {result.shown}   [{result.numbers}]", flush=True)
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="also write benchmarks/RESULTS.md")
     options = parser.parse_args()
     results, server = asyncio.run(run(options.only, options.runs, options.seconds))
-    print(f"stored in {store(results, server, write=options.write)}")
+    print(f"stored in {store(results, server, FOLDER, write=options.write)}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
-FOLDER = Path(__file__).parent
+RESULTS = Path(__file__).parent / "RESULTS.md"
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def rate(values: Sequence[float], unit: str) -> str:
     return f"{median(values):,.0f} {unit} ({min(values):,.0f} to {max(values):,.0f})"
 
 
-def store(results: Sequence[Result], server: str, *, write: bool) -> Path:
-    """Store the results as JSON under `results/`, and as RESULTS.md when `write` is set."""
+def store(results: Sequence[Result], server: str, folder: Path, *, write: bool) -> Path:
+    """Store the results as JSON in a folder, and as RESULTS.md when `write` is set."""
     now = datetime.now(UTC)
     about = {
         "at": now.isoformat(timespec="seconds"),
@@ -48,12 +48,10 @@ def store(results: Sequence[Result], server: str, *, write: bool) -> Path:
         "python": platform.python_version(),
         "cores": os.cpu_count(),
     }
-    folder = FOLDER / "results"
-    folder.mkdir(exist_ok=True)
     path = folder / f"{now:%Y%m%dT%H%M%SZ}.json"
     path.write_text(json.dumps({**about, "results": [asdict(r) for r in results]}, indent=1) + "\n")
     if write:
-        (FOLDER / "RESULTS.md").write_text(table(results, about))
+        RESULTS.write_text(table(results, about))
     return path
 
 
