@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from conductor import (
+    Conductor,
+    Context,
+    Cron,
+    Database,
+    Invocable,
+    Invocation,
+    OnChange,
+    OnEvent,
+    SyncContext,
+    TableRow,
+    define_event,
+    define_task,
+)
+from conductor.enqueue import Batch
+from conductor.errors import (
+    DefinitionInvalid,
+    OptionInvalid,
+    PayloadInvalid,
+    UnknownColumn,
+    UnknownEvent,
+    UnknownTable,
+    UnknownTask,
+)
+
+
+class Greeting(BaseModel):
+    name: str
+
+
+class Users(TableRow, table="public.users"):
+    id: int
+
+
+greet = define_task("greet", payload=Greeting, queue="mail")
+nightly = define_task("nightly")
+greeted = define_event("greeted", payload=Greeting)
+
+DSN = "postgresql://nowhere"
+
+
+def client(**options: Any) -> Any:
+    """A client that connects to nothing; untyped, for what a checker would refuse."""
+    return Conductor(DSN, tasks=[greet, nightly], events=[greeted], **options)
+
+
+async def handler(event: object, ctx: object) -> None: ...
+
+
+def test_a_bound_task_has_its_definition_and_options() -> None:
+    conductor = Conductor(DSN, tasks=[greet], version="v7")
+
+    @conductor.task(greet, max_attempts=3, retention=timedelta(0), priority=9, timeout_s=1.5)
+    async def send(event: Invocation[Greeting], ctx: Context) -> None: ...
+
+    assert (send.name, send.queue, send.version) == ("greet", "mail", "v7")
+    assert (send.max_attempts, send.retention, send.priority) == (3, timedelta(0), 9)
+    assert send.timeout_s == 1.5
+    assert not send.is_sync
+    assert [trigger.name for trigger in send.triggers] == ["invoke"]
+    assert conductor.tasks == {"greet": send}
+
+
+def test_a_task_by_name_has_triggers_and_a_queue() -> None:
+    conductor = Conductor(DSN)
+
+    @conductor.task("welcome", OnEvent(greeted), Cron("0 9 * * *"), queue="slow")
+    def welcome(event: object, ctx: SyncContext) -> None: ...
+
+    assert (welcome.queue, welcome.is_sync) == ("slow", True)
+    assert [trigger.kind for trigger in welcome.triggers] == ["event", "cron"]
+    assert set(conductor.events) == {"greeted"}
+    assert set(conductor.definitions) == {"welcome"}
+
+
+def test_a_known_name_stands_for_its_definition() -> None:
+    conductor = client()
+    assert conductor.task("greet")(handler).definition is greet
+    with pytest.raises(UnknownTask, match="did you mean 'nightly'"):
+        conductor.task("nigthly")
+
+
+def test_handlers_may_be_partials_and_objects() -> None:
+    class Handler:
+        async def __call__(self, event: object, ctx: object) -> None: ...
+
+    async def three(prefix: str, event: object, ctx: object) -> None: ...
+
+    conductor = client()
+    assert not conductor.task("a", Invocable())(Handler()).is_sync
+    assert not conductor.task("b", Invocable())(partial(three, "x")).is_sync
+    assert conductor.task("c", Invocable())(lambda event, ctx: None).is_sync  # noqa: ARG005
+
+
+@pytest.mark.parametrize("wrong", [lambda: None, lambda event: event, 3, "x"])
+def test_what_cannot_be_called_as_a_handler_is_refused(wrong: Any) -> None:
+    with pytest.raises(DefinitionInvalid, match="handler of task 'greet'"):
+        client().task(greet)(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"retention": timedelta(-1)}, "retention"),
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"priority": 40_000}, "priority"),
+        ({"attempts": 3}, "no option attempts"),
+        ({"queue": "other"}, "queue of task 'greet'"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DefinitionInvalid, match=message):
+        client().task(greet, **options)(handler)
+
+
+@pytest.mark.parametrize(
+    ("triggers", "message"),
+    [
+        ((OnEvent(greeted), OnEvent(greeted)), "fire on event:greeted"),
+        ((OnChange(Users, "insert"), OnChange("public.users")), "fire on insert on public.users"),
+        ((Invocable(), Invocable()), "fire on invoke"),
+        ((Cron("0 9 * * *"), Cron("0  9 * * *")), "fire on cron"),
+        ((greeted,), "is not a trigger"),
+    ],
+)
+def test_triggers_that_clash_are_refused(triggers: Any, message: str) -> None:
+    with pytest.raises(DefinitionInvalid, match=message):
+        client().task("t", *triggers)(handler)
+
+
+def test_one_name_has_one_definition_and_one_handler() -> None:
+    conductor = client()
+    conductor.task(greet)(handler)
+    with pytest.raises(DefinitionInvalid, match="has a handler already"):
+        conductor.task(greet)(handler)
+    with pytest.raises(DefinitionInvalid, match="task 'greet' is defined twice"):
+        Conductor(DSN, tasks=[greet, define_task("greet")])
+    with pytest.raises(DefinitionInvalid, match="event 'greeted' is defined twice"):
+        client().task("t", OnEvent(define_event("greeted")))(handler)
+    with pytest.raises(DefinitionInvalid, match="does not define task"):
+        Conductor(DSN, tasks=[greeted])  # type: ignore[list-item]  # the point of the test
+
+
+def test_definitions_may_be_a_module() -> None:
+    schemas = ModuleType("schemas")
+    schemas.greet, schemas.greeted, schemas.other = greet, greeted, 3  # type: ignore[attr-defined]  # a module is open
+    conductor = Conductor(DSN, tasks=schemas, events=schemas)
+    assert (conductor.definitions, conductor.events) == ({"greet": greet}, {"greeted": greeted})
+
+
+def test_tables_are_checked_against_the_row_models() -> None:
+    module = ModuleType("database_types")
+    module.Users = Users  # type: ignore[attr-defined]  # a module is open
+    conductor = client(database=Database.from_module(module))
+    with pytest.raises(UnknownTable, match=r"did you mean 'public\.users'"):
+        conductor.task("t", OnChange("public.user"))(handler)
+    with pytest.raises(UnknownColumn, match=r"'idx' of public\.users"):
+        conductor.task("t", OnChange("public.users", columns=("idx",)))(handler)
+    conductor.task("t", OnChange(Users, "insert"))(handler)
+
+
+def test_the_name_of_an_application_is_checked() -> None:
+    with pytest.raises(DefinitionInvalid, match="name of an app"):
+        Conductor(DSN, app="no spaces")
+
+
+def test_an_invocation_is_checked_before_it_is_sent() -> None:
+    conductor = client()
+    batch = conductor.invocation(greet, [Greeting(name="Ada")], {"delay": 5, "key": "k"})
+    assert batch == Batch(
+        queue="mail",
+        task="greet",
+        payloads=[b'{"name":"Ada"}'],
+        delay=timedelta(seconds=5),
+        keys=["k"],
+    )
+    with pytest.raises(PayloadInvalid):
+        conductor.invocation(greet, [{"name": 1}], {})
+    with pytest.raises(OptionInvalid, match="not both"):
+        conductor.invocation(greet, [Greeting(name="A")], {"dedupe_key": "a"}, None, ["b"])
+
+
+def test_the_priority_of_a_task_is_that_of_its_jobs_unless_given() -> None:
+    conductor = client()
+    conductor.task(nightly, priority=5)(handler)
+    assert conductor.invocation(nightly, [None], {}).priority == 5
+    assert conductor.invocation(nightly, [None], {"priority": 0}).priority == 0
+    assert conductor.invocation(greet, [Greeting(name="A")], {}).priority == 0
+
+
+def test_unknown_tasks_and_events_name_the_nearest() -> None:
+    conductor = client()
+    for unknown in ("gret", define_task("gret")):
+        with pytest.raises(UnknownTask, match="did you mean 'greet'"):
+            conductor.invocation(unknown, [None], {})
+    for event in ("greted", define_event("greted")):
+        with pytest.raises(UnknownEvent, match="did you mean 'greeted'"):
+            conductor.emission(event, [None], None)
+
+
+def test_an_emission_is_a_dispatch_job() -> None:
+    batch = client().emission("greeted", [Greeting(name="Ada")], {"trace": "x"})
+    assert (batch.queue, batch.task, batch.trigger) == (
+        "conductor.internal", "conductor.dispatch", "event",
+    )  # fmt: skip
+    assert batch.payloads == [b'{"event":"greeted","payload":{"name":"Ada"}}']
+    assert batch.metadata == {"trace": "x"}
