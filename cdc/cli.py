@@ -58,7 +58,7 @@ def run(slot: Slot = None, publication: Publication = None) -> None:
     logs.configure(settings.log_level, settings.log_format)
 
     async def serve() -> None:
-        service = Service(settings, Metrics(_version()))
+        service = Service(settings, Metrics(_version(), settings.slot))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, service.stop)

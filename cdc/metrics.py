@@ -2,13 +2,13 @@
 
 Base units, bounded labels (operations, tasks, conditions, causes: never an id, a key or an LSN),
 timestamps rather than ages, everything bounded initialised to 0. Every process has its own
-registry. `Metrics` also implements what the pump and the activator report to; it measures nothing
-itself.
+registry, which adds the label `slot` to every series. `Metrics` also implements what the pump and
+the activator report to; it measures nothing itself.
 """
 
 import time
 from collections import Counter as CountOf
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -19,6 +19,7 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
 )
+from prometheus_client.metrics_core import Metric as Family
 
 from cdc.catalog import Slot, SlotStatistics
 from cdc.pipeline import Committed
@@ -138,6 +139,17 @@ LAST_COMMIT = Metric(
 LAST_MESSAGE = Metric(
     Gauge, "cdc_last_message_timestamp_seconds", "When the server was last heard of."
 )
+HEARTBEAT = Metric(
+    Gauge,
+    "cdc_heartbeat_timestamp_seconds",
+    "When the last message was written to the source that has come through the whole pipe.",
+)
+HEARTBEAT_DURATION = Metric(
+    Histogram,
+    "cdc_heartbeat_duration_seconds",
+    "From writing such a message to acknowledging it: read, and durable in the queue (one clock).",
+    buckets=_SECONDS,
+)
 FLUSH = Metric(
     Histogram, "cdc_flush_duration_seconds", "Duration of one sink transaction.", buckets=_SECONDS
 )
@@ -160,16 +172,42 @@ SUBSCRIPTIONS = Metric(
     Gauge, "cdc_subscriptions", "Subscriptions to changes.", "state", SUBSCRIPTION_STATES
 )
 
+TABLE: Final[tuple[Metric[Any], ...]] = tuple(
+    value for value in tuple(globals().values()) if isinstance(value, Metric)
+)
+"""Every metric of a sidecar, in the order of this file."""
+
+
+class SlotRegistry(CollectorRegistry):
+    """A registry whose series all say which slot they are about. Costs nothing until a scrape."""
+
+    def __init__(self, slot: str) -> None:
+        super().__init__(auto_describe=True)
+        self._slot = slot
+
+    def collect(self) -> Iterable[Family]:
+        """Yield every metric with the label `slot`."""
+        for family in super().collect():
+            family.samples = [
+                sample._replace(labels={**sample.labels, "slot": self._slot})
+                for sample in family.samples
+            ]
+            yield family
+
 
 class Metrics:
     """One process' instruments, in a registry of their own.
 
+    Args:
+        version: of this package.
+        slot: whose changes the process streams.
+
     `task_of` names the task of a job's head; the service sets it to its subscriptions'.
     """
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, slot: str) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
-        self.registry = CollectorRegistry(auto_describe=True)
+        self.registry = SlotRegistry(slot)
         self.task_of: Callable[[bytes], str | None] = lambda _: None
         make = self._make
         make(BUILD_INFO).labels(version).set(1)
@@ -196,6 +234,8 @@ class Metrics:
         self._commit_to_enqueue = make(COMMIT_TO_ENQUEUE)
         self._last_commit = make(LAST_COMMIT)
         self._last_message = make(LAST_MESSAGE)
+        self._heartbeat = make(HEARTBEAT)
+        self._heartbeat_duration = make(HEARTBEAT_DURATION)
         self._flush = make(FLUSH)
         self._batch = make(BATCH)
         self._backpressure = make(BACKPRESSURE)
@@ -270,6 +310,11 @@ class Metrics:
         if statistics is not None:
             self._spilled_transactions.set(statistics.spilled_transactions)
             self._spilled_bytes.set(statistics.spilled_bytes)
+
+    def heartbeat(self, written_at_s: float, duration_s: float) -> None:
+        """A message written at that time has come through the whole pipe."""
+        self._heartbeat.set(written_at_s)
+        self._heartbeat_duration.observe(duration_s)
 
     def reconnecting(self, cause: str) -> None:
         """A session has ended and will be tried again."""

@@ -152,6 +152,11 @@ class Pipeline:
         self._room = asyncio.Event()
         self._stop = asyncio.Event()
 
+    @property
+    def acknowledged_lsn(self) -> int:
+        """Everything below it is durable in the queue database."""
+        return self._progress.acknowledgeable()
+
     def stop(self) -> None:
         """Stop reading, commit what is whole, acknowledge it, return."""
         self._stop.set()

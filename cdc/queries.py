@@ -235,6 +235,11 @@ EMIT_MARK: Final = sql.SQL("""
     select pg_logical_emit_message(true, %(prefix)s, %(content)s)::text as lsn
 """)
 
+EMIT_HEARTBEAT: Final = sql.SQL("""
+    select (case when not pg_is_in_recovery()
+        then pg_logical_emit_message(true, %(prefix)s, '') end)::text as lsn
+""")
+
 # --- queue: progress, gaps, subscriptions -----------------------------------------------------
 
 PROGRESS: Final = sql.SQL("""

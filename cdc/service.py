@@ -48,7 +48,7 @@ class Service:
     """One sidecar. `run` ends after `stop`, or raises the `CdcError` that it must not survive.
 
     Example:
-        service = Service(settings, Metrics(version))
+        service = Service(settings, Metrics(version, settings.slot))
         loop.add_signal_handler(signal.SIGTERM, service.stop)
         await service.run()
     """

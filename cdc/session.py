@@ -34,6 +34,9 @@ from cdc.source import ReplicationStream
 STANDBY_POLL_S: Final = 1.0
 MONITOR_EVERY_S: Final = 5.0
 PROBE_AFTER_S: Final = 10.0
+HEARTBEAT_EVERY_S: Final = 10.0
+HEARTBEAT_PREFIX: Final = "conductor.heartbeat"
+_HEARTBEAT_POLL_S: Final = 0.05
 _SECOND_LOOK_S: Final = 0.3
 
 State = Literal["connecting", "standby", "leading"]
@@ -241,6 +244,7 @@ class Session:
             asyncio.create_task(activator.run(), name="activation"),
             asyncio.create_task(self._watch(parts.stream), name="watchdog"),
             asyncio.create_task(self._monitor(parts.source), name="monitor"),
+            asyncio.create_task(self._beat(parts.source, pipeline), name="heartbeat"),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -274,6 +278,17 @@ class Session:
             self._metrics.server(await read_server_lsn(source))
             await asyncio.sleep(MONITOR_EVERY_S)
 
+    async def _beat(self, source: Connection, pipeline: Pipeline) -> None:
+        """Time messages on the whole way: written, read, durable in the queue, acknowledged."""
+        while True:
+            written_at_s, started_s = time.time(), time.monotonic()
+            lsn = await _write_heartbeat(source)
+            while lsn is not None and pipeline.acknowledged_lsn < lsn:  # noqa: ASYNC110  # seldom, and never urgent
+                await asyncio.sleep(_HEARTBEAT_POLL_S)
+            if lsn is not None:
+                self._metrics.heartbeat(written_at_s, time.monotonic() - started_s)
+            await asyncio.sleep(HEARTBEAT_EVERY_S)
+
     async def _follow_timeline(self, parts: _Parts, situation: Situation) -> None:
         progress, timeline = situation.progress, situation.system.timeline
         if progress is not None and progress.timeline != timeline:
@@ -291,6 +306,14 @@ class Session:
         )
         with suppress(CdcError):  # a database that is gone as well: the next attempt meets it again
             self.loss = await parts.slots.open_gap(error, policy=policy)
+
+
+async def _write_heartbeat(source: Connection) -> Lsn | None:
+    """Write a heartbeat; None where nothing can be written, on a standby."""
+    with source_errors():
+        cursor = await source.execute(queries.EMIT_HEARTBEAT, {"prefix": HEARTBEAT_PREFIX})
+        row = await cursor.fetchone()
+    return Lsn.parse(row["lsn"]) if row and row["lsn"] else None
 
 
 def _leader() -> str:

@@ -150,7 +150,7 @@ async def running(
 ) -> AsyncIterator[tuple[Service, asyncio.Task[None]]]:
     """A service that runs until the end of the block; an error of its own is raised there."""
     settings = settings_for(database, **changes)
-    service = Service(settings, Metrics("test"))
+    service = Service(settings, Metrics("test", settings.slot))
     task = asyncio.create_task(service.run())
     try:
         yield service, task
