@@ -136,10 +136,10 @@ def _seconds(duration: float | timedelta) -> float:
 
 
 class Run:
-    """The durable side of one run of a job, shared by its contexts. The worker's, not the user's.
+    """The durable side of one run of a job, shared with its context. The worker's, not the user's.
 
-    ``suspend`` is called with the earliest wake-up once only durable waits are open, ``abandon``
-    once the job turned out to be another worker's.
+    The worker says how to `suspend` a run (called with the earliest wake-up once only durable waits
+    are open) and how to `abandon` one whose job turned out to be another worker's.
     """
 
     __slots__ = (
@@ -148,38 +148,39 @@ class Run:
         "_open",
         "_parked",
         "_replay",
-        "abandon",
         "cancelled",
-        "job",
+        "info",
         "path",
         "stepped",
-        "suspend",
     )
 
-    def __init__(
-        self,
-        job: JobInfo,
-        checkpoints: Checkpoints,
-        *,
-        suspend: Callable[[datetime], None],
-        abandon: Callable[[], None],
-    ) -> None:
-        self.job = job
-        self.suspend, self.abandon = suspend, abandon
+    def __init__(self, info: JobInfo, checkpoints: Checkpoints) -> None:
+        self.info = info
         self.path: asyncio.Task[Any] | None = None  # the sequential path; None: a thread's
-        self.stepped = job.fence > 1  # it may have steps
+        self.stepped = info.fence > 1  # it may have steps
         self.cancelled = False
         self._checkpoints = checkpoints
-        self._replay: Replay | None = None if self.stepped else Replay([])
+        self._replay: Replay | None = None
         self._open = 0  # awaits of the context, parked ones included
         self._parked: list[datetime] = []
         self._checking = False
 
+    def suspend(self, wake_at: datetime) -> None:
+        """End the run here; it goes on at ``wake_at``."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """End the run here and write nothing."""
+        raise NotImplementedError
+
     async def reach(self, name: str, kind: str) -> tuple[int | None, StoredStep | None]:
         """Come to a step: return its place and what an earlier run stored."""
-        self.stepped = True
         sequential = self.path is None or asyncio.current_task() is self.path
-        replay = self._replay or self._begin(await self._checkpoints.load(self.job.id))
+        replay = self._replay
+        if replay is None:
+            stored = await self._checkpoints.load(self.info.id) if self.info.fence > 1 else []
+            replay = self._begin(stored)
+        self.stepped = True
         return replay.reach(name, kind, sequential=sequential)
 
     def _begin(self, stored: list[StoredStep]) -> Replay:
@@ -205,7 +206,7 @@ class Run:
                 raise _SleepOver
             return instant
         step = StepWrite(
-            self.job.id, self.job.fence, name, place, "sleep", delay_s=delay_s, wake_at=wake_at
+            self.info.id, self.info.fence, name, place, "sleep", delay_s=delay_s, wake_at=wake_at
         )
         written = await self.write(step)
         if written is None or (delay_s is not None and delay_s <= 0):
@@ -262,7 +263,7 @@ class _BaseContext(Generic[D]):
     @property
     def job(self) -> JobInfo:
         """The job and which run of it this is."""
-        return self._run.job
+        return self._run.info
 
     @property
     def cancelled(self) -> bool:
@@ -273,7 +274,7 @@ class _BaseContext(Generic[D]):
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger that adds the job's id, task and attempt to every record."""
         if self._logger is None:
-            job = self._run.job
+            job = self._run.info
             extra = {"job": job.id, "task": job.task, "attempt": job.attempt}
             self._logger = logging.LoggerAdapter(_LOG, extra)
         return self._logger
@@ -320,7 +321,7 @@ class Context(_BaseContext[D]):
             if isawaitable(value):
                 value = await value
             document = _encode(codec, name, value)
-            await run.write(StepWrite(run.job.id, run.job.fence, name, place, "step", document))
+            await run.write(StepWrite(run.info.id, run.info.fence, name, place, "step", document))
             return _decode(codec, name, document)
         except FenceLost:
             await self._stop()
@@ -395,7 +396,9 @@ class SyncContext(_BaseContext[D]):
         if stored is not None:
             return _decode(codec, name, stored.result)
         document = _encode(codec, name, fn())
-        self._await(run.write(StepWrite(run.job.id, run.job.fence, name, place, "step", document)))
+        self._await(
+            run.write(StepWrite(run.info.id, run.info.fence, name, place, "step", document))
+        )
         return _decode(codec, name, document)
 
     def sleep(self, name: str, duration: float | timedelta) -> None:
@@ -430,4 +433,4 @@ def _aware(instant: datetime) -> datetime:
 
 def _raise_if_cancelled(run: Run) -> None:
     if run.cancelled:
-        raise JobCancelled(f"job {run.job.id} is to stop")
+        raise JobCancelled(f"job {run.info.id} is to stop")

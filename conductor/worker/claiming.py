@@ -112,9 +112,9 @@ class ScanSchedule:
             return Scan.FULL
         return Scan.LOOK_BACK if now_s >= self._look_back.due_s else Scan.CURSOR
 
-    def ran(self, scan: Scan, now_s: float, duration_s: float, *, more: bool) -> None:
-        """Take note of a scan that took this long; with ``more`` to come it stays due."""
-        if scan is Scan.CURSOR or more:
+    def ran(self, scan: Scan, now_s: float, duration_s: float) -> None:
+        """Take note of a scan that took this long."""
+        if scan is Scan.CURSOR:
             return
         self._look_back.ran(now_s, duration_s)
         if scan is Scan.FULL:
@@ -197,7 +197,7 @@ class Claiming:
         jobs.sort(key=_order)
         more = len(jobs) >= planned.claim.limit
         self._cursors.advance(jobs, more=more)
-        self._scans.ran(planned.scan, now_s, duration_s, more=more)
+        self._scans.ran(planned.scan, now_s, duration_s)
         busy = bool(jobs or suspects) or planned.riding
         self.polling.found(now_s, busy=busy, more=more or bool(suspects))
         if planned.claim.suspect_crashes is not None and not suspects:

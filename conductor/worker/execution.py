@@ -8,6 +8,7 @@ module must not settle anything: it returns what is to be settled.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from random import random
@@ -19,6 +20,7 @@ from conductor.errors import JobTimedOut
 from conductor.worker import outcomes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from conductor.checkpoints import Checkpoints
@@ -37,47 +39,47 @@ class Interruption(Enum):
     RETURNED = "returned"  # the worker stops: the job runs elsewhere
 
 
-class Execution:
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all runs of a worker share."""
+
+    tasks: Mapping[str, Task[Any, Any]]
+    checkpoints: Checkpoints
+    threads: Threads
+    deps: Any
+
+
+class Execution(Run):
     """One run. ``started_s``, ``ended_s``: by the monotonic clock."""
 
     __slots__ = (
-        "_checkpoints",
-        "_deps",
         "_reason",
-        "_threads",
+        "_surroundings",
         "_wake_at",
         "ended_s",
         "handle",
         "interruption",
         "job",
-        "run",
         "started_s",
         "task",
         "thread",
     )
 
-    def __init__(
-        self,
-        job: ClaimedJob,
-        task: Task[Any, Any],
-        *,
-        checkpoints: Checkpoints,
-        deps: Any,
-        threads: Threads,
-    ) -> None:
-        self.job, self.task = job, task
+    def __init__(self, job: ClaimedJob, surroundings: Surroundings) -> None:
+        super().__init__(job.info, surroundings.checkpoints)
+        self.job = job
+        self.task = surroundings.tasks[job.info.task]
         self.handle: asyncio.Task[None] | None = None
         self.thread: asyncio.Future[Any] | None = None
         self.interruption: Interruption | None = None
         self.started_s = self.ended_s = monotonic()
-        self.run = Run(job.info, checkpoints, suspend=self._sleep, abandon=self.abandon)
-        self._deps, self._threads = deps, threads
+        self._surroundings = surroundings
         self._reason = ""
         self._wake_at: datetime | None = None
 
     async def outcome(self) -> Outcome | None:
         """Run the handler; return what becomes of the job, None when it is no longer ours."""
-        task, info = self.task, self.job.info
+        task, info = self.task, self.info
         timer = None
         if task.timeout_s is not None:
             loop = asyncio.get_running_loop()
@@ -87,11 +89,11 @@ class Execution:
             if task.is_sync:
                 value = await self._in_thread(event)
             else:
-                self.run.path = self.handle
-                value = await task.handler(event, Context(self.run, self._deps))
+                self.path = self.handle
+                value = await task.handler(event, Context(self, self._surroundings.deps))
             if self.interruption is None or self.interruption is Interruption.CANCELLED:
                 document = task.encode_result(value)
-                return outcomes.completed(task, info, document, stepped=self.run.stepped)
+                return outcomes.completed(task, info, document, stepped=self.stepped)
             return self._interrupted()
         except Suspension as suspension:
             return outcomes.asleep(info, suspension.wake_at)
@@ -107,7 +109,7 @@ class Execution:
         if self.interruption is not None and interruption is not Interruption.ABANDONED:
             return
         self.interruption, self._reason = interruption, reason
-        self.run.cancelled = True
+        self.cancelled = True
         if self.handle is not None:
             self.handle.cancel()
 
@@ -115,14 +117,15 @@ class Execution:
         """Stop the run and write nothing: the job is no longer this worker's."""
         self.interrupt(Interruption.ABANDONED)
 
-    def _sleep(self, wake_at: datetime) -> None:
+    def suspend(self, wake_at: datetime) -> None:
+        """Stop the run: it goes on at ``wake_at``."""
         self._wake_at = wake_at
         self.interrupt(Interruption.ASLEEP)
 
     async def _in_thread(self, event: Any) -> Any:
         loop = asyncio.get_running_loop()
-        context = SyncContext(self.run, self._deps, loop)
-        future = self._threads.submit(partial(self.task.handler, event, context))
+        context = SyncContext(self, self._surroundings.deps, loop)
+        future = self._surroundings.threads.submit(partial(self.task.handler, event, context))
         self.thread = asyncio.wrap_future(future)
         self.thread.add_done_callback(_retrieve)
         return await asyncio.shield(self.thread)
@@ -130,17 +133,17 @@ class Execution:
     def _failed(self, error: BaseException) -> Outcome:
         return outcomes.failed(
             self.task,
-            self.job.info,
+            self.info,
             error,
-            stepped=self.run.stepped,
+            stepped=self.stepped,
             randomness=random(),  # noqa: S311 - jitter is no secret
         )
 
     def _interrupted(self) -> Outcome | None:
-        info = self.job.info
+        info = self.info
         match self.interruption:
             case Interruption.CANCELLED:
-                return outcomes.cancelled(self.task, info, self._reason, stepped=self.run.stepped)
+                return outcomes.cancelled(self.task, info, self._reason, stepped=self.stepped)
             case Interruption.TIMED_OUT:
                 return self._failed(JobTimedOut(f"ran longer than {self.task.timeout_s:g} s"))
             case Interruption.RETURNED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from conductor.metrics import (
@@ -64,20 +65,24 @@ class Instruments:
 
     def count_runs(self, executions: Sequence[Execution]) -> None:
         """Count and time runs that have ended."""
+        for task, count in Counter(e.info.task for e in executions).items():
+            self._tasks[task].started.inc(count)
         for execution in executions:
             job = execution.job
-            instruments = self._tasks[job.info.task]
-            instruments.started.inc()
+            instruments = self._tasks[execution.info.task]
             instruments.wait.observe(max(job.waited_s + execution.started_s - job.claimed_s, 0.0))
             instruments.duration.observe(execution.ended_s - execution.started_s)
 
-    def count_outcomes(self, outcomes: Iterable[Outcome]) -> None:
+    def count_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """Count what was settled."""
+        finished = [o for o in outcomes if isinstance(o, Finished)]
+        for (task, ending), count in Counter((o.task, o.ending) for o in finished).items():
+            self._tasks[task].ended[ending].inc(count)
         for outcome in outcomes:
+            if isinstance(outcome, Finished) or outcome.task not in self._tasks:
+                continue
             instruments = self._tasks[outcome.task]
-            if isinstance(outcome, Finished):
-                instruments.ended[outcome.ending].inc()
-            elif outcome.failures:
+            if outcome.failures:
                 instruments.retried.inc()
             elif outcome.wake_at is not None:
                 instruments.suspended.inc()

@@ -85,7 +85,7 @@ class Settling:
             self._instruments.count_outcomes(outcomes)
             self._limit = min(self._limit * 2, MAX_SETTLE)
         else:
-            self._instruments.count_outcomes(o for o in outcomes if o.id in settled)
+            self._instruments.count_outcomes([o for o in outcomes if o.id in settled])
             again = self._refused(reply)
             known = settled.union(outcome.id for outcome in reply.refused)
             again += await self._owned(store, worker, [o for o in outcomes if o.id not in known])

@@ -10,18 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from conductor.worker.execution import Execution, Interruption
 from conductor.worker.outcomes import cancelled, given_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
-    from conductor.checkpoints import Checkpoints
-    from conductor.definitions import Task
     from conductor.store.jobs import ClaimedJob, Outcome
-    from conductor.worker.threads import Threads
+    from conductor.worker.execution import Surroundings
 
 AHEAD_S: Final = 0.1
 MAX_AHEAD: Final = 2000
@@ -39,11 +37,8 @@ class Slots:
     def __init__(
         self,
         limit: int,
-        tasks: Mapping[str, Task[Any, Any]],
+        surroundings: Surroundings,
         *,
-        checkpoints: Checkpoints,
-        deps: Any,
-        threads: Threads,
         twice_crashed: set[int],
         wake: Callable[[], None],
     ) -> None:
@@ -53,9 +48,7 @@ class Slots:
         self.outcomes: deque[Outcome] = deque()
         self.ended: list[Execution] = []  # since they were last counted
         self.busy = 0
-        self._tasks, self._checkpoints, self._deps = tasks, checkpoints, deps
-        self._threads, self._twice_crashed, self._wake = threads, twice_crashed, wake
-        self._handles: set[asyncio.Task[None]] = set()
+        self._surroundings, self._twice_crashed, self._wake = surroundings, twice_crashed, wake
         self._rate = 0.0  # ended a second
         self._count, self._counted, self._counted_s = 0, 0, monotonic()
 
@@ -94,14 +87,16 @@ class Slots:
     def cancel(self, job: int, fence: int, reason: str) -> None:
         """Cancel a job that runs or waits here under this fence."""
         execution = self.running.get(job)
-        if execution is not None and execution.job.info.fence == fence:
+        if execution is not None and execution.info.fence == fence:
             execution.interrupt(Interruption.CANCELLED, reason)
             return
         for waiting in self.buffer:
             info = waiting.info
             if info.id == job and info.fence == fence:
                 self.buffer.remove(waiting)
-                self._settle(cancelled(self._tasks[info.task], info, reason, stepped=True))
+                self._settle(
+                    cancelled(self._surroundings.tasks[info.task], info, reason, stepped=True)
+                )
                 return
 
     def return_buffer(self) -> None:
@@ -117,7 +112,7 @@ class Slots:
     def return_stuck(self) -> None:
         """Give back what has not stopped when told to."""
         for execution in list(self.running.values()):
-            info = execution.job.info
+            info = execution.info
             execution.abandon()
             self.running.pop(info.id)
             self._settle(given_back(info))
@@ -132,41 +127,30 @@ class Slots:
         self.running.clear()
 
     def _start(self) -> None:
-        buffer, loop = self.buffer, asyncio.get_running_loop()
+        buffer, running, loop = self.buffer, self.running, asyncio.get_running_loop()
         while buffer and self.busy < self.limit:
-            job = buffer.popleft()
-            execution = Execution(
-                job,
-                self._tasks[job.info.task],
-                checkpoints=self._checkpoints,
-                deps=self._deps,
-                threads=self._threads,
-            )
-            self.running[job.info.id] = execution
+            execution = Execution(buffer.popleft(), self._surroundings)
+            running[execution.info.id] = execution
             self.busy += 1
-            handle = execution.handle = loop.create_task(self._occupy(execution))
-            self._handles.add(handle)
+            execution.handle = loop.create_task(self._occupy(execution))
 
     async def _occupy(self, execution: Execution) -> None:
         """Hold a slot for one run, and while a thread of it still runs."""
-        handle = execution.handle
         outcome = await execution.outcome()
-        execution.handle = None
         self.ended.append(execution)
-        job = execution.job.info.id
+        job = execution.info.id
         if self.running.get(job) is execution:
             del self.running[job]
             if outcome is not None:
                 self.outcomes.append(outcome)
-        self._twice_crashed.discard(job)
+        if self._twice_crashed:
+            self._twice_crashed.discard(job)
         thread = execution.thread
         if thread is not None and not thread.done():
             self._wake()
             await asyncio.wait([thread])
         self.busy -= 1
         self._count += 1
-        if handle is not None:
-            self._handles.discard(handle)
         if self.buffer:
             self._start()
         self._wake()

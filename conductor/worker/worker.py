@@ -23,6 +23,7 @@ from conductor.store.jobs import JobStore
 from conductor.store.leases import Registration, WorkerStore
 from conductor.store.sessions import Session
 from conductor.worker.claiming import Claiming
+from conductor.worker.execution import Surroundings
 from conductor.worker.instruments import Instruments
 from conductor.worker.settling import Settling
 from conductor.worker.slots import Slots
@@ -98,10 +99,7 @@ class Worker:
         )
         self._slots = Slots(
             slots,
-            tasks,
-            checkpoints=self._checkpoints,
-            deps=deps,
-            threads=self._threads,
+            Surroundings(tasks, self._checkpoints, self._threads, deps),
             twice_crashed=leases.twice_crashed,
             wake=self._wake.set,
         )
