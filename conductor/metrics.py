@@ -40,7 +40,10 @@ class Metric(Generic[Instrument]):
 
 
 BUILD_INFO = Metric(
-    Gauge, "conductor_build_info", "Always 1; the labels say what runs.", ("app", "version")
+    Gauge,
+    "conductor_build_info",
+    "Always 1; the labels say what runs: the application, its version, and the release of this.",
+    ("app", "version", "release"),
 )
 ENQUEUED = Metric(
     Counter,

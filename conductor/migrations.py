@@ -127,6 +127,21 @@ def pending_migrations(dsn: str) -> tuple[Migration, ...]:
         return pending_of(known_migrations(), _recorded(connection))
 
 
+def check_migrated(dsn: str) -> None:
+    """Raise MigrationMismatch unless the database has every migration of this code.
+
+    A newer database is fine here: workers of the version before go on while a new one is rolled
+    out. Raises DatabaseUnavailable.
+    """
+    with _connect(dsn) as connection:
+        recorded = _recorded(connection)
+    known = known_migrations()
+    newest = known[-1].number
+    pending = pending_of(known, [row for row in recorded if row[0] <= newest])
+    if pending:
+        raise MigrationMismatch(f"the database lacks migration {', '.join(map(str, pending))}")
+
+
 def migrate(dsn: str) -> tuple[Migration, ...]:
     """Apply what is pending and return it. Safe to call from many processes at once.
 

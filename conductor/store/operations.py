@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Final
 
@@ -116,6 +117,11 @@ class OperationStore:
         """Return the age, in transactions, of the oldest snapshot this role can see."""
         age: int = await self._scalar("oldest_xmin", {})
         return age
+
+    async def has_unfinished(self, tasks: Collection[tuple[str, str]]) -> bool:
+        """Return whether one of these (queue, task) has a job that runs or could, or an event."""
+        values = {"queues": [queue for queue, _ in tasks], "tasks": [task for _, task in tasks]}
+        return bool(await self._scalar("has_unfinished", values))
 
     async def _rows(self, query: str, values: Row) -> list[Row]:
         cursor = self._connection.cursor(row_factory=dict_row)

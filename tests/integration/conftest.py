@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -12,6 +12,13 @@ from psycopg.rows import dict_row
 from conductor.connections import Connections
 from conductor.metrics import Metrics
 from tests.servers import ScratchDatabase
+
+
+async def eventually(check: Callable[[], Awaitable[bool]], within_s: float = 20.0) -> None:
+    """Wait until ``check`` says true."""
+    async with asyncio.timeout(within_s):
+        while not await check():  # noqa: ASYNC110 - what is asked has no event
+            await asyncio.sleep(0.02)
 
 
 class Queue:
@@ -48,9 +55,11 @@ class Queue:
 
     async def until(self, query: str, *values: Any, within_s: float = 20.0) -> None:
         """Wait until a query's only value is true."""
-        async with asyncio.timeout(within_s):
-            while not await self.value(query, *values):  # noqa: ASYNC110 - the server is asked
-                await asyncio.sleep(0.02)
+
+        async def check() -> bool:
+            return bool(await self.value(query, *values))
+
+        await eventually(check, within_s)
 
 
 @pytest.fixture

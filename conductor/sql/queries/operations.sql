@@ -107,3 +107,14 @@ select greatest(
     coalesce((select max(pg_catalog.age(a.backend_xmin)) from pg_catalog.pg_stat_activity a
               where a.datname = current_database() and a.pid <> pg_catalog.pg_backend_pid()), 0),
     coalesce((select max(pg_catalog.age(r.xmin)) from pg_catalog.pg_replication_slots r), 0))
+
+-- name: has_unfinished
+-- Whether there is a job that a worker of these (queue, task) pairs could run now or is running, or
+-- an event to dispatch.
+select exists (
+    select from conductor.jobs j
+    where j.state in ('ready', 'suspect', 'running')
+        and (j.queue = 'conductor.internal'
+            or (j.queue, j.task) in (
+                select p.queue, p.task
+                from unnest(%(queues)s::text[], %(tasks)s::text[]) as p (queue, task))))

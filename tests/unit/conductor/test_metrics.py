@@ -11,7 +11,10 @@ from conductor.metrics import TABLE, Metric, Metrics
 
 UNITS = ("_seconds", "_bytes", "_total", "_info", "_transactions")
 COUNTS = {"conductor_jobs", "conductor_slots", "conductor_slots_busy", "conductor_workers"}
-BOUNDED_LABELS = {"app", "version", "queue", "task", "trigger", "outcome", "state", "part"}
+BOUNDED_LABELS = {
+    *("app", "version", "release"),
+    *("queue", "task", "trigger", "outcome", "state", "part"),
+}
 
 
 @pytest.mark.parametrize("metric", TABLE, ids=lambda m: m.name)
