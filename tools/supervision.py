@@ -24,7 +24,7 @@ class SupervisedProcess:
         name: for people, and of its log file.
         module: what `python -m` runs, with its arguments.
         settings: its environment, beside ours without settings of the product.
-        folder: where its log goes; a restart appends.
+        folder: where its log goes, over an earlier run's; a restart appends.
         restart_delay_s: how long a death lasts.
     """
 
@@ -91,7 +91,7 @@ class SupervisedProcess:
         return "\n".join(lines[-count:])
 
     async def _spawn(self) -> None:
-        with self.log_file.open("ab") as log:
+        with self.log_file.open("ab" if self.starts else "wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 env=self._environment,

@@ -11,12 +11,12 @@ duplicated.
 import argparse
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,32 +29,36 @@ from examples.shop.statements import STATEMENTS
 from examples.shop.traffic import Plan, Traffic
 from tools.localpg import BinariesNotFound, PostgresServer, ServerFailed, find_binaries
 
-FOLDER = Path(__file__).resolve().parents[2] / ".demo"
+LOGS = Path(__file__).resolve().parents[2] / ".demo"
 DRAIN_TIMEOUT_S = 60.0
-SHOW_INTERVAL_S = 0.5
+SHOW_INTERVAL_S = 0.25
+BUSY_JOBS = 500
+PATIENCE = 0.2
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A SIGKILL to one process after this part of the traffic."""
+    """A SIGKILL to one process after this part of the traffic, or once many jobs wait."""
 
     process: str
     after: float
+    when_busy: bool = False
 
 
-KILLS = (Kill("sidecar", 0.25), Kill("worker-1", 0.45), Kill("sidecar", 0.7))
+KILLS = (Kill("sidecar", 0.25), Kill("worker-1", 0.4, when_busy=True), Kill("sidecar", 0.7))
 
 
 class Demo:
     """One run on a server that is up."""
 
-    def __init__(self, server: PostgresServer, plan: Plan, display: Display) -> None:
+    def __init__(self, server: PostgresServer, plan: Plan, display: Display, logs: Path) -> None:
         self._server = server
         self._plan = plan
         self._display = display
         self.dsn = server.dsn("shop", "shop")
-        self.installation = Installation(self.dsn, FOLDER)
+        self.installation = Installation(self.dsn, logs)
         self.traffic = Traffic(self.dsn, plan)
+        self._busy = asyncio.Event()
 
     @property
     def psql(self) -> str:
@@ -91,10 +95,12 @@ class Demo:
 
     async def _kill(self) -> None:
         processes = {process.name: process for process in self.installation.processes}
-        passed = 0.0
+        started = time.monotonic()
         for kill in KILLS:
-            await asyncio.sleep((kill.after - passed) * self._plan.seconds)
-            passed = kill.after
+            await asyncio.sleep(started + kill.after * self._plan.seconds - time.monotonic())
+            if kill.when_busy:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._busy.wait(), PATIENCE * self._plan.seconds)
             pid = processes[kill.process].pid
             processes[kill.process].kill()
             self._display.say(f"killed {kill.process} (pid {pid}, SIGKILL)")
@@ -112,14 +118,15 @@ class Demo:
     async def _show_progress(self, connection: psycopg.AsyncConnection) -> None:
         while True:
             row = await (await connection.execute(STATEMENTS["read_counts"])).fetchone()
-            changes, pending, handled = row or (0, 0, 0)
+            changes, waiting, handled = row or (0, 0, 0)
+            (self._busy.set if waiting >= BUSY_JOBS else self._busy.clear)()
             totals = self.traffic.totals
             restarts = (f"{p.name} {p.restarts}" for p in self.installation.processes)
             self._display.show(
                 {
                     "transactions": f"{totals.committed:,} committed, {totals.rolled_back:,} not",
                     "changes": f"{changes:,}",
-                    "jobs": f"{pending:,} waiting, {handled:,} handled",
+                    "jobs": f"{waiting:,} waiting, {handled:,} handled",
                     "restarts": ", ".join(restarts),
                 }
             )
@@ -156,7 +163,7 @@ def invitation(demo: Demo) -> str:
         [
             f"database  {dsn}",
             *(f"metrics   {url} ({name})" for name, url in demo.installation.metrics.items()),
-            f"logs      {FOLDER}",
+            f"logs      {demo.installation.folder}",
             "try",
             f"  export CONDUCTOR_DSN='{dsn}' CDC_SOURCE_DSN='{dsn}'",
             f"  {python} -m conductor jobs list",
@@ -169,13 +176,12 @@ def invitation(demo: Demo) -> str:
     )
 
 
-async def run_demo(plan: Plan, *, keep: bool) -> int:
+async def run_demo(plan: Plan, logs: Path, *, keep: bool) -> int:
     """Run the demo and return its exit status."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
+    logs.mkdir(parents=True, exist_ok=True)
     with PostgresServer(find_binaries()) as server, Display() as display:
         display.say(f"PostgreSQL {server.binaries.full_version} is up")
-        demo = Demo(server, plan, display)
+        demo = Demo(server, plan, display, logs)
         await demo.prepare()
         async with demo.installation:
             verdict = await demo.run()
@@ -203,12 +209,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=Plan.seconds, help="of traffic")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--loads", type=int, default=Plan.loads, help="of the whole stock")
+    parser.add_argument("--logs", type=Path, default=LOGS, help="the folder for them")
     parser.add_argument("--keep", action="store_true", default=os.environ.get("KEEP", "") == "1")
     options = parser.parse_args()
     plan = Plan(seed=options.seed, seconds=options.seconds, loads=options.loads)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        sys.exit(asyncio.run(run_demo(plan, keep=options.keep)))
+        sys.exit(asyncio.run(run_demo(plan, options.logs, keep=options.keep)))
     except (NotReady, BinariesNotFound, ServerFailed) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -7,7 +7,6 @@ database, and has REPLICATION for the sidecar.
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,14 +49,14 @@ class Installation:
             self._process(f"worker-{number}", ("conductor", "worker", orchestrator), worker)
             for number in range(1, workers + 1)
         ]
-        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
+        try:
             for process in self.processes:
-                stack.push_async_callback(process.stop)
                 await process.start()
-            self._stack = stack.pop_all()
+        except BaseException:
+            await self._stop()
+            raise
         return self
 
     async def __aexit__(
@@ -66,7 +65,10 @@ class Installation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._stack.aclose()
+        await self._stop()
+
+    async def _stop(self) -> None:
+        await asyncio.gather(*(process.stop() for process in self.processes))
 
     @property
     def processes(self) -> list[SupervisedProcess]:

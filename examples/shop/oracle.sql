@@ -162,15 +162,16 @@ with jobs as materialized (
     from conductor.job j
     where j.queue <> 'conductor.internal'
 ), transactions as materialized (       -- which transaction committed there: told by a row it wrote
-    select distinct j.source_lsn, c.xid
+    select j.source_lsn, max(c.xid) as xid
     from jobs j
     join oracle.changes c on (c.new ->> 'revision') = (j.payload -> 'new' ->> 'revision')
     where j.trigger = 'change'
+    group by j.source_lsn
 ), named as (
     select j.*, t.xid, coalesce(j.payload -> 'new', j.payload -> 'old') as image,
         j.payload ->> 'op' as operation, j.payload ->> 'table' as relation
     from jobs j
-    left join lateral (select max(t.xid) as xid from transactions t where t.source_lsn = j.source_lsn) t on true
+    left join transactions t on t.source_lsn = j.source_lsn
 ), tokens as (
     select n.*, case n.trigger
         when 'change' then oracle.token(n.operation, n.image, i.key, n.xid)

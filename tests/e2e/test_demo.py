@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +14,19 @@ LAST_LINE = re.compile(
 
 
 @pytest.mark.timeout(150)
-def test_the_demo_ends_with_nothing_lost_or_duplicated() -> None:
+def test_the_demo_ends_with_nothing_lost_or_duplicated(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "examples.shop.demo", "--seconds", "6", "--loads", "1"],
+        [
+            sys.executable,
+            "-m",
+            "examples.shop.demo",
+            "--seconds",
+            "6",
+            "--loads",
+            "1",
+            "--logs",
+            tmp_path,
+        ],
         env={**os.environ, "KEEP": ""},
         stdin=subprocess.DEVNULL,
         capture_output=True,
