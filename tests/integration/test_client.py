@@ -144,6 +144,22 @@ async def test_many_jobs_keep_their_order(
     assert await conductor.invoke_many(greet, []) == []
 
 
+@pytest.mark.parametrize("count", [2, 1000])
+async def test_text_survives_on_every_way_in(
+    conductor: Conductor[None], migrated: ScratchDatabase, count: int
+) -> None:
+    odd = 'a\tb\nc\rd\\N \\. "quoted" \u20ac \U0001f600'
+    await conductor.invoke_many(
+        greet, [Greeting(name=odd)] * count, keys=[odd, None] * (count // 2), metadata={odd: [odd]},
+        delay=60,
+    )  # fmt: skip
+    jobs = jobs_in(migrated)
+    assert {(job["payload"]["name"], job["key"]) for job in jobs} == {(odd, odd), (odd, None)}
+    assert all(job["metadata"] == {odd: [odd]} for job in jobs)
+    assert {job["state"] for job in jobs} == {"scheduled"}
+    assert all(timedelta(0) < job["run_at"] - job["now"] < timedelta(minutes=2) for job in jobs)
+
+
 async def test_many_jobs_with_keys_and_dedupe_keys(
     conductor: Conductor[None], migrated: ScratchDatabase
 ) -> None:

@@ -2,37 +2,52 @@
 
 -- name: enqueue_jobs
 -- One job for each payload, in their order; returns id and true for each, in the same order.
-with input as materialized (
-    select nextval('conductor.jobs_id_seq') as id, u.n, u.payload, u.key,
-        greatest(%(run_at)s::timestamptz, conductor.now() + %(delay)s::interval, conductor.now()) as due
-    from unnest(%(payloads)s::text[], %(keys)s::text[]) with ordinality as u (payload, key, n)
-),
-enqueued as (
-    insert into conductor.jobs (
-        id, queue, task, trigger, payload, run_at, state, rank, key, metadata)
-    select id, %(queue)s, %(task)s, %(trigger)s::conductor.job_trigger, payload::json, due,
-        case when due > conductor.now() then 'scheduled' else 'ready' end::conductor.job_state,
-        %(rank)s, key, %(metadata)s::json
-    from input
-    order by n
+with clock as materialized (
+    select conductor.now() as now, greatest(
+        %(run_at)s::timestamptz, conductor.now() + %(delay)s::interval, conductor.now()) as due
 )
-select id, true from input order by n
+insert into conductor.jobs (queue, task, trigger, payload, run_at, state, rank, key, metadata)
+select %(queue)s, %(task)s, %(trigger)s::conductor.job_trigger, u.payload::json, c.due,
+    case when c.due > c.now then 'scheduled' else 'ready' end::conductor.job_state,
+    %(rank)s, u.key, %(metadata)s::json
+from clock c
+cross join unnest(%(payloads)s::text[], %(keys)s::text[]) with ordinality as u (payload, key, n)
+order by u.n
+returning id, true
+
+-- name: reserve_jobs
+-- Ids for jobs that are about to be copied in, with their time and state.
+with clock as materialized (
+    select conductor.now() as now, greatest(
+        %(run_at)s::timestamptz, conductor.now() + %(delay)s::interval, conductor.now()) as due
+)
+select nextval('conductor.jobs_id_seq'), c.due::text,
+    case when c.due > c.now then 'scheduled' else 'ready' end
+from clock c
+cross join generate_series(1, %(count)s)
+
+-- name: copy_jobs
+copy conductor.jobs (id, run_at, state, queue, task, trigger, rank, metadata, payload, key) from stdin
 
 -- name: enqueue_jobs_once
 -- Likewise, but a job whose dedupe key is taken is not made: its place in the answer has the id of
 -- the job that holds the key, and false. Keys are locked in sorted order, until the transaction ends.
-with input as materialized (
-    select nextval('conductor.jobs_id_seq') as id, u.n, u.payload, u.key, u.dedupe_key,
-        greatest(%(run_at)s::timestamptz, conductor.now() + %(delay)s::interval, conductor.now()) as due
+with clock as materialized (
+    select conductor.now() as now, greatest(
+        %(run_at)s::timestamptz, conductor.now() + %(delay)s::interval, conductor.now()) as due
+),
+input as materialized (
+    select nextval('conductor.jobs_id_seq') as id, u.n, u.payload, u.key, u.dedupe_key
     from unnest(%(payloads)s::text[], %(keys)s::text[], %(dedupe_keys)s::text[])
         with ordinality as u (payload, key, dedupe_key, n)
 ),
 held as (
     insert into conductor.dedupe_keys as d (task, key, job, expires_at)
-    select %(task)s, dedupe_key, min(id), conductor.now() + %(dedupe_for)s::interval
-    from input
-    group by dedupe_key
-    order by dedupe_key collate "C"
+    select %(task)s, i.dedupe_key, min(i.id), min(c.now) + %(dedupe_for)s::interval
+    from input i
+    cross join clock c
+    group by i.dedupe_key
+    order by i.dedupe_key collate "C"
     on conflict on constraint dedupe_keys_pkey do update set
         job = case when d.expires_at <= conductor.now() then excluded.job else d.job end,
         expires_at = case when d.expires_at <= conductor.now()
@@ -42,11 +57,12 @@ held as (
 enqueued as (
     insert into conductor.jobs (
         id, queue, task, trigger, payload, run_at, state, rank, key, dedupe_key, metadata)
-    select i.id, %(queue)s, %(task)s, %(trigger)s::conductor.job_trigger, i.payload::json, i.due,
-        case when i.due > conductor.now() then 'scheduled' else 'ready' end::conductor.job_state,
+    select i.id, %(queue)s, %(task)s, %(trigger)s::conductor.job_trigger, i.payload::json, c.due,
+        case when c.due > c.now then 'scheduled' else 'ready' end::conductor.job_state,
         %(rank)s, i.key, i.dedupe_key, %(metadata)s::json
     from input i
     join held h on h.job = i.id
+    cross join clock c
     order by i.n
 )
 select h.job, h.job = i.id
