@@ -93,7 +93,6 @@ class Sink:
         try:
             async with _queue_errors():
                 await _end_previous(connection, slot, name)
-                # Synchronously: it makes what an earlier leader committed durable as well.
                 cursor = await connection.execute(
                     queries.RAISE_EPOCH, {"slot": slot, "leader": leader}
                 )

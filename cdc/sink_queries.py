@@ -21,10 +21,12 @@ where p.slot = %(slot)s and p.sink_pid <> pg_backend_pid()
 
 TERMINATE_BACKEND: Final = SQL("select pg_terminate_backend(%(pid)s, %(timeout_ms)s)")
 
+# Committed synchronously: what an earlier leader routed is durable with it, so it may be
+# acknowledged, and is stored as such before it is.
 RAISE_EPOCH: Final = SQL("""
 update conductor.progress
-set epoch = epoch + 1, sink_pid = pg_backend_pid(), leader = %(leader)s,
-    updated_at = clock_timestamp()
+set epoch = epoch + 1, acknowledged_lsn = greatest(acknowledged_lsn, routed_lsn),
+    sink_pid = pg_backend_pid(), leader = %(leader)s, updated_at = clock_timestamp()
 where slot = %(slot)s
 returning generation, epoch, routed_lsn, acknowledged_lsn, marker_nonce::text
 """)

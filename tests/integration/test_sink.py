@@ -105,6 +105,14 @@ async def test_only_durable_positions_are_acknowledged(sinks: Any, query: Any) -
     ]
 
 
+async def test_a_new_leader_stores_what_it_may_acknowledge(sinks: Any, query: Any) -> None:
+    sink = await sinks()
+    await sink.write(Batch([job(0)], end_lsn=0x200))
+    assert query("select acknowledged_lsn::text from conductor.progress") == [("0/0",)]
+    heir = await sinks()
+    assert heir.position.acknowledged_lsn == heir.position.routed_lsn == 0x200
+
+
 async def test_an_earlier_leader_can_write_nothing(sinks: Any, query: Any) -> None:
     old = await sinks()
     new = await sinks()
