@@ -213,13 +213,13 @@ class Metrics:
         make(BUILD_INFO).labels(version).set(1)
         self._reached: dict[str, int] = {}
         self._server_lsn = 0
-        self.leader = make(LEADER)
+        self._leader = make(LEADER)
         self.connected = make(CONNECTED)
-        self._position = self._children(make(POSITION), POSITION)
-        self._lag = self._children(make(LAG), LAG)
+        self._position = make(POSITION)
+        self._lag = make(LAG)
         self._retained = make(RETAINED)
         self._safe = make(SAFE)
-        self._wal_status = self._children(make(WAL_STATUS), WAL_STATUS)
+        self._wal_status = make(WAL_STATUS)
         self._spilled_transactions = make(SPILLED_TRANSACTIONS)
         self._spilled_bytes = make(SPILLED_BYTES)
         self._messages = make(MESSAGES)
@@ -242,7 +242,8 @@ class Metrics:
         self._feedback = make(FEEDBACK)
         self._reconnects = self._children(make(RECONNECTS), RECONNECTS)
         self._conditions = self._children(make(GAPS), GAPS)
-        self._subscriptions = self._children(make(SUBSCRIPTIONS), SUBSCRIPTIONS)
+        self._subscriptions = make(SUBSCRIPTIONS)
+        self.follow()
 
     # --- what the pump reports ---------------------------------------------------------------
 
@@ -279,15 +280,16 @@ class Metrics:
         self._feedback.inc()
         self._reached = {"received": received, "routed": routed, "acknowledged": acknowledged}
         for stage, lsn in self._reached.items():
-            self._position[stage].set(lsn)
+            self._position.labels(stage).set(lsn)
         self.server(server)
 
     def server(self, lsn: int) -> None:
         """The server's WAL reaches at least to here."""
         self._server_lsn = max(self._server_lsn, lsn)
-        self._position["server"].set(self._server_lsn)
+        self._position.labels("server").set(self._server_lsn)
         for lag, stage in LAGS.items():
-            self._lag[lag].set(max(0, self._server_lsn - self._reached.get(stage, 0)))
+            if stage in self._reached:
+                self._lag.labels(lag).set(max(0, self._server_lsn - self._reached[stage]))
 
     # --- what the activator reports ------------------------------------------------------------
 
@@ -295,15 +297,15 @@ class Metrics:
         """How many route, wait to begin, or cannot begin."""
         counts = {"active": active, "pending": pending, "refused": refused}
         for state, count in counts.items():
-            self._subscriptions[state].set(count)
+            self._subscriptions.labels(state).set(count)
 
     # --- what the service reports --------------------------------------------------------------
 
     def slot(self, slot: Slot | None, statistics: SlotStatistics | None) -> None:
         """What the server says about the slot."""
         status = "lost" if slot is not None and slot.is_lost else slot and slot.wal_status
-        for name, gauge in self._wal_status.items():
-            gauge.set(name == status)
+        for name in WAL_STATUSES:
+            self._wal_status.labels(name).set(name == status)
         if slot is not None:
             self._retained.set(slot.retained_bytes or 0)
             self._safe.set(float("inf") if slot.safe_wal_bytes is None else slot.safe_wal_bytes)
@@ -315,6 +317,19 @@ class Metrics:
         """A message written at that time has come through the whole pipe."""
         self._heartbeat.set(written_at_s)
         self._heartbeat_duration.observe(duration_s)
+
+    def lead(self) -> None:
+        """This process holds the slot."""
+        self._leader.set(1)
+
+    def follow(self) -> None:
+        """It does not, or not any more: what only the leader knows is unknown here."""
+        self._leader.set(0)
+        self._reached, self._server_lsn = {}, 0
+        for family in (self._position, self._lag, self._wal_status, self._subscriptions):
+            family.clear()
+        for gauge in (self._retained, self._safe, self._spilled_transactions, self._spilled_bytes):
+            gauge.set(float("nan"))
 
     def reconnecting(self, cause: str) -> None:
         """A session has ended and will be tried again."""

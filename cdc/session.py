@@ -225,14 +225,14 @@ class Session:
         )
         self._pipeline = pipeline
         self._connected("leading")
-        self._metrics.leader.set(1)
+        self._metrics.lead()
         self._log.info(
             "leading", epoch=sink.position.epoch, lsn=_text(Lsn(sink.position.routed_lsn))
         )
         try:
             await self._run_together(pipeline, activator, parts)
         finally:
-            self._metrics.leader.set(0)
+            self._metrics.follow()
             self._pipeline = None
         await parts.stream.finish()
 
