@@ -178,7 +178,6 @@ def invitation(demo: Demo) -> str:
 
 async def run_demo(plan: Plan, logs: Path, *, keep: bool) -> int:
     """Run the demo and return its exit status."""
-    logs.mkdir(parents=True, exist_ok=True)
     with PostgresServer(find_binaries()) as server, Display() as display:
         display.say(f"PostgreSQL {server.binaries.full_version} is up")
         demo = Demo(server, plan, display, logs)
@@ -212,6 +211,7 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, default=LOGS, help="the folder for them")
     parser.add_argument("--keep", action="store_true", default=os.environ.get("KEEP", "") == "1")
     options = parser.parse_args()
+    options.logs.mkdir(parents=True, exist_ok=True)
     plan = Plan(seed=options.seed, seconds=options.seconds, loads=options.loads)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
