@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 INTERVAL_S: Final = 0.02
+CLOSE_TIMEOUT_S: Final = 1.0
 
 
 class QueueHints:
@@ -37,8 +38,13 @@ class QueueHints:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Let hints under way finish."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Let hints under way finish, unless the database keeps them waiting."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(self._tasks, timeout=CLOSE_TIMEOUT_S)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     async def _serve(self, queue: str) -> None:
         try:

@@ -46,6 +46,7 @@ class ResultPoller:
         self._woken.set()
         if self._loop is None or self._loop.done():
             self._loop = asyncio.create_task(self._poll(), name="conductor results")
+            self._loop.add_done_callback(self._ended)
         try:
             return _result(await future)
         finally:
@@ -90,7 +91,13 @@ class ResultPoller:
                 if not future.done():
                     future.set_result(outcome)
 
-    def _fail(self, error: ConductorError) -> None:
+    def _ended(self, loop: asyncio.Task[None]) -> None:
+        """Nobody waits for ever because looking went wrong."""
+        error = None if loop.cancelled() else loop.exception()
+        if error is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
         for futures in self._waiting.values():
             for future in futures:
                 if not future.done():
