@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from conductor import sql
-from conductor.errors import DatabaseUnavailable, MigrationMismatch
+from conductor.errors import ConfigError, DatabaseUnavailable, MigrationMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,6 +116,10 @@ def _connect(dsn: str) -> psycopg.Connection[Any]:
         )
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"cannot connect to the database: {error}") from error
+    except psycopg.ProgrammingError:  # its text repeats the DSN, password and all
+        raise ConfigError(
+            "the DSN cannot be read", hint="Such as postgresql://user@host:5432/database."
+        ) from None
 
 
 def pending_migrations(dsn: str) -> tuple[Migration, ...]:

@@ -15,7 +15,7 @@ from conductor import sql
 _QUERIES: Final = sql.load("operations")
 
 Row = dict[str, Any]
-"""One row by column, as a command shows it."""
+"""One row by column, in JSON's types."""
 
 
 class OperationStore:
@@ -29,16 +29,16 @@ class OperationStore:
     ) -> list[Row]:
         """Return the newest jobs, alive or ended; a filter that is None takes all."""
         values = {"queue": queue, "task": task, "state": state, "limit": limit}
-        return await self._rows("list_jobs", values)
+        return await self._column("list_jobs", values)
 
     async def show_job(self, job: int) -> Row | None:
         """Return everything about one job; None when it is unknown or forgotten."""
-        rows = await self._rows("show_job", {"id": job})
-        return rows[0] if rows else None
+        found: Row | None = await self._scalar("show_job", {"id": job})
+        return found
 
     async def show_steps(self, job: int) -> list[Row]:
         """Return the steps of a job that is alive, in the order in which they were written."""
-        return await self._rows("show_steps", {"id": job})
+        return await self._column("show_steps", {"id": job})
 
     async def ended_job(self, job: int) -> tuple[str, Any] | None:
         """Return outcome and metadata of a job that has ended; None when there is no such job."""
@@ -128,9 +128,9 @@ class OperationStore:
         await cursor.execute(_QUERIES[query], values)
         return await cursor.fetchall()
 
-    async def _column(self, query: str) -> list[str]:
+    async def _column(self, query: str, values: Row | None = None) -> list[Any]:
         cursor = self._connection.cursor(row_factory=scalar_row)
-        await cursor.execute(_QUERIES[query])
+        await cursor.execute(_QUERIES[query], values)
         return await cursor.fetchall()
 
     async def _scalar(self, query: str, values: Row) -> Any:

@@ -1,22 +1,29 @@
 -- What operators ask and do, and what the gauges show.
 
 -- name: list_jobs
--- The newest first. State: of a job that is alive, or the outcome of one that has ended.
-select id, queue, task, state, trigger, priority, key, attempt, crashes, run_at, created_at,
-    started_at, finished_at
-from conductor.job
-where (%(queue)s::text is null or queue = %(queue)s)
-    and (%(task)s::text is null or task = %(task)s)
-    and (%(state)s::text is null or state = %(state)s)
-order by id desc
-limit %(limit)s
+-- The newest first, as JSON: an instant may be infinite. State: of a job that is alive, or the
+-- outcome of one that has ended.
+select row_to_json(j)
+from (
+    select id, queue, task, state, trigger, priority, key, attempt, crashes, run_at, created_at,
+        started_at, finished_at
+    from conductor.job
+    where (%(queue)s::text is null or queue = %(queue)s)
+        and (%(task)s::text is null or task = %(task)s)
+        and (%(state)s::text is null or state = %(state)s)
+    order by id desc
+    limit %(limit)s
+) j
 
 -- name: show_job
-select * from conductor.job where id = %(id)s
+select row_to_json(j) from conductor.job j where j.id = %(id)s
 
 -- name: show_steps
-select name, kind, position, result, wake_at, created_at
-from conductor.steps where job = %(id)s order by created_at, name
+select row_to_json(s)
+from (
+    select name, kind, position, result, wake_at, created_at
+    from conductor.steps where job = %(id)s order by created_at, name
+) s
 
 -- name: ended_job
 -- Locks nothing: history does not change.

@@ -1,0 +1,216 @@
+"""What the commands do: settings in, plain data out. Nothing here prints.
+
+Raises ConductorError for whatever has a name; what the server says is put into one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection
+
+from conductor import migrations
+from conductor.cli.loading import load_conductor, load_orchestrator
+from conductor.config import Settings
+from conductor.contract import INTERNAL_QUEUE
+from conductor.enqueue import hint_queue
+from conductor.errors import (
+    ConfigError,
+    DatabaseUnavailable,
+    MigrationMismatch,
+    OptionInvalid,
+    UnknownEvent,
+    UnknownTask,
+)
+from conductor.migrations import Migration
+from conductor.store.operations import OperationStore, Row
+from conductor.store.sessions import Backoff, connection_settings
+
+T = TypeVar("T")
+
+_ENDED: Final = ("completed", "failed", "cancelled")
+
+
+async def run_worker(path: str, settings: Settings) -> None:
+    """Run an orchestrator until a signal, with what the settings say in place of its own."""
+    orchestrator = load_orchestrator(path)
+    if settings.metrics_port is not None:
+        orchestrator.metrics_port = None if settings.metrics_port < 0 else settings.metrics_port
+    for name in ("metrics_host", "slots", "drain_timeout_s", "connect_timeout_s"):
+        value = getattr(settings, name)
+        if value is not None:
+            setattr(orchestrator, name, value)
+    await orchestrator.run(settings.wait_captured_s)
+
+
+def migrate(settings: Settings) -> tuple[Migration, ...]:
+    """Apply what is pending, waiting for the database for a while, and return it."""
+    return _patiently(settings, migrations.migrate)
+
+
+def pending(settings: Settings) -> tuple[Migration, ...]:
+    """Return the migrations that would be applied."""
+    return _patiently(settings, migrations.pending_migrations)
+
+
+async def invoke(
+    settings: Settings, task: str, payload: str, *, app: str | None, **options: Any
+) -> int | None:
+    """Enqueue a job and return its id; None when the dedupe key is taken.
+
+    With ``app`` (MODULE:conductor) its definitions check the payload. Raises UnknownTask,
+    PayloadInvalid.
+    """
+    value = _parse(payload)
+    if app is not None:
+        async with load_conductor(app) as conductor:
+            handle = await conductor.invoke(task, value, **options)
+        return handle.id if handle.status == "enqueued" else None
+    async with _connected(settings) as (connection, store):
+        queue = await store.task_queue(task)
+        if queue is None:
+            raise UnknownTask(task, await store.task_names(), hint=UnknownTask.hint)
+        job = await store.invoke_task(task, payload, **options)
+        await hint_queue(connection, queue)
+    return job
+
+
+async def emit(settings: Settings, event: str, payload: str, *, app: str | None) -> None:
+    """Emit an event. ``app`` as for `invoke`. Raises UnknownEvent, PayloadInvalid."""
+    value = _parse(payload)
+    if app is not None:
+        async with load_conductor(app) as conductor:
+            await conductor.emit(event, value)
+        return
+    async with _connected(settings) as (connection, store):
+        known = await store.event_names()
+        if event not in known:
+            raise UnknownEvent(event, known)
+        await store.emit_event(event, payload)
+        await hint_queue(connection, INTERNAL_QUEUE)
+
+
+async def list_jobs(settings: Settings, **filters: Any) -> list[Row]:
+    """Return the newest jobs."""
+    async with _connected(settings) as (_, store):
+        return await store.list_jobs(**filters)
+
+
+async def show_job(settings: Settings, job: int) -> Row:
+    """Return everything about a job. Raises OptionInvalid when it is not known."""
+    async with _connected(settings) as (_, store):
+        found = await store.show_job(job)
+        if found is None:
+            raise _no_job(job)
+        return {**found, "steps": await store.show_steps(job)}
+
+
+async def retry_job(settings: Settings, job: int) -> int:
+    """Enqueue a failed or cancelled job again; returns the new job's id."""
+    async with _connected(settings) as (connection, store):
+        ended = await store.ended_job(job)
+        if ended is None:
+            if await store.show_job(job) is None:
+                raise _no_job(job)
+            raise OptionInvalid(f"job {job} has not ended", hint="Its own attempts go on.")
+        outcome, metadata = ended
+        kept = metadata if isinstance(metadata, dict) else {"metadata": metadata}
+        if metadata is None:
+            kept = {}
+        retried = await store.retry_job(job, {**kept, "retry_of": job})
+        if retried is None:
+            raise OptionInvalid(
+                f"job {job} is {outcome}", hint="Only failed and cancelled jobs run again."
+            )
+        await hint_queue(connection, retried[1])
+    return retried[0]
+
+
+async def cancel_job(settings: Settings, job: int, reason: str | None) -> None:
+    """Cancel a job. Raises OptionInvalid when it has ended or is not known."""
+    async with _connected(settings) as (_, store):
+        if await store.cancel_job(job, reason):
+            return
+        if await store.show_job(job) is None:
+            raise _no_job(job)
+        raise OptionInvalid(f"job {job} has ended already", hint="See `conductor jobs show`.")
+
+
+def parse_instant(text: str | None) -> datetime | None:
+    """Read an instant of the command line. Raises OptionInvalid for one without a zone."""
+    if text is None:
+        return None
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        instant = datetime.min  # noqa: DTZ901 - refused below
+    if instant.tzinfo is None:
+        raise OptionInvalid(
+            f"{text!r} is no instant", hint="Such as 2026-01-31T09:00:00+01:00, with its zone."
+        )
+    return instant
+
+
+def _parse(payload: str) -> Any:
+    try:
+        return json.loads(payload)
+    except ValueError as error:
+        raise OptionInvalid(
+            f"the payload is not JSON: {error}", hint="Quote it for the shell: '{\"id\": 1}'."
+        ) from error
+
+
+def _no_job(job: int) -> OptionInvalid:
+    return OptionInvalid(
+        f"there is no job {job}", hint="It was never there, or its history is no longer kept."
+    )
+
+
+@asynccontextmanager
+async def _connected(
+    settings: Settings,
+) -> AsyncIterator[tuple[AsyncConnection[Any], OperationStore]]:
+    """Lend one connection, and name what goes wrong with it."""
+    dsn = settings.conninfo
+    try:
+        connection = await AsyncConnection.connect(dsn, **connection_settings(dsn, "conductor cli"))
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(f"cannot connect to the database: {_line(error)}") from error
+    try:
+        async with connection:
+            yield connection, OperationStore(connection)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise ConfigError(
+            _line(error), hint="The role needs USAGE on schema conductor and rights on its tables."
+        ) from error
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction) as error:
+        raise MigrationMismatch(f"the schema conductor is not there: {_line(error)}") from error
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(f"lost the database: {_line(error)}") from error
+
+
+def _patiently(settings: Settings, action: Callable[[str], T]) -> T:
+    """Do something that needs the database, trying for ``connect_timeout_s``."""
+    deadline, backoff = time.monotonic() + settings.connect_timeout_s, Backoff()
+    while True:
+        try:
+            return action(settings.conninfo)
+        except DatabaseUnavailable:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(backoff.delay_s())
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise ConfigError(
+                _line(error),
+                hint="Migrate as the role that owns the database, or has CREATE on it.",
+            ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,68 @@
+"""Finding an application's objects by name: ``MODULE:attribute``."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from traceback import extract_tb
+from typing import Any
+
+from conductor.client import Conductor
+from conductor.errors import ConductorError, ConfigError, nearest
+from conductor.orchestrator import Orchestrator
+
+
+def load_object(path: str, default: str) -> Any:
+    """Import ``MODULE:attribute`` from the current folder or the installed packages.
+
+    Raises ConfigError, which says where an import failed.
+    """
+    name, _, attribute = path.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # and it stays: the application may import more later
+    try:
+        module = import_module(name)
+    except ConductorError:
+        raise
+    except Exception as error:
+        frame = extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"cannot import {name}: {type(error).__name__}: {error}",
+            hint=f"It was raised in {frame.filename}, line {frame.lineno}.",
+        ) from error
+    found: Any = module
+    for part in (attribute or default).split("."):
+        if not hasattr(found, part):
+            similar = nearest(part, vars(found)) if hasattr(found, "__dict__") else []
+            raise ConfigError(
+                f"module {name} has no {part!r}",
+                hint=f"Did you mean {' or '.join(similar)}?" if similar else "Give MODULE:NAME.",
+            )
+        found = getattr(found, part)
+    return found
+
+
+def load_orchestrator(path: str) -> Orchestrator:
+    """Import an orchestrator; a conductor is as good: all its tasks. Raises ConfigError."""
+    found = load_object(path, "orchestrator")
+    if isinstance(found, Conductor):
+        return Orchestrator(found)
+    if not isinstance(found, Orchestrator):
+        raise ConfigError(
+            f"{path} is {type(found).__name__}, not an orchestrator",
+            hint="Such as orchestrator = Orchestrator(conductor, tasks=[…]).",
+        )
+    return found
+
+
+def load_conductor(path: str) -> Conductor[Any]:
+    """Import a conductor, or take an orchestrator's. Raises ConfigError."""
+    found = load_object(path, "conductor")
+    if isinstance(found, Orchestrator):
+        return found.conductor
+    if not isinstance(found, Conductor):
+        raise ConfigError(
+            f"{path} is {type(found).__name__}, not a conductor",
+            hint="Such as conductor = Conductor(dsn, tasks=[…]).",
+        )
+    return found

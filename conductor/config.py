@@ -1,0 +1,122 @@
+"""The settings of the command line: options, environment, secret files, TOML file, defaults.
+
+In that order of precedence. `load` is the only way in; it raises ConfigError in one line that
+names every wrong setting, and no message holds a connection string.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from conductor.errors import ConfigError
+
+PREFIX: Final = "CONDUCTOR_"
+CONFIG_VARIABLE: Final = "CONDUCTOR_CONFIG"
+SECRETS_VARIABLE: Final = "CONDUCTOR_SECRETS_DIR"
+
+_HINT: Final = (
+    "Set the variable, a file in CONDUCTOR_SECRETS_DIR, or the TOML file CONDUCTOR_CONFIG."
+)
+
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class Settings(BaseSettings):
+    """Every setting; the environment variable is the name in capitals after ``CONDUCTOR_``.
+
+    What is None leaves to the orchestrator what the application said.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+    )
+
+    dsn: SecretStr | None = None
+    """The queue database."""
+
+    metrics_port: Annotated[int, Field(ge=-1, le=65535)] | None = None
+    """Where a worker serves metrics and probes. -1: nowhere; 0: any free port, named in the log."""
+
+    metrics_host: str | None = None
+    slots: Annotated[int, Field(ge=1)] | None = None
+    drain_timeout_s: Seconds | None = None
+    wait_captured_s: Seconds | None = None
+    """How long a worker's start waits until its change triggers are captured. None: not at all."""
+
+    connect_timeout_s: Seconds = 30.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    @field_validator("dsn")
+    @classmethod
+    def _check_dsn(cls, value: SecretStr | None) -> SecretStr | None:
+        try:
+            conninfo_to_dict(value.get_secret_value() if value is not None else "")
+        except psycopg.ProgrammingError:  # its text repeats the DSN, password and all
+            message = "is no connection string such as postgresql://user@host:5432/database"
+            raise ValueError(message) from None
+        return value
+
+    @property
+    def conninfo(self) -> str:
+        """The connection string, password and all. Raises ConfigError when none is set."""
+        if self.dsn is None:
+            raise ConfigError(f"{PREFIX}DSN: is not set", hint=_HINT)
+        return self.dsn.get_secret_value()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the same
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add secret files, named as the variables, and the TOML file."""
+        sources = [init_settings, env_settings]
+        if folder := os.environ.get(SECRETS_VARIABLE):
+            sources.append(SecretsSettingsSource(settings_cls, secrets_dir=folder))
+        if path := os.environ.get(CONFIG_VARIABLE):
+            sources.append(TomlConfigSettingsSource(settings_cls, toml_file=path))
+        return tuple(sources)
+
+
+def load(**options: Any) -> Settings:
+    """Read the settings; ``options`` are the command line's, None for one that was not given.
+
+    Raises ConfigError, naming every setting that is wrong by its variable.
+    """
+    if (path := os.environ.get(CONFIG_VARIABLE)) and not Path(path).is_file():
+        raise ConfigError(f"{CONFIG_VARIABLE}: there is no file {path}", hint=_HINT)
+    if (folder := os.environ.get(SECRETS_VARIABLE)) and not Path(folder).is_dir():
+        raise ConfigError(f"{SECRETS_VARIABLE}: there is no folder {folder}", hint=_HINT)
+    try:
+        return Settings(**{key: value for key, value in options.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError(_describe(error), hint=_HINT) from None
+    except ValueError as error:  # the TOML file cannot be parsed
+        raise ConfigError(f"{CONFIG_VARIABLE}: {error}", hint=_HINT) from None
+
+
+def _describe(error: ValidationError) -> str:
+    """Name each wrong setting in one line, without its value: it may be a secret."""
+    problems = [
+        f"{PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: "
+        + problem["msg"].removeprefix("Value error, ")
+        for problem in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    return "; ".join(dict.fromkeys(problems))
