@@ -167,6 +167,20 @@ def test_changes_are_decoded_by_operation() -> None:
     assert "0/16B3748" in repr(inserted)
 
 
+def test_triggers_of_one_table_are_told_apart_by_operation() -> None:
+    class Keys(TableRow, table="public.users"):
+        id: int
+
+    bound = task(OnChange(Users, "insert"), OnChange(Keys, "delete"))
+    row = {"id": 1, "email": "a"}
+    assert type(decode(bound, "change", change("insert", new=row)).new) is Users
+    assert type(decode(bound, "change", change("delete", old=row)).old) is Keys
+    with pytest.raises(PayloadInvalid, match="no change trigger"):
+        decode(bound, "change", change("update", new=row))
+    with pytest.raises(PayloadInvalid, match="no change trigger"):
+        decode(bound, "change", change("insert", new=row) | {"table": "orders"})
+
+
 def test_what_a_change_does_not_have_says_so() -> None:
     bound = task(OnChange(Users, "insert", "update", "delete", "truncate"))
     inserted = decode(bound, "change", change("insert", new={"id": 1, "email": "a"}))
