@@ -6,6 +6,7 @@ Raises ConductorError for whatever has a name; what the server says is put into 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from psycopg import AsyncConnection
 
 from conductor import migrations
 from conductor.cli.loading import load_conductor, load_orchestrator
-from conductor.config import Settings
+from conductor.config import PREFIX, Settings
 from conductor.contract import INTERNAL_QUEUE
 from conductor.enqueue import hint_queue
 from conductor.errors import (
@@ -39,6 +40,8 @@ _ENDED: Final = ("completed", "failed", "cancelled")
 
 async def run_worker(path: str, settings: Settings) -> None:
     """Run an orchestrator until a signal, with what the settings say in place of its own."""
+    if settings.dsn is not None:  # a secret file's, too: applications look in the environment
+        os.environ[f"{PREFIX}DSN"] = settings.conninfo
     orchestrator = load_orchestrator(path)
     if settings.metrics_port is not None:
         orchestrator.metrics_port = None if settings.metrics_port < 0 else settings.metrics_port
