@@ -316,8 +316,9 @@ def _finish_parameters(worker: int, group: Sequence[Finished]) -> dict[str, Any]
 
 
 def _interval(retention: timedelta) -> str | None:
-    seconds = retention.total_seconds()
-    return f'"{seconds} seconds"' if seconds > 0 else None
+    if retention.total_seconds() <= 0:
+        return None
+    return f'"{retention.days} days {retention.seconds}.{retention.microseconds:06} seconds"'
 
 
 def _reschedule_parameters(worker: int, group: Sequence[Rescheduled]) -> dict[str, Any]:
