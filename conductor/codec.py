@@ -88,7 +88,7 @@ class Codec(Generic[T]):
             return to_json(value, by_alias=True)
         adapter = self.adapter
         checked = adapter.validator.validate_python(value)
-        return adapter.dump_json(checked, by_alias=True, round_trip=True)
+        return adapter.serializer.to_json(checked, by_alias=True, round_trip=True)
 
     def decode(self, data: bytes) -> T:
         """Read JSON text. Raises one of `INVALID`. No type takes ``null`` and ``{}`` alike."""

@@ -175,6 +175,11 @@ def column_names(model: type[TableRow]) -> dict[str, str]:
     return names
 
 
+@cache
+def _columns(model: type[TableRow]) -> frozenset[str]:
+    return frozenset(column_names(model).values())
+
+
 class _Accessor:
     """Stands for a row while an accessor function is called: an attribute is its column's name."""
 
@@ -224,9 +229,8 @@ def read_row(model: type[ModelT], values: dict[str, Any], unchanged: frozenset[s
 
     A row with all the model's columns is validated as a whole, a part of one field by field.
     """
-    columns = column_names(model)
     data = to_json(values)
-    if all(column in values for column in columns.values()):
+    if _columns(model) <= values.keys():
         return model.model_validate_json(data)
     row = model.__new__(model)
     fields = _part_validator(model).validate_json(data)
