@@ -78,14 +78,23 @@ async def connect_queue(dsn: str, *, application_name: str) -> Connection:
 
 
 def parse_dsn(dsn: str, setting: str) -> dict[str, Any]:
-    """Return the parameters of a connection string; raise `ConfigError` without quoting it."""
+    """Return the parameters of a connection string; raise `ConfigError` without quoting it.
+
+    A password with an unescaped `/` or `@` ends up, in part, as a port or a host, which libpq would
+    quote in its own errors: such a string is refused here.
+    """
     try:
-        return conninfo_to_dict(dsn)
+        parameters = conninfo_to_dict(dsn)
+        ports = str(parameters.get("port") or "").split(",")
+        well_formed = all(port.isdecimal() or not port for port in ports)
     except psycopg.ProgrammingError:
+        well_formed = False
+    if not well_formed or "@" in str(parameters.get("host") or ""):
         raise ConfigError(
             f"{setting} is not a connection string",
             hint="write it as postgresql://role@host:5432/database, special characters as %XX",
-        ) from None
+        )
+    return parameters
 
 
 def describe_dsn(dsn: str) -> str:

@@ -1,0 +1,218 @@
+"""The command line: what an operator sees and what a supervisor gets."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.integration.sidecar import (
+    cdc,
+    drop_slot,
+    environment,
+    jobs,
+    published,
+    query,
+    slot_row,
+    stamps,
+    subscribe,
+)
+from tests.servers import ScratchDatabase, StartServer, dsn_for, wait_until
+
+TIMEOUT_S = 20.0
+
+
+@pytest.fixture
+def shop(migrated: ScratchDatabase) -> ScratchDatabase:
+    """A database with one table that a subscription wants."""
+    query(migrated.dsn, "create table t (id int primary key, body text)")
+    subscribe(migrated.dsn, "public.t", ["insert"])
+    return migrated
+
+
+@contextmanager
+def sidecar(database: ScratchDatabase, **changes: str) -> Iterator[subprocess.Popen[str]]:
+    """`cdc run` as a process; killed at the end of the block if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cdc", "run"],
+        env=environment(database, **changes),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def start(database: ScratchDatabase) -> None:
+    """Run a sidecar until its slot exists, then stop it."""
+    with sidecar(database) as process:
+        wait_until(lambda: stamps(database, 1)[0] is not None, TIMEOUT_S, "a stamp")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+
+
+def events(stderr: str) -> dict[str, dict[str, object]]:
+    """The last log line of each event."""
+    return {line["event"]: line for line in map(json.loads, stderr.splitlines())}
+
+
+def last_lines(stderr: str) -> tuple[str, str]:
+    """The two lines of a failure."""
+    *_, error, hint = stderr.strip().splitlines()
+    return error, hint
+
+
+def test_run_routes_and_stops_cleanly(shop: ScratchDatabase) -> None:
+    with sidecar(shop) as process:
+        wait_until(lambda: stamps(shop, 1)[0] is not None, TIMEOUT_S, "a stamp")
+        query(shop.dsn, "insert into t values (1, 'secret row')")
+        wait_until(lambda: len(jobs(shop)) == 1, TIMEOUT_S, "a job")
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=5)
+    assert process.returncode == 0
+    seen = events(stderr)
+    assert {"starting", "slot_created", "leading", "subscriptions_marked", "stopped"} <= set(seen)
+    assert "secret row" not in stderr
+    assert "password" not in stderr
+
+
+def test_metrics_and_probes(shop: ScratchDatabase) -> None:
+    changes = {"CDC_METRICS_PORT": "0", "CDC_METRICS_HOST": "127.0.0.1"}
+    with sidecar(shop, **changes) as process:
+        assert process.stderr is not None
+        port = json.loads(process.stderr.readline())["port"]
+        wait_until(lambda: stamps(shop, 1)[0] is not None, TIMEOUT_S, "a stamp")
+
+        def get(path: str) -> tuple[int, str]:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+                    return answer.status, answer.read().decode()
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, ""
+
+        assert get("/livez")[0] == get("/readyz")[0] == 200
+        assert get("/healthz")[0] == 404
+        status, text = get("/metrics")
+    assert status == 200
+    assert "cdc_leader{" in text
+    assert "cdc_changes_total{" in text
+
+
+def test_check_changes_nothing_and_says_what_run_will_do(shop: ScratchDatabase) -> None:
+    done = cdc(shop, "check")
+    assert done.returncode == 0, done.stderr
+    assert "wal_level logical" in done.stdout
+    assert 'add table only "public"."t"' in done.stdout
+    assert f"will create slot '{shop.name}'" in done.stdout
+    assert slot_row(shop) is None
+    assert published(shop) == set()
+    assert query(shop.dsn, "select from conductor.progress") == []
+
+
+def test_check_names_what_cannot_be_captured(shop: ScratchDatabase) -> None:
+    query(shop.dsn, "create table nokey (id int)")
+    subscribe(shop.dsn, "public.nokey", task="no-key")
+    subscribe(shop.dsn, "public.tt", task="typo")
+    done = cdc(shop, "check", "--json")
+    assert done.returncode == 78
+    errors = [finding for finding in json.loads(done.stdout) if finding["level"] == "error"]
+    assert "replica identity full" in errors[0]["fix"]
+    assert "did you mean public.t" in errors[1]["message"]
+
+
+def test_check_and_run_name_a_condition_alike(shop: ScratchDatabase) -> None:
+    start(shop)
+    drop_slot(shop)
+    check = cdc(shop, "check")
+    assert check.returncode == 65
+    run = cdc(shop, "run")
+    assert run.returncode == 65
+    error, hint = last_lines(run.stderr)
+    assert error.startswith(f"error: slot '{shop.name}' is gone")
+    assert error.removeprefix("error: ") in check.stdout
+    assert hint.startswith("hint: ")
+    assert "Traceback" not in run.stderr
+    status = json.loads(cdc(shop, "status", "--json").stdout)
+    assert status["condition"] == "slot_missing"
+    assert [gap["condition"] for gap in status["gaps"]] == ["slot_missing"]
+
+
+def test_status_shows_positions_leader_and_subscriptions(shop: ScratchDatabase) -> None:
+    before = json.loads(cdc(shop, "status", "--json").stdout)
+    assert before["state"] is None
+    assert before["subscriptions"][0]["state"] == "pending"
+    with sidecar(shop) as process:
+        wait_until(lambda: stamps(shop, 1)[0] is not None, TIMEOUT_S, "a stamp")
+        status = json.loads(cdc(shop, "status", "--json").stdout)
+        assert status["leader"].endswith(f":{process.pid}")
+    assert status["state"] == "streaming"
+    assert status["condition"] is None
+    assert status["subscriptions"] == [
+        {
+            "id": 1,
+            "app": "test",
+            "task": "seen",
+            "table": "public.t",
+            "operations": ["insert"],
+            "state": "active",
+            "start_lsn": stamps(shop, 1)[0],
+        }
+    ]
+    assert "public.t" in cdc(shop, "status").stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"dbname": "nonesuch"}, 78, "does not exist"),
+        ({"user": "nonesuch"}, 78, "nonesuch"),
+        ({"host": "127.0.0.1", "port": "1"}, 69, "127.0.0.1"),
+    ],
+)
+def test_a_wrong_dsn_is_one_line_and_a_hint(
+    shop: ScratchDatabase, changes: dict[str, str], code: int, words: str
+) -> None:
+    dsn = dsn_for(shop.source_dsn, **{"password": "hunter2", **changes})
+    done = cdc(shop, "run", CDC_SOURCE_DSN=dsn, CDC_GIVE_UP_AFTER_S="0.3")
+    error, hint = last_lines(done.stderr)
+    assert done.returncode == code
+    assert error.startswith("error: ")
+    assert words in error
+    assert "CDC_SOURCE_DSN" in hint
+    assert "hunter2" not in done.stderr
+
+
+def test_a_role_without_replication_is_told_what_to_run(shop: ScratchDatabase) -> None:
+    for command in ("run", "check"):
+        done = cdc(shop, command, CDC_SOURCE_DSN=shop.dsn)
+        assert done.returncode == 78
+        assert "replication" in done.stderr + done.stdout
+    assert "hint: alter role" in done.stderr or "alter role" in done.stdout
+
+
+def test_settings_are_checked_before_anything_is_opened(shop: ScratchDatabase) -> None:
+    done = cdc(shop, "run", CDC_SLOT="Not A Slot", CDC_SOURCE_DSN="postgresql://u:hunter2@h:x/d")
+    assert done.returncode == 78
+    error, _ = last_lines(done.stderr)
+    assert "CDC_SLOT" in error
+    assert "CDC_SOURCE_DSN" in error
+    assert "hunter2" not in done.stderr
+    assert cdc(shop, "nonesuch").returncode == 2
+
+
+def test_wal_level_is_checked(start_server: StartServer) -> None:
+    server = start_server(settings={"wal_level": "replica"})
+    database = ScratchDatabase("replica", server.dsn(), server.dsn(), server.dsn())
+    for command in ("run", "check"):
+        done = cdc(database, command)
+        assert done.returncode == 78
+        assert "wal_level" in done.stderr + done.stdout
