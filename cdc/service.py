@@ -8,6 +8,8 @@ Readiness is not leadership: a standby is ready. Liveness asks no database.
 import asyncio
 import random
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import structlog
@@ -28,6 +30,7 @@ from cdc.errors import (
 from cdc.metrics import Metrics
 from cdc.session import Session
 from cdc.slots import RECREATABLE, Loss
+from conductor.gauges import SidecarGauges
 from conductor.health import HealthServer
 
 PAUSE_MIN_S: Final = 0.2
@@ -35,6 +38,7 @@ PAUSE_MAX_S: Final = 3.0
 DECODE_ATTEMPTS: Final = 3
 _STEADY_S: Final = 5.0
 _STUCK_FACTOR: Final = 2
+_GAUGES_STOP_S: Final = 1.0
 _CAUSES: Final[dict[type[CdcError], str]] = {
     SourceUnavailable: "source",
     QueueUnavailable: "queue",
@@ -63,7 +67,13 @@ class Service:
         self._decode_failures = 0
         self._good_s = time.monotonic()
         self._last_error: CdcError | None = None
-        self.health = HealthServer(metrics.registry, live=self.why_dead, ready=self.why_not_ready)
+        self._gauges = SidecarGauges(settings.queue_conninfo)
+        self.health = HealthServer(
+            metrics.registry,
+            self._gauges.registry,
+            live=self.why_dead,
+            ready=self.why_not_ready,
+        )
 
     def stop(self) -> None:
         """Finish the batch in hand, acknowledge it, and end."""
@@ -99,19 +109,38 @@ class Service:
             queue=describe_dsn(self._settings.queue_conninfo),
             publication=self._settings.publication,
         )
-        loss: Loss | None = None
         try:
-            while not self._stopping.is_set():
-                session = self._session = Session(self._settings, self._metrics, loss=loss)
-                loss = None
-                try:
-                    await self._attempt(session)
-                except CdcError as error:
-                    loss = self._judge(error, session)
-                    await self._pause(error)
+            async with self._exporting():
+                await self._lead_or_stand_by()
             self._log.info("stopped")
         finally:
             await self.health.stop()
+
+    async def _lead_or_stand_by(self) -> None:
+        loss: Loss | None = None
+        while not self._stopping.is_set():
+            session = self._session = Session(self._settings, self._metrics, loss=loss)
+            loss = None
+            try:
+                await self._attempt(session)
+            except CdcError as error:
+                loss = self._judge(error, session)
+                await self._pause(error)
+
+    @asynccontextmanager
+    async def _exporting(self) -> AsyncIterator[None]:
+        """Offer the gauges of the queue as well, where anything is served."""
+        if self._settings.metrics_port < 0:
+            yield
+            return
+        gauges = asyncio.create_task(self._gauges.run(), name="gauges")
+        try:
+            yield
+        finally:
+            self._gauges.stop()
+            await asyncio.wait((gauges,), timeout=_GAUGES_STOP_S)
+            gauges.cancel()
+            await asyncio.gather(gauges, return_exceptions=True)
 
     async def _serve(self) -> None:
         settings = self._settings

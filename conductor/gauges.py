@@ -1,43 +1,102 @@
-"""Gauges that describe the whole queue, read from the database now and then.
+"""Gauges that describe the whole queue, exported by one process at a time.
 
-Every process that serves metrics reads them and finds the same, so dashboards take the ``max``.
+The duty is a row that its holder renews. A sidecar comes before a worker: it is there when every
+worker is gone, which is when the gauges matter. Who does not hold the duty shows no such gauge.
 Counts are bounded: a backlog of millions must not make its own measurement slow. This module must
 not measure the process itself.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import asyncio
+from contextlib import suppress
+from math import nan
+from typing import Any, Final
+from uuid import uuid4
+
+import psycopg
 
 from conductor.connections import Connections
-from conductor.metrics import JOBS, OLDEST_READY, WORKERS, XMIN_AGE, Metrics
+from conductor.errors import ConductorError
+from conductor.metrics import (
+    DEAD_LETTERS,
+    FAILURES,
+    GAPS_OPEN,
+    GAUGES_READ,
+    JOBS,
+    OLDEST_READY,
+    RECONNECTS,
+    TABLE,
+    WORKERS,
+    XMIN_AGE,
+    Metrics,
+)
 from conductor.periodic import Periodic
+from conductor.store.gauges import GaugeStore
 from conductor.store.operations import OperationStore
 
 EVERY_S: Final = 10.0
+HELD_S: Final = 25.0
+"""How long the duty stays with a process that does not renew it."""
+
 COUNTED_AT_MOST: Final = 10_001
 """A gauge that shows this says: more than ten thousand."""
 
+WORKER, SIDECAR = 0, 1
+"""Precedence: a sidecar takes the duty from a worker."""
+
+_GIVE_UP_S: Final = 1.0
+_DUTY: Final = "gauges"
+_BY_QUEUE_AND_SLOT: Final = (JOBS, OLDEST_READY, WORKERS, GAPS_OPEN, DEAD_LETTERS)
+_ALONE: Final = (XMIN_AGE, GAUGES_READ)
+
 
 class Gauges:
-    """Refreshes the gauges of the queue until stopped."""
+    """Refreshes the gauges of the queue until stopped, while it has the duty."""
 
-    def __init__(self, connections: Connections, metrics: Metrics) -> None:
+    def __init__(
+        self, connections: Connections, metrics: Metrics, *, precedence: int = WORKER
+    ) -> None:
         self._connections = connections
         self._metrics = metrics
+        self._precedence = precedence
+        self._holder = uuid4().hex
         self._loop = Periodic("gauges", self.tick, metrics)
-        self.run = self._loop.run
         self.stop = self._loop.stop
+        self._forget()
+
+    async def run(self) -> None:
+        """Refresh until `stop`, then leave the duty to another process."""
+        await self._loop.run()
+        self._forget()
+        with suppress(ConductorError, psycopg.Error, TimeoutError):
+            async with asyncio.timeout(_GIVE_UP_S), self._connections.lend() as connection:
+                await GaugeStore(connection).give_up_duty(_DUTY, self._holder)
 
     async def tick(self) -> float:
-        """Read everything once; returns the seconds to the next time."""
-        async with self._connections.lend() as connection:
-            store = OperationStore(connection)
-            queues = await store.queue_names()
-            jobs = await store.count_jobs(COUNTED_AT_MOST)
-            oldest = await store.oldest_ready()
-            workers = await store.count_workers()
-            xmin_age = await store.oldest_xmin()
+        """Read everything once, if it is our duty; returns the seconds to the next time."""
+        try:
+            async with self._connections.lend() as connection:
+                store = GaugeStore(connection)
+                mine = await store.take_duty(_DUTY, self._holder, self._precedence, HELD_S)
+                if mine:
+                    await self._read_queues(OperationStore(connection))
+                    await self._read_router(store)
+        except BaseException:
+            self._forget()
+            raise
+        if mine:
+            self._metrics.get(GAUGES_READ).set_to_current_time()
+        else:
+            self._forget()
+        return EVERY_S
+
+    async def _read_queues(self, store: OperationStore) -> None:
+        queues = await store.queue_names()
+        jobs = await store.count_jobs(COUNTED_AT_MOST)
+        oldest = await store.oldest_ready()
+        workers = await store.count_workers()
+        xmin_age = await store.oldest_xmin()
         self._metrics.clear(JOBS)
         for queue, state, count in jobs:
             self._metrics.get(JOBS, queue, state).set(count)
@@ -46,4 +105,43 @@ class Gauges:
             for queue in queues:
                 self._metrics.get(metric, queue).set(found.get(queue, 0))
         self._metrics.get(XMIN_AGE).set(xmin_age)
-        return EVERY_S
+
+    async def _read_router(self, store: GaugeStore) -> None:
+        gaps = await store.open_gaps()
+        letters = await store.count_dead_letters(COUNTED_AT_MOST)
+        self._metrics.clear(GAPS_OPEN)
+        for slot, condition, count in gaps:
+            self._metrics.get(GAPS_OPEN, slot, condition or "none").set(count)
+        self._metrics.clear(DEAD_LETTERS)
+        for slot, count in letters:
+            self._metrics.get(DEAD_LETTERS, slot).set(count)
+
+    def _forget(self) -> None:
+        """Show nothing: another process does."""
+        for metric in _BY_QUEUE_AND_SLOT:
+            self._metrics.clear(metric)
+        for metric in _ALONE:
+            self._metrics.get(metric).set(nan)
+
+
+class SidecarGauges:
+    """The same beside a sidecar: with a connection and a registry of its own.
+
+    >>> gauges = SidecarGauges(dsn)  # doctest: +SKIP
+    >>> task = asyncio.create_task(gauges.run())  # doctest: +SKIP
+    """
+
+    def __init__(self, dsn: str) -> None:
+        table: tuple[Any, ...] = tuple(m for m in TABLE if m.scope == "queue database")
+        metrics = Metrics((*table, RECONNECTS, FAILURES))
+        self.registry = metrics.registry
+        self._connections = Connections(dsn, 1, "cdc gauges")
+        self._gauges = Gauges(self._connections, metrics, precedence=SIDECAR)
+        self.stop = self._gauges.stop
+
+    async def run(self) -> None:
+        """Refresh until `stop`."""
+        try:
+            await self._gauges.run()
+        finally:
+            await self._connections.close()

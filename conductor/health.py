@@ -52,7 +52,7 @@ class HealthServer:
     """Serves the metrics and the probes of one process.
 
     Args:
-        registry: what ``/metrics`` shows.
+        registries: what ``/metrics`` shows, one after the other.
         live: whether ``/livez`` answers 200; otherwise 503 with the reason.
         ready: the same for ``/readyz``.
 
@@ -61,8 +61,8 @@ class HealthServer:
     >>> await server.start("0.0.0.0", 9100)  # doctest: +SKIP
     """
 
-    def __init__(self, registry: CollectorRegistry, *, live: Check, ready: Check) -> None:
-        self._registry = registry
+    def __init__(self, *registries: CollectorRegistry, live: Check, ready: Check) -> None:
+        self._registries = registries
         self._checks = {b"/livez": live, b"/readyz": ready}
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
@@ -103,7 +103,7 @@ class HealthServer:
         if method != b"GET":
             return _plain(HTTPStatus.METHOD_NOT_ALLOWED, "GET only")
         if path == b"/metrics":
-            body = generate_latest(self._registry)
+            body = b"".join(map(generate_latest, self._registries))
             return Answer(HTTPStatus.OK, body, CONTENT_TYPE_PLAIN_0_0_4)
         reason = self._checks[path]()
         if reason is None:

@@ -2,13 +2,14 @@
 
 Base units, bounded labels (queues, tasks, outcomes: never an id or a key), attempts and failures
 as separate counters, timestamps rather than ages. Every process has its own registry. Gauges that
-describe the whole queue (`scope="queue database"`) are exported by every process that serves
-metrics and say the same everywhere: aggregate them with ``max``. This module must not measure
+describe the whole queue (`scope="queue database"`) are exported by one process at a time: aggregate
+them with ``max``, which is right while they change hands. This module must not measure
 anything itself; whoever does the work calls an instrument.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar, cast
 
@@ -163,6 +164,27 @@ OLDEST_READY = Metric(
     "queue database",
 )
 WORKERS = Metric(Gauge, "conductor_workers", "Workers with a lease.", ("queue",), "queue database")
+GAPS_OPEN = Metric(
+    Gauge,
+    "conductor_gaps_open",
+    "Gaps nobody has closed, by condition ('none': there is none), of the router's slots.",
+    ("slot", "condition"),
+    "queue database",
+)
+DEAD_LETTERS = Metric(
+    Gauge,
+    "conductor_dead_letters",
+    "Dead letters nobody has taken away, of the router's slots; counted up to a bound.",
+    ("slot",),
+    "queue database",
+)
+GAUGES_READ = Metric(
+    Gauge,
+    "conductor_gauges_read_timestamp_seconds",
+    "When the gauges of the whole queue were last read.",
+    (),
+    "queue database",
+)
 XMIN_AGE = Metric(
     Gauge,
     "conductor_oldest_xmin_age_transactions",
@@ -178,16 +200,16 @@ TABLE: Final[tuple[Metric[Any], ...]] = tuple(
 
 
 class Metrics:
-    """The instruments of one process, in a registry of their own.
+    """The instruments of one process, in a registry of their own; by default of the whole table.
 
     >>> metrics = Metrics()
     >>> metrics.get(STARTED, "default", "send-email").inc()
     """
 
-    def __init__(self) -> None:
+    def __init__(self, table: Iterable[Metric[Any]] = TABLE) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
         self.registry = CollectorRegistry()
-        self._families: dict[Metric[Any], Any] = {m: self._create(m) for m in TABLE}
+        self._families: dict[Metric[Any], Any] = {m: self._create(m) for m in table}
         self._children: dict[tuple[Metric[Any], tuple[str, ...]], Any] = {}
 
     def get(self, metric: Metric[Instrument], *labels: str) -> Instrument:

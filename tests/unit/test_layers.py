@@ -7,7 +7,9 @@ from pathlib import Path
 import grimp
 
 PROJECT = Path(__file__).resolve().parents[2]
-SHARED_WITH_CDC = {f"conductor.{name}" for name in ("contract", "enqueue", "health", "matching")}
+SHARED_WITH_CDC = {
+    f"conductor.{name}" for name in ("contract", "enqueue", "gauges", "health", "matching")
+}
 
 
 def test_contracts_are_kept() -> None:

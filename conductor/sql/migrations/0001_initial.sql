@@ -173,6 +173,14 @@ create table conductor.workers (
     started_at timestamptz not null default pg_catalog.clock_timestamp()
 ) with (fillfactor = 50);
 
+-- What one process does for all. Whoever holds the row does it, until it is not renewed in time.
+create table conductor.duties (
+    name text collate "C" primary key,
+    holder text not null,
+    precedence smallint not null,       -- a higher one takes it at once
+    expires_at timestamptz not null
+) with (fillfactor = 50);
+
 create table conductor.schedules (
     id bigint generated always as identity primary key,
     app text collate "C" not null,

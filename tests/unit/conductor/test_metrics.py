@@ -10,10 +10,14 @@ from conductor import metrics
 from conductor.metrics import TABLE, Metric, Metrics
 
 UNITS = ("_seconds", "_bytes", "_total", "_info", "_transactions")
-COUNTS = {"conductor_jobs", "conductor_slots", "conductor_slots_busy", "conductor_workers"}
+COUNTS = {
+    *("conductor_jobs", "conductor_slots", "conductor_slots_busy", "conductor_workers"),
+    *("conductor_gaps_open", "conductor_dead_letters"),
+}
 BOUNDED_LABELS = {
     *("app", "version", "release"),
     *("queue", "task", "trigger", "outcome", "state", "part"),
+    *("slot", "condition"),
 }
 
 
