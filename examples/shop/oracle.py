@@ -52,7 +52,7 @@ class Verdict:
 
 def create_shop(dsn: str) -> None:
     """Create the shop's tables and the oracle in a database that has been migrated."""
-    folder = files(__package__)
+    folder = files("examples.shop")
     with psycopg.connect(dsn) as connection:
         connection.execute(folder.joinpath("schema.sql").read_bytes())
         connection.execute(folder.joinpath("oracle.sql").read_bytes())

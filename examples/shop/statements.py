@@ -7,5 +7,5 @@ from typing import Final
 from conductor.sql import parse
 
 STATEMENTS: Final = MappingProxyType(
-    parse(files(__package__).joinpath("statements.sql").read_text())
+    parse(files("examples.shop").joinpath("statements.sql").read_text())
 )
