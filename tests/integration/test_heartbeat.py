@@ -17,7 +17,7 @@ DURATION = "cdc_heartbeat_duration_seconds"
 
 def sample(service: Service, name: str, database: ScratchDatabase, **labels: str) -> float:
     labels = {"slot": database.name, **labels}
-    return service.health._registries[0].get_sample_value(name, labels) or 0.0
+    return service._metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 async def test_a_heartbeat_comes_through_an_idle_pipe(migrated: ScratchDatabase) -> None:
