@@ -76,9 +76,10 @@ class Traffic:
     async def run(self) -> None:
         """Let every writer finish; returns after the last commit."""
         self._deadline = time.monotonic() + self._plan.seconds
+        blocks = [await self._take_block() for _ in range(self._plan.writers)]  # in order
         async with asyncio.TaskGroup() as group:
-            for number in range(self._plan.writers):
-                group.create_task(self._write(number))
+            for number, block in enumerate(blocks):
+                group.create_task(self._write(number, block))
             if self._plan.loads:
                 group.create_task(self._load_stock())
 
@@ -90,18 +91,24 @@ class Traffic:
     def _over(self) -> bool:
         return self._stopped.is_set() or time.monotonic() >= self._deadline
 
-    async def _write(self, number: int) -> None:
+    async def _take_block(self) -> int:
+        async with await self._connect() as connection:
+            row = await (await connection.execute(STATEMENTS["take_block"])).fetchone()
+        return int(row[0]) if row else 0
+
+    async def _write(self, number: int, block: int) -> None:
         rng = random.Random(self._plan.seed * 1_000 + number)
         pace = Pace(self._plan.transactions_per_s / self._plan.writers)
         left = self._plan.transactions
         while left > 0 and not self._over:
             async with self._connection() as connection:
-                row = await (await connection.execute(STATEMENTS["take_block"])).fetchone()
-                shopper = Shopper(connection, row[0] if row else 0, rng)
+                shopper = Shopper(connection, block, rng)
                 while left > 0 and not self._over:
                     left -= 1
                     await self._transact(shopper, rng)
                     await pace.wait()
+            if left > 0 and not self._over:  # what an interrupted commit left behind is unknown
+                block = await self._take_block()
 
     async def _transact(self, shopper: Shopper, rng: random.Random) -> None:
         before, fate = shopper.holdings, rng.random()
@@ -146,15 +153,15 @@ class Traffic:
         rng = random.Random(self._plan.seed)
         interval_s = self._plan.seconds / (self._plan.loads + 1)
         for number in range(self._plan.loads):
+            await self._pause_until(self._deadline - self._plan.seconds + interval_s * number)
+            if self._over:
+                return
             async with self._connection() as connection:
                 warehouse = Warehouse(connection, self._plan.load_rows, rng)
                 await self._load(connection, warehouse, LOAD_KINDS[number % len(LOAD_KINDS)])
                 self.totals.loads += 1
                 await self._in_transaction(connection, warehouse.sell)
                 await self._in_transaction(connection, warehouse.write_off)
-            await self._pause_until(self._deadline - self._plan.seconds + interval_s * (number + 1))
-            if self._over:
-                return
 
     async def _pause_until(self, instant: float) -> None:
         with suppress(TimeoutError):
