@@ -25,6 +25,10 @@ from cdc.publication import PublicationKeeper, Reconciled, Wanted
 from conductor.matching import Subscription
 
 POLL_S: Final = 1.0
+LOOK_AGAIN_S: Final = 3.0
+"""How often the source's catalog is compared when no subscription has changed: for what somebody
+else has done to the publication, or about a table that was refused."""
+
 WRITER_POLL_S: Final = 0.1
 SLOW_WRITER_S: Final = 5.0
 
@@ -53,7 +57,8 @@ class SubscriptionBook:
     def __init__(self, queue: Connection, *, slot: str, source: str) -> None:
         self._queue = queue
         self._parameters = {"slot": slot, "source": source}
-        self._unreadable: set[int] = set()
+        self._read_revision = ""
+        self._known: dict[int, Subscription | None] = {}
         self._log = structlog.get_logger("cdc")
         self.entries: list[Entry] = []
         self.revision = 0
@@ -70,30 +75,39 @@ class SubscriptionBook:
         )
 
     async def refresh(self) -> None:
-        """Read them again."""
+        """Read them again, if anything about them has changed."""
         with queue_errors():
+            cursor = await self._queue.execute(queries.SUBSCRIPTIONS_REVISION, self._parameters)
+            row = await cursor.fetchone()
+            revision = str(row["revision"]) if row else ""
+            if revision == self._read_revision:
+                return
             cursor = await self._queue.execute(queries.SUBSCRIPTIONS, self._parameters)
             rows = await cursor.fetchall()
-        entries = [entry for row in rows if (entry := self._entry(row)) is not None]
-        if entries != self.entries:
-            self.entries = entries
-            self.revision += 1
+        self.entries = [entry for row in rows if (entry := self._entry(row)) is not None]
+        self._read_revision = revision
+        self.revision += 1
 
     def _entry(self, row: dict[str, Any]) -> Entry | None:
-        """Read a row. One that cannot be read (written by a newer version?) stops no other."""
-        try:
-            subscription = Subscription.from_row(row)
-        except (KeyError, TypeError, ValueError) as error:
-            if row["id"] not in self._unreadable:
-                self._unreadable.add(row["id"])
-                self._log.error(
-                    "subscription_unreadable",
-                    subscription=row["id"],
-                    task=row["task"],
-                    error=f"{type(error).__name__}: {error}",
-                )
+        if row["id"] not in self._known:
+            self._known[row["id"]] = self._read(row)
+        subscription = self._known[row["id"]]
+        if subscription is None:
             return None
         return Entry(subscription, row["retired"], _lsn(row["start_lsn"]), _lsn(row["end_lsn"]))
+
+    def _read(self, row: dict[str, Any]) -> Subscription | None:
+        """Read a definition. One that cannot be read (of a newer version?) stops no other."""
+        try:
+            return Subscription.from_row(row)
+        except (KeyError, TypeError, ValueError) as error:
+            self._log.error(
+                "subscription_unreadable",
+                subscription=row["id"],
+                task=row["task"],
+                error=f"{type(error).__name__}: {error}",
+            )
+            return None
 
 
 class ActivationMetrics(Protocol):
@@ -138,6 +152,9 @@ class Activator:
     _effective: set[int] = field(default_factory=set)  # table OIDs
     _marked_start: set[int] = field(default_factory=set)
     _marked_end: set[int] = field(default_factory=set)
+    _reconciled: Reconciled | None = None
+    _seen_revision: int = -1
+    _looked_s: float = 0.0
     _said: dict[object, str] = field(default_factory=dict)
     _log: Any = field(default_factory=lambda: structlog.get_logger("cdc"))
 
@@ -161,8 +178,7 @@ class Activator:
         """Bring every subscription as far forward as it can go now."""
         await self.book.refresh()
         entries = self.book.entries
-        reconciled = await self.keeper.reconcile([entry.wanted for entry in entries])
-        self._report(entries, reconciled)
+        reconciled = await self._reconcile(entries)
         starting = [
             e
             for e in entries
@@ -184,6 +200,18 @@ class Activator:
                 and e.subscription.id not in self._marked_end
             ],
         )
+
+    async def _reconcile(self, entries: list[Entry]) -> Reconciled:
+        now_s = asyncio.get_running_loop().time()
+        if (
+            self._reconciled is None
+            or self._seen_revision != self.book.revision
+            or now_s - self._looked_s >= LOOK_AGAIN_S
+        ):
+            self._reconciled = await self.keeper.reconcile([entry.wanted for entry in entries])
+            self._seen_revision, self._looked_s = self.book.revision, now_s
+            self._report(entries, self._reconciled)
+        return self._reconciled
 
     async def _wait_for_notification(self) -> None:
         with queue_errors():

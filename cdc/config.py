@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     give_up_after_s: Seconds = 60.0
     """Without a database for that long, end with status 69 (and let the supervisor decide)."""
 
-    stop_timeout_s: Seconds = 4.5
+    stop_timeout_s: Seconds = 4.0
     """After SIGTERM: how long finishing the batch in hand may take."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"

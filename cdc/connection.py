@@ -32,6 +32,7 @@ CONNECT_TIMEOUT_S: Final = 10
 _CONNECTION_CLASSES: Final = ("08", "53", "57", "58")
 """SQLSTATE classes of a server that is away, full, shutting down or ill: trying again can help."""
 
+_GUESSES: Final = ("This probably means", "before or while", "Is the server running")
 _LOGIN_REFUSED: Final = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|pg_hba\.conf rejects"
     r'|(?:role|database) "[^"]*" (?:does not exist|is not permitted to log in)'
@@ -161,9 +162,10 @@ def is_connection_error(error: psycopg.Error) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text as one line, without libpq's repetitions of the address."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]).removeprefix("connection failed: ") or type(error).__name__
+    """Return an error's text as one line, without what libpq guesses about it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    facts = [line for line in lines if line and not line.startswith(_GUESSES)]
+    return " ".join(facts[:2]).removeprefix("connection failed: ") or type(error).__name__
 
 
 def _refusal(error: psycopg.Error, text: str, setting: str) -> CdcError | None:

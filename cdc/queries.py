@@ -319,6 +319,18 @@ RECENT_RECREATIONS: Final = sql.SQL("""
         and closed_at > clock_timestamp() - interval '1 hour'
 """)
 
+SUBSCRIPTIONS_REVISION: Final = sql.SQL("""
+    select (
+        select (count(*), max(s.id), count(s.retired_at))::text from conductor.subscriptions s
+        where s.kind = 'change' and s.source = %(source)s
+    ) || (
+        select (count(a.start_lsn), count(a.end_lsn))::text from conductor.activations a
+        where a.slot = %(slot)s
+    ) as revision
+""")
+"""Differs whenever `SUBSCRIPTIONS` would: definitions never change, and stamps and retirements are
+never taken back."""
+
 SUBSCRIPTIONS: Final = sql.SQL("""
     select s.id, s.app, s.task, s.trigger, s.kind, s.source, s.queue, s.version, s.rank,
         s.definition, s.retired_at is not null as retired,

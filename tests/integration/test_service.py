@@ -93,7 +93,7 @@ def gaps(shop: ScratchDatabase) -> list[tuple[str, str, bool]]:
 
 def metric(service: Service, name: str, **labels: str) -> float | None:
     labels["slot"] = service._settings.slot
-    return service.health._registry.get_sample_value(name, labels)
+    return service._metrics.registry.get_sample_value(name, labels)
 
 
 # --- nothing lost, nothing doubled --------------------------------------------------------------
@@ -365,3 +365,20 @@ async def test_a_slow_queue_keeps_the_stream_alive(shop: ScratchDatabase) -> Non
             assert leader_pid(shop) == walsender
             assert service.why_dead() is None
         await routed(shop, 20_000)
+
+
+async def test_stopping_does_not_wait_for_a_queue_that_is_stuck(shop: ScratchDatabase) -> None:
+    async with capturing(shop) as (service, task):
+        with psycopg.connect(shop.admin_dsn) as holder:
+            holder.execute("lock table conductor.jobs in exclusive mode")
+            insert(shop, 1)
+            await eventually(
+                lambda: value(shop.admin_dsn, "select true from pg_locks where not granted"),
+                "a waiting sink",
+            )
+            started_s = asyncio.get_running_loop().time()
+            service.stop()
+            await asyncio.wait((task,), timeout=10)
+            assert asyncio.get_running_loop().time() - started_s < 5.5
+    async with capturing(shop):
+        await routed(shop, 1)
