@@ -41,6 +41,7 @@ T = TypeVar("T")
 _LOG: Final = logging.getLogger("conductor.job")
 _JSON: Final[Codec[Any]] = Codec(JsonValue)
 _UNSET: Final[Any] = object()
+_QUIET_ROUNDS: Final = 32  # turns of the event loop without an await of the context
 
 
 class Replay:
@@ -145,9 +146,11 @@ class Run:
     __slots__ = (
         "_checking",
         "_checkpoints",
+        "_held",
         "_open",
         "_parked",
         "_replay",
+        "_rounds",
         "cancelled",
         "info",
         "path",
@@ -163,7 +166,9 @@ class Run:
         self._replay: Replay | None = None
         self._open = 0  # awaits of the context, parked ones included
         self._parked: list[datetime] = []
+        self._held: set[asyncio.Task[Any]] = set()
         self._checking = False
+        self._rounds = 0
 
     def suspend(self, wake_at: datetime) -> None:
         """End the run here; it goes on at ``wake_at``."""
@@ -216,11 +221,13 @@ class Run:
     def enter(self) -> None:
         """An await of the context begins."""
         self._open += 1
+        self._rounds = _QUIET_ROUNDS
 
     def leave(self) -> None:
         """An await of the context ends."""
         self._open -= 1
-        if self._parked:
+        self._rounds = _QUIET_ROUNDS
+        if self._parked and not self.cancelled:
             self._check_later()
 
     async def park(self, wake_at: datetime) -> NoReturn:
@@ -228,19 +235,38 @@ class Run:
         self._parked.append(wake_at)
         self._check_later()
         try:
-            while True:
-                await asyncio.get_running_loop().create_future()
+            await self.hold()
         finally:
             self._parked.remove(wake_at)
 
+    async def hold(self) -> NoReturn:
+        """Wait to be cancelled, by the worker or with the end of the run."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._held.add(task)
+        while True:
+            await asyncio.get_running_loop().create_future()
+
+    def end(self) -> None:
+        """The run is over: so are the tasks of the handler that wait for something of it."""
+        for task in self._held:
+            task.cancel()
+        self._held.clear()
+
     def _check_later(self) -> None:
-        """See whether only durable waits are open, after what runs now could open another."""
+        """See whether only durable waits are open, once the handler has come to rest.
+
+        What has just returned to it may open another await some turns of the event loop later.
+        """
         if not self._checking:
             self._checking = True
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, self._check)
+            self._check()
 
     def _check(self) -> None:
+        if self._rounds:
+            self._rounds -= 1
+            asyncio.get_running_loop().call_soon(self._check)
+            return
         self._checking = False
         if self._parked and self._open == len(self._parked):
             self.suspend(min(self._parked))
@@ -324,7 +350,7 @@ class Context(_BaseContext[D]):
             await run.write(StepWrite(run.info.id, run.info.fence, name, place, "step", document))
             return _decode(codec, name, document)
         except FenceLost:
-            await self._stop()
+            await run.hold()
         finally:
             run.leave()
 
@@ -352,14 +378,9 @@ class Context(_BaseContext[D]):
         except _SleepOver:
             return
         except FenceLost:
-            await self._stop()
+            await run.hold()
         finally:
             run.leave()
-
-    async def _stop(self) -> NoReturn:
-        """Wait for the cancellation that has been asked for."""
-        while True:
-            await asyncio.get_running_loop().create_future()
 
 
 class Suspension(BaseException):

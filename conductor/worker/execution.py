@@ -101,6 +101,7 @@ class Execution(Run):
             return self._failed(error) if self.interruption is None else self._interrupted()
         finally:
             self.ended_s = monotonic()
+            self.end()
             if timer is not None:
                 timer.cancel()
 
