@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from conductor.context import Replay, _codec
+from conductor.errors import StepNameReused, StepOrderChanged
+from conductor.store.jobs import StoredStep
+
+
+def stored(name: str, position: int | None, kind: str = "step") -> StoredStep:
+    return StoredStep(name, position, kind, b"1", None, due=True)
+
+
+def test_places_are_counted_on_the_sequential_path_alone() -> None:
+    replay = Replay([])
+    assert replay.reach("a", "step", sequential=True) == (0, None)
+    assert replay.reach("b", "step", sequential=False) == (None, None)
+    assert replay.reach("c", "step", sequential=True) == (1, None)
+
+
+def test_what_is_stored_is_found() -> None:
+    replay = Replay([stored("a", 0), stored("b", None)])
+    assert replay.reach("b", "step", sequential=False)[1] == stored("b", None)
+    assert replay.reach("a", "step", sequential=True) == (0, stored("a", 0))
+
+
+def test_a_handler_may_go_on_after_what_is_stored() -> None:
+    replay = Replay([stored("a", 0)])
+    replay.reach("a", "step", sequential=True)
+    assert replay.reach("new", "step", sequential=True) == (1, None)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_a_name_is_used_once(sequential: bool) -> None:
+    replay = Replay([])
+    replay.reach("a", "step", sequential=True)
+    with pytest.raises(StepNameReused, match="'a'"):
+        replay.reach("a", "step", sequential=sequential)
+
+
+@pytest.mark.parametrize(
+    "steps, reached",
+    [
+        ([stored("a", 0), stored("b", 1)], ["b"]),
+        ([stored("a", 0), stored("b", 1)], ["a", "new"]),
+        ([stored("a", 0)], ["new"]),
+        ([stored("b", 1)], ["b"]),
+        ([stored("a", 0, "sleep")], ["a"]),
+    ],
+)
+def test_another_order_is_refused(steps: list[StoredStep], reached: list[str]) -> None:
+    replay = Replay(steps)
+    *before, last = reached
+    for name in before:
+        replay.reach(name, "step", sequential=True)
+    with pytest.raises(StepOrderChanged):
+        replay.reach(last, "step", sequential=True)
+
+
+def test_a_step_may_move_to_and_from_a_concurrent_place() -> None:
+    replay = Replay([stored("a", None), stored("b", 0)])
+    assert replay.reach("a", "step", sequential=False)[1] is not None
+    assert replay.reach("b", "step", sequential=True)[1] is not None
+
+
+def annotated() -> datetime:
+    return datetime(2026, 1, 1, tzinfo=UTC)
+
+
+async def annotated_async() -> set[int]:
+    return {1}
+
+
+def test_the_type_of_a_step() -> None:
+    unset: Any = _codec.__globals__["_UNSET"]
+    assert _codec(annotated, unset).form is datetime
+    assert _codec(annotated, unset) is _codec(annotated, unset)
+    assert _codec(annotated_async, unset).form == set[int]
+    assert _codec(annotated, bytes).form is bytes
+    with pytest.raises(ValueError, match="JSON"):
+        _codec(lambda: 1, unset).encode({1, 2})
