@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 
 from conductor.metrics import Metrics
 from conductor.scheduler import Scheduler
-from tests.integration.conftest import Queue
+from tests.integration.conftest import Queue, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -121,14 +121,25 @@ async def test_it_runs_until_it_is_stopped(queue: Queue) -> None:
     await asyncio.wait_for(running, 5)
 
 
-async def test_it_outlives_a_lost_connection(queue: Queue, metrics: Metrics) -> None:
-    one = scheduler(queue, metrics)
-    running = asyncio.create_task(one.run())
+async def test_it_outlives_lost_connections(queue: Queue, metrics: Metrics) -> None:
     await queue.rows(
-        "select pg_terminate_backend(pid) from pg_stat_activity"
-        " where application_name = 'conductor services' and pid <> pg_backend_pid()"
+        "create function conductor.die() returns trigger language plpgsql as"
+        " $$ begin perform pg_terminate_backend(pg_backend_pid()); return new; end $$"
+    )
+    await queue.rows(
+        "create trigger die before insert on conductor.jobs"
+        " for each row execute function conductor.die()"
     )
     await schedule(queue, "report")
+    one = scheduler(queue, metrics)
+    running = asyncio.create_task(one.run())
+
+    async def has_lost_two() -> bool:
+        count = metrics.registry.get_sample_value
+        return (count("conductor_reconnects_total", {"part": "scheduler"}) or 0) >= 2
+
+    await eventually(has_lost_two)
+    await queue.rows("drop trigger die on conductor.jobs")
     await queue.until("select count(*) > 0 from conductor.jobs")
     one.stop()
     await asyncio.wait_for(running, 5)
