@@ -62,13 +62,17 @@ async def measure_shape(stand: Stand, shape: Shape, runs: int) -> Result:
     backlog = await prepare(stand, shape)
     ours: list[float] = []
     theirs: list[float] = []
+    cpu_us: list[float] = []
     for _ in range(runs):
         theirs.append(shape.rows / await drain_by_peer(stand, backlog))
-        ours.append(shape.rows / await drain_by_sidecar(stand, backlog))
+        elapsed_s, cpu_s = await drain_by_sidecar(stand, backlog)
+        ours.append(shape.rows / elapsed_s)
+        cpu_us.append(1e6 * cpu_s / shape.rows)
     await stand.run("drop_slot", slot=BASE)
     return Result(
         f"router, {shape.name}",
-        f"{rate(ours, 'rows/s')}; pg_recvlogical {rate(theirs, 'rows/s')}",
+        f"{rate(ours, 'rows/s')}, {median(cpu_us):.1f} µs of the sidecar's CPU a row; "
+        f"pg_recvlogical {rate(theirs, 'rows/s')}",
         median(ours) / median(theirs),
         "ratio",
         shape.budget,
@@ -105,8 +109,10 @@ async def drain_by_peer(stand: Stand, backlog: Backlog) -> float:
     return elapsed_s
 
 
-async def drain_by_sidecar(stand: Stand, backlog: Backlog) -> float:
-    """Put slot and progress back to before the backlog, start the sidecar; return the seconds.
+async def drain_by_sidecar(stand: Stand, backlog: Backlog) -> tuple[float, float]:
+    """Put slot and progress back to before the backlog, start the sidecar.
+
+    Returns the seconds it took, and those of the sidecar's CPU.
 
     Raises:
         RuntimeError: it did not make one job of each row.
@@ -120,10 +126,12 @@ async def drain_by_sidecar(stand: Stand, backlog: Backlog) -> float:
         acknowledged=backlog.acknowledged_lsn,
     )
     await stand.run("empty_queue")
-    async with stand.sidecar():
+    async with stand.sidecar() as sidecar:
         started = await stand.wait_for("slot_is_active", slot=stand.slot)
+        cpu_before_s = sidecar.cpu_s
         ended = await stand.wait_for("is_routed", slot=stand.slot, lsn=backlog.last_lsn)
+        cpu_s = sidecar.cpu_s - cpu_before_s
     jobs = await stand.run("count_jobs")
     if jobs != backlog.shape.rows:
         raise RuntimeError(f"{jobs} jobs of {backlog.shape.rows} rows")
-    return ended - started
+    return ended - started, cpu_s

@@ -54,6 +54,12 @@ class SupervisedProcess:
         return self._process.pid if running and self._process else None
 
     @property
+    def cpu_s(self) -> float:
+        """Seconds of CPU the running process has used (Linux, proc(5): utime and stime)."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def restarts(self) -> int:
         """How often it was started again."""
         return max(self.starts - 1, 0)
