@@ -21,6 +21,7 @@ from tests.integration.sidecar import (
     slot_row,
     stamps,
     subscribe,
+    terminate,
 )
 from tests.servers import ScratchDatabase, StartServer, dsn_for, wait_until
 
@@ -216,3 +217,33 @@ def test_wal_level_is_checked(start_server: StartServer) -> None:
         done = cdc(database, command)
         assert done.returncode == 78
         assert "wal_level" in done.stderr + done.stdout
+
+
+def test_check_of_what_cannot_be_reached_is_unavailability(shop: ScratchDatabase) -> None:
+    nowhere = dsn_for(shop.source_dsn, host="127.0.0.1", port="1")
+    assert cdc(shop, "check", CDC_SOURCE_DSN=nowhere).returncode == 69
+    assert cdc(shop, "check", CDC_QUEUE_DSN=nowhere).returncode == 69
+
+
+def test_a_paused_leader_writes_nothing_after_its_successor(shop: ScratchDatabase) -> None:
+    """The slot is free once the paused leader's walsender is gone; the fence does the rest.
+
+    Few rows while it is paused: a walsender whose socket is full cannot be terminated, only timed
+    out by the server.
+    """
+    with sidecar(shop) as old:
+        wait_until(lambda: stamps(shop, 1)[0] is not None, TIMEOUT_S, "a stamp")
+        for number in range(1, 121):
+            query(shop.dsn, "insert into t values (%s, 'x')", number)
+            if number == 100:
+                old.send_signal(signal.SIGSTOP)
+        terminate(shop, f"cdc {shop.name} stream")
+        with sidecar(shop) as new:
+            wait_until(lambda: len(jobs(shop)) >= 120, TIMEOUT_S, "the successor")
+            old.send_signal(signal.SIGCONT)
+            query(shop.dsn, "insert into t values (121, 'x')")
+            wait_until(lambda: len(jobs(shop)) >= 121, TIMEOUT_S, "one more job")
+            for process in (old, new):
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(6) == 0
+    assert [payload["new"]["id"] for payload in jobs(shop)] == list(range(1, 122))
