@@ -81,8 +81,8 @@ SERVER: Final = sql.SQL("""
         pg_encoding_to_char(d.encoding) as encoding,
         current_user as role,
         r.rolsuper as is_superuser,
-        r.rolreplication or r.rolsuper or coalesce(  -- RDS gives the right by membership
-            (select pg_has_role(oid, 'member') from pg_roles where rolname = 'rds_replication'), false
+        r.rolreplication or r.rolsuper or exists (  -- RDS gives the right by membership
+            select from pg_roles where rolname = 'rds_replication' and pg_has_role(oid, 'member')
         ) as can_replicate,
         has_database_privilege(d.oid, 'create') as can_create
     from pg_database d, pg_roles r
