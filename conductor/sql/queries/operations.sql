@@ -67,11 +67,16 @@ select name from conductor.queues order by name
 -- name: count_jobs
 -- Bounded: a count of %(bound)s means that many or more. Ready ones a queue at a time, the others
 -- together, each part by its own index.
+-- (In the index's order and from an array, so that estimates can choose neither a scan of the table
+-- nor to compile the query.)
 select q.name as queue, 'ready' as state, c.jobs
-from conductor.queues q
+from unnest(array(select name from conductor.queues)) as q (name)
 cross join lateral (
     select count(*) as jobs from (
-        select from conductor.jobs j where j.state = 'ready' and j.queue = q.name limit %(bound)s
+        select from conductor.jobs j
+        where j.state = 'ready' and j.queue = q.name
+        order by j.queue, j.task, j.rank, j.run_at, j.id
+        limit %(bound)s
     ) b
 ) c
 union all
@@ -119,9 +124,21 @@ select greatest(
 -- Whether there is a job that a worker of these (queue, task) pairs could run now or is running, or
 -- an event to dispatch.
 select exists (
-    select from conductor.jobs j
-    where j.state in ('ready', 'suspect', 'running')
-        and (j.queue = 'conductor.internal'
-            or (j.queue, j.task) in (
-                select p.queue, p.task
-                from unnest(%(queues)s::text[], %(tasks)s::text[]) as p (queue, task))))
+    select
+    from (
+        select p.queue, p.task from unnest(%(queues)s::text[], %(tasks)s::text[]) as p (queue, task)
+        union all
+        select 'conductor.internal', 'conductor.dispatch'
+    ) p
+    cross join lateral (
+        (select from conductor.jobs j
+         where j.state = 'ready' and j.queue = p.queue and j.task = p.task
+         order by j.queue, j.task, j.rank, j.run_at, j.id limit 1)
+        union all
+        (select from conductor.jobs j
+         where j.state = 'suspect' and j.queue = p.queue and j.task = p.task
+         order by j.queue, j.task, j.rank, j.run_at, j.id limit 1)
+        union all
+        (select from conductor.jobs j
+         where j.state = 'running' and j.queue = p.queue and j.task = p.task limit 1)
+    ) found)
