@@ -174,22 +174,24 @@ class Service:
             run.cancel()
             await asyncio.gather(stop, run, return_exceptions=True)
 
+    def _is_final(self, error: CdcError) -> bool:
+        """Tell whether trying again is over. The server may fail to decode for a passing reason."""
+        patient = isinstance(error, ServerDecodeError)
+        return not patient or self._decode_failures >= DECODE_ATTEMPTS - 1
+
     def _judge(self, error: CdcError, session: Session) -> Loss | None:
         """Decide on an error: return the loss to accept, if any; raise what ends the process."""
         now_s = time.monotonic()
         if session.connected_s is not None:
             self._good_s = now_s
             if now_s - session.connected_s > _STEADY_S:
-                self._pauses = 0
+                self._pauses = self._decode_failures = 0
         self._last_error = error
         if self._stopping.is_set():
             return None
-        if isinstance(error, ServerDecodeError):
+        if not self._is_final(error):
             self._decode_failures += 1
-            if self._decode_failures < DECODE_ATTEMPTS:
-                return None
-            raise error
-        self._decode_failures = 0
+            return None
         loss = session.loss
         if isinstance(error, RECREATABLE):
             if self._settings.gap_policy == "recreate" and loss is not None:

@@ -10,6 +10,7 @@ import os
 import random
 import socket
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -61,12 +62,21 @@ class Session:
         settings: of the process.
         metrics: of the process.
         loss: give up what this says is lost: start with a new slot.
+        is_final: whether a condition is to be recorded, rather than tried again first.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, *, loss: Loss | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        loss: Loss | None = None,
+        is_final: Callable[[CdcError], bool] = lambda _: True,
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._loss_to_accept = loss
+        self._is_final = is_final
         self._log: Any = structlog.get_logger("cdc").bind(slot=settings.slot)
         self._stack = AsyncExitStack()
         self._pipeline: Pipeline | None = None
@@ -297,7 +307,7 @@ class Session:
 
     async def _record(self, parts: _Parts, error: CdcError) -> None:
         """Leave a row, a count and a line of what may mean loss."""
-        if error.condition is None:
+        if error.condition is None or not self._is_final(error):
             return
         policy = self._settings.gap_policy
         self._metrics.condition(error.condition)

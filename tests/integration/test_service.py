@@ -14,6 +14,7 @@ from cdc.errors import (
     PublicationDrift,
     PublicationMissing,
     QueueUnavailable,
+    ServerDecodeError,
     SlotAhead,
     SlotForeign,
     SlotMissing,
@@ -294,6 +295,28 @@ async def test_a_publication_dropped_while_stopped_is_missing(shop: ScratchDatab
         pass
     query(shop.source_dsn, "drop publication conductor")
     await ends_with(shop, PublicationMissing)
+
+
+async def test_what_the_server_cannot_decode_stops_after_a_few_attempts(
+    start_server: StartServer,
+) -> None:
+    server = start_server()
+    query(
+        server.dsn(),
+        "create database ascii encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0",
+    )
+    dsn = server.dsn("ascii") + "&client_encoding=utf8"
+    migrate(dsn)
+    shop = ScratchDatabase("ascii", dsn, dsn, dsn)
+    query(dsn, "create table t (id int primary key, body text)")
+    subscribe(dsn, "public.t", ["insert"])
+    async with capturing(shop):
+        insert(shop, 1)
+        await routed(shop, 1)
+    query(dsn, "insert into t values (2, convert_from('\\xff', 'SQL_ASCII'))")
+    error = await ends_with(shop, ServerDecodeError)
+    assert error.exit_code == 65
+    assert gaps(shop) == [("server_decode_error", "stop", True)]
 
 
 # --- it refuses what it cannot do ---------------------------------------------------------------
