@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from conductor.catalog import Part, TableFacts, check_change, check_schema
+from conductor.errors import RegistrationRefused, UnknownColumn
+from conductor.matching import ChangeFilter, Operation
+
+KEYED = Part("public.users", "d", has_key=True)
+FULL = Part("public.users", "f", has_key=False)
+KEYLESS = Part("public.users", "d", has_key=False)
+NOTHING = Part("public.users", "n", has_key=False)
+
+
+def change(*operations: Operation, **options: Any) -> ChangeFilter:
+    return ChangeFilter("public", "users", frozenset(operations), **options)
+
+
+def table(*parts: Part, kind: str = "r", persistence: str = "p") -> TableFacts:
+    return TableFacts(kind, persistence, ("id", "email"), parts)
+
+
+@pytest.mark.parametrize("part", [KEYED, FULL])
+@pytest.mark.parametrize("operation", ["insert", "update", "delete", "truncate"])
+def test_a_table_with_an_identity_is_taken(part: Part, operation: Operation) -> None:
+    check_change("greet", change(operation), table(part))
+
+
+@pytest.mark.parametrize("part", [KEYLESS, NOTHING])
+@pytest.mark.parametrize("operation", ["update", "delete"])
+def test_updates_and_deletes_need_an_identity(part: Part, operation: Operation) -> None:
+    with pytest.raises(RegistrationRefused, match="no usable replica identity") as refused:
+        check_change("greet", change("insert", operation), table(part))
+    assert "alter table public.users replica identity full;" in refused.value.hint
+
+
+def test_inserts_and_truncates_need_none() -> None:
+    check_change("greet", change("insert", "truncate"), table(NOTHING))
+
+
+def test_every_partition_needs_its_own() -> None:
+    leaf = Part('public."users EU"', "d", has_key=False)
+    with pytest.raises(RegistrationRefused) as refused:
+        check_change("greet", change("update"), table(KEYED, leaf, kind="p"))
+    assert 'alter table public."users EU" replica identity full;' in refused.value.hint
+    assert "alter table public.users " not in refused.value.hint
+
+
+def test_changed_columns_need_the_whole_old_row() -> None:
+    check_change("greet", change("update", changed=("email",)), table(FULL))
+    with pytest.raises(RegistrationRefused, match="REPLICA IDENTITY FULL") as refused:
+        check_change("greet", change("update", changed=("email",)), table(KEYED))
+    assert "writes the whole old row to the WAL" in refused.value.hint
+
+
+@pytest.mark.parametrize("options", [{"columns": ("emial",)}, {"changed": ("emial",)}])
+def test_an_unknown_column_names_the_nearest(options: dict[str, Any]) -> None:
+    with pytest.raises(UnknownColumn, match="'emial' of public.users .* did you mean 'email'"):
+        check_change("greet", change("update", **options), table(FULL))
+
+
+@pytest.mark.parametrize(
+    "kind, persistence, message",
+    [
+        ("v", "p", "is a view"),
+        ("m", "p", "is a materialised view"),
+        ("f", "p", "is a foreign table"),
+        ("r", "u", "is unlogged"),
+        ("r", "t", "is temporary"),
+    ],
+)
+def test_what_has_no_changes_in_the_wal_is_refused(
+    kind: str, persistence: str, message: str
+) -> None:
+    with pytest.raises(RegistrationRefused, match=message):
+        check_change("greet", change("insert"), table(KEYED, kind=kind, persistence=persistence))
+
+
+def test_the_queues_own_tables_are_refused() -> None:
+    check_schema("greet", change("insert"))
+    own = ChangeFilter("conductor", "jobs", frozenset({"insert"}))
+    with pytest.raises(RegistrationRefused, match="schema conductor"):
+        check_schema("greet", own)
