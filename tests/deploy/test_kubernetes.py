@@ -12,6 +12,7 @@ from tests.deploy import schemas
 from tests.deploy.kustomize import (
     KUBERNETES,
     OVERLAYS,
+    PROJECT,
     Manifest,
     combine,
     component_sets,
@@ -99,6 +100,15 @@ def test_the_namespace_enforces_restricted_pods(overlay: str) -> None:
 def test_the_operators_copy_of_the_rules_is_current() -> None:
     assert rule_files()
     assert TARGET.read_text() == prometheus_rule(), "run python -m tools.prometheus_rule"
+
+
+def test_every_dashboard_is_a_config_map_that_grafana_finds() -> None:
+    found: dict[str, str] = {}
+    for manifest in render_overlay("prod"):
+        if manifest["metadata"].get("labels", {}).get("grafana_dashboard") == "1":
+            found |= manifest["data"]
+    kept = (PROJECT / "grafana" / "dashboards").glob("*.json")
+    assert found == {path.name: path.read_text() for path in kept}
 
 
 def test_the_secrets_of_the_overlay_dev_are_those_it_mounts() -> None:

@@ -79,7 +79,7 @@ POD_BREAKS: list[tuple[Check, str, Break, str]] = [
         "no setting CDC_SLOTT",
     ),
     (check_grace, WORKER, lambda s: s.update(terminationGracePeriodSeconds=30), "30 s"),
-    (check_grace, CDC, lambda s: s.update(terminationGracePeriodSeconds=5), "9.5 s"),
+    (check_grace, CDC, lambda s: s.update(terminationGracePeriodSeconds=5), "killed after 5 s"),
     (
         check_secrets,
         WORKER,
