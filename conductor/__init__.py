@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from conductor.job import JobHandle, JobInfo
     from conductor.orchestrator import Orchestrator
     from conductor.retry import RetryPolicy
-    from conductor.rows import Bytea, Database, TableRow
+    from conductor.rows import Database, TableRow
     from conductor.sync import SyncConductor
     from conductor.triggers import Cron, Invocable, OnChange, OnEvent
+    from conductor.types import Bytea
 
 __all__ = [
     "Bytea",
@@ -84,9 +85,10 @@ _MODULES = {
     "job": ("JobHandle", "JobInfo"),
     "orchestrator": ("Orchestrator",),
     "retry": ("RetryPolicy",),
-    "rows": ("Bytea", "Database", "TableRow"),
+    "rows": ("Database", "TableRow"),
     "sync": ("SyncConductor",),
     "triggers": ("Cron", "Invocable", "OnChange", "OnEvent"),
+    "types": ("Bytea",),
 }  # fmt: skip
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

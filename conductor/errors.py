@@ -100,6 +100,13 @@ class UnknownEvent(UnknownName):
     hint = "List the definition in Conductor(events=[…])."
 
 
+class UnknownSchema(UnknownName):
+    """No such schema."""
+
+    noun = "schema"
+    hint = "Give --schemas as the database spells them, with commas between them."
+
+
 class UnknownTable(UnknownName):
     """No such table."""
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import getmembers, isclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, PlainSerializer, PrivateAttr
+from pydantic import BaseModel, ConfigDict, JsonValue, PrivateAttr
 from pydantic_core import SchemaValidator, core_schema, to_json
 from typing_extensions import TypeVar
 
@@ -32,18 +32,6 @@ if TYPE_CHECKING:
 
 _IDENTIFIER: Final = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
 _TABLE: Final = re.compile(rf"({_IDENTIFIER})\.({_IDENTIFIER})")
-
-
-def _bytea(value: Any) -> Any:
-    return bytes.fromhex(value[2:]) if isinstance(value, str) and value.startswith("\\x") else value
-
-
-Bytea: TypeAlias = Annotated[
-    bytes,
-    BeforeValidator(_bytea),
-    PlainSerializer(lambda value: f"\\x{value.hex()}", return_type=str),
-]
-"""The type of a ``bytea`` column in a row model: changes carry it as hexadecimal text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The console script `conductor`: migrate, worker, invoke, emit, jobs.
+"""The console script `conductor`: migrate, worker, invoke, emit, jobs, gen.
 
 Thin: settings in, one action called, its result printed. A failure that has a name is one line
 ``error: …`` and one line ``hint: …`` on standard error and an exit code that says of which kind;
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
@@ -35,6 +36,7 @@ _EXIT_CODES: Final[tuple[tuple[type[ConductorError], int], ...]] = (
     (errors.UnknownEvent, EXIT_USAGE),
     (errors.PayloadInvalid, EXIT_USAGE),
     (errors.OptionInvalid, EXIT_USAGE),
+    (errors.UnknownSchema, EXIT_USAGE),
 )
 
 app = typer.Typer(
@@ -46,6 +48,10 @@ app = typer.Typer(
 )
 jobs = typer.Typer(name="jobs", help="Look at jobs, cancel them, run them again.")
 app.add_typer(jobs, no_args_is_help=True)
+generate = typer.Typer(name="gen", help="Write code from the database.")
+generate_types = typer.Typer(name="types", help="Row models of tables.")
+app.add_typer(generate, no_args_is_help=True)
+generate.add_typer(generate_types, no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Payload = Annotated[str, typer.Argument(help="JSON.")]
@@ -179,6 +185,31 @@ def cancel_job(
 
     _run(lambda: actions.cancel_job(_settings(), job, reason))
     typer.echo(f"cancelled {job}")
+
+
+@generate_types.command("python")
+def generate_python(
+    schemas: Annotated[str, typer.Option(help="Names, with commas between them.")] = "public",
+    db_url: Annotated[
+        str | None, typer.Option("--db-url", help="CONDUCTOR_DSN", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file instead of standard output.")
+    ] = None,
+) -> None:
+    """Print a module with a row model for each table of some schemas.
+
+    The same database gives the same text.
+    """
+    from conductor.cli import actions  # noqa: PLC0415 - lazy
+
+    names = [name for part in schemas.split(",") if (name := part.strip())]
+    settings = _settings(dsn=db_url)
+    source = _run(lambda: actions.generate_models(settings, names)).encode()
+    if output is None:
+        sys.stdout.buffer.write(source)
+    else:
+        output.write_bytes(source)
 
 
 # --- what the commands share ------------------------------------------------------------------

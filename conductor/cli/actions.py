@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, TypeVar
@@ -18,6 +18,8 @@ from psycopg import AsyncConnection
 
 from conductor import migrations
 from conductor.cli.loading import load_conductor, load_orchestrator
+from conductor.codegen.reader import read_schemas
+from conductor.codegen.rendering import render_module
 from conductor.config import PREFIX, Settings
 from conductor.contract import INTERNAL_QUEUE
 from conductor.enqueue import hint_queue
@@ -143,6 +145,12 @@ async def cancel_job(settings: Settings, job: int, reason: str | None) -> None:
         if await store.show_job(job) is None:
             raise _no_job(job)
         raise OptionInvalid(f"job {job} has ended already", hint="See `conductor jobs show`.")
+
+
+async def generate_models(settings: Settings, schemas: Sequence[str]) -> str:
+    """Return the source of row models for the tables of some schemas. Raises UnknownSchema."""
+    async with _connected(settings) as (connection, _):
+        return render_module(await read_schemas(connection, schemas), schemas)
 
 
 def parse_instant(text: str | None) -> datetime | None:
