@@ -64,13 +64,15 @@ class ClaimRange:
 class Claim:
     """What to ask for: up to ``limit`` jobs of the ranges, and one suspect if any is wanted.
 
-    ``suspect_crashes``: the most crashes a suspect may have; None asks for no suspect.
+    ``look_back_s``: ranges start no later than this long ago. ``suspect_crashes``: the most crashes
+    a suspect may have; None asks for no suspect.
     """
 
     queue: str
     tasks: Sequence[str]
     ranges: Sequence[ClaimRange]
     limit: int
+    look_back_s: float = 0.0
     suspect_crashes: int | None = None
 
 
@@ -343,6 +345,7 @@ def _claim_parameters(worker: int, claim: Claim) -> dict[str, Any]:
         "worker": worker,
         "queue": claim.queue,
         "limit": claim.limit,
+        "look_back": f"{claim.look_back_s} seconds",
         "tasks": TextArray([r.task for r in ranges]),
         "ranks": literal([r.rank for r in ranges]),
         "run_ats": literal([_timestamp(r.run_at) or BEGINNING for r in ranges]),

@@ -3,14 +3,17 @@
 Jobs of a task lie in the ready index by rank (minus the priority), run_at and id. A claim starts
 at a cursor, the last position claimed in each rank, so that it never walks over the dead entries
 of what was claimed before. What may land behind a cursor (late commits, equal times) is found by
-looking back two seconds, and by a full scan now and then. Ranks without a cursor are covered
-whole, so that an urgent job of a rank not seen before is found at once.
+looking back: from where the cursor is or two seconds ago, whichever is earlier. (New jobs are due
+when they are inserted. A cursor that is further behind than that, with a backlog before it, has
+nothing to look back for, and a look back would walk over all that was claimed of one large insert.)
+Transactions that take longer are left to a full scan now and then. Ranks without a cursor are
+covered whole, so that an urgent job of a rank not seen before is found at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 LOWEST_RANK: Final = -32768
 HIGHEST_RANK: Final = 32767
-LOOK_BACK: Final = timedelta(seconds=2)
+LOOK_BACK_S: Final = 2.0
 SHORTEST_POLL_S: Final = 0.05  # half of the longest idle poll that is allowed at first
 LONGEST_POLL_S: Final = 1.0
 SUSPECTS_INTERVAL_S: Final = 0.25
@@ -59,8 +62,6 @@ class Cursors:
                 if first < rank:
                     ranges.append(ClaimRange(task, first, None, 0, rank - 1))
                 run_at, id_ = positions[rank]
-                if scan is Scan.LOOK_BACK:
-                    run_at, id_ = run_at - LOOK_BACK, 0
                 ranges.append(ClaimRange(task, rank, run_at, id_, rank))
                 first = rank + 1
             if first <= HIGHEST_RANK:
@@ -180,6 +181,7 @@ class Claiming:
             self._tasks,
             self._cursors.ranges(scan),
             min(room, MAX_CLAIM),
+            LOOK_BACK_S if scan is Scan.LOOK_BACK else 0.0,
             suspect_crashes if now_s >= self._suspects_due_s else None,
         )
         return PlannedClaim(claim, scan, riding)

@@ -27,6 +27,7 @@ CLAIM = {
     "worker": 1,
     "queue": "q",
     "limit": COUNT,
+    "look_back": "2 seconds",
     "tasks": TextArray(["t", "t", "t", "u"]),
     "ranks": literal([-32768, 0, 1, -32768]),
     "run_ats": literal(["-infinity", '"2026-01-01 00:00:00+00"', "-infinity", "-infinity"]),

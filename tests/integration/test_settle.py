@@ -36,7 +36,7 @@ class Hand:
 
 
 def everything(limit: int = 10) -> Claim:
-    return Claim("q", ["t"], [ClaimRange("t", -32768, None, 0, 32767)], limit, 2)
+    return Claim("q", ["t"], [ClaimRange("t", -32768, None, 0, 32767)], limit, 0.0, 2)
 
 
 def done(job: int, fence: int = 1, document: bytes | None = b"1", **other: Any) -> Finished:
@@ -188,6 +188,27 @@ async def test_steps_go_with_their_job(queue: Queue, hand: Hand) -> None:
     )
     await hand.settle(done(one, stepped=True))
     assert await queue.column("select job from conductor.steps") == [two]
+
+
+async def test_looking_back_finds_what_came_late(queue: Queue, hand: Hand) -> None:
+    now = await queue.value("select conductor.now()")
+
+    async def found(ago_s: float, cursor_ago_s: float, look_back_s: float) -> bool:
+        (job,) = await enqueue(queue, run_at=now - timedelta(seconds=ago_s))
+        cursor = ClaimRange("t", 0, now - timedelta(seconds=cursor_ago_s), 10**9, 0)
+        claim = Claim("q", ["t"], [cursor], 10, look_back_s)
+        reply = await hand.store.exchange(hand.worker, [], claim)
+        await queue.rows("delete from conductor.jobs where id = %s", job)
+        return [claimed.info.id for claimed in reply.jobs] == [job]
+
+    assert await found(ago_s=0.5, cursor_ago_s=1.0, look_back_s=0.0)
+    assert not await found(ago_s=1.5, cursor_ago_s=1.0, look_back_s=0.0)
+    assert not await found(ago_s=1.0, cursor_ago_s=1.0, look_back_s=0.0)
+    assert await found(ago_s=60.0, cursor_ago_s=1.0, look_back_s=90.0)
+    assert await found(ago_s=1.0, cursor_ago_s=1.0, look_back_s=90.0)
+    assert not await found(ago_s=120.0, cursor_ago_s=1.0, look_back_s=90.0)
+    assert not await found(ago_s=200.0, cursor_ago_s=100.0, look_back_s=90.0)
+    assert await found(ago_s=99.0, cursor_ago_s=100.0, look_back_s=90.0)
 
 
 async def test_suspects_are_claimed_alone(queue: Queue, hand: Hand) -> None:

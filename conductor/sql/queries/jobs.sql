@@ -5,8 +5,9 @@
 
 -- name: claim_jobs
 -- Claims the first %(limit)s ready jobs of the given ranges (task, rank, run_at, id, last_rank), each
--- an exclusive start in the ready index and the last rank it covers. Nothing for a worker whose
--- lease is gone (the share lock keeps a rescuer from finishing under a claim) or a paused queue.
+-- an exclusive start in the ready index and the last rank it covers. %(look_back)s: start no later
+-- than this long ago. Nothing for a worker whose lease is gone (the share lock keeps a rescuer from
+-- finishing under a claim) or a paused queue.
 with lease as materialized (
     select 1
     from conductor.workers w
@@ -16,10 +17,16 @@ with lease as materialized (
 ),
 claimed as materialized (
     select j.ctid
-    from unnest(
-        %(tasks)s::text[], %(ranks)s::smallint[], %(run_ats)s::timestamptz[], %(ids)s::bigint[],
-        %(last_ranks)s::smallint[]
-    ) as p (task, rank, run_at, id, last_rank)
+    from (
+        select u.task, u.rank, u.last_rank,
+            least(u.run_at, conductor.now() - %(look_back)s::interval) as run_at,
+            case when u.run_at < conductor.now() - %(look_back)s::interval then u.id
+                else 0 end as id
+        from unnest(
+            %(tasks)s::text[], %(ranks)s::smallint[], %(run_ats)s::timestamptz[],
+            %(ids)s::bigint[], %(last_ranks)s::smallint[]
+        ) as u (task, rank, run_at, id, last_rank)
+    ) p
     cross join lateral (
         select c.ctid, c.rank, c.run_at, c.id
         from conductor.jobs c

@@ -10,7 +10,7 @@ from conductor.job import JobInfo
 from conductor.store.jobs import ClaimedJob, ClaimRange
 from conductor.worker.claiming import (
     HIGHEST_RANK,
-    LOOK_BACK,
+    LOOK_BACK_S,
     LOWEST_RANK,
     MAX_CLAIM,
     MAX_CURSORS,
@@ -50,7 +50,7 @@ def test_a_known_rank_starts_at_its_cursor_and_the_others_are_open() -> None:
         ClaimRange("t", 5, NOW, 9, 5),
         ClaimRange("t", 6, None, 0, HIGHEST_RANK),
     ]
-    assert cursors.ranges(Scan.LOOK_BACK)[1] == ClaimRange("t", 0, NOW - LOOK_BACK, 0, 0)
+    assert cursors.ranges(Scan.LOOK_BACK) == cursors.ranges(Scan.CURSOR)
     assert cursors.ranges(Scan.FULL) == [ClaimRange("t", LOWEST_RANK, None, 0, HIGHEST_RANK)]
 
 
@@ -138,8 +138,10 @@ def test_a_claim_is_planned_when_there_is_room_and_it_is_time() -> None:
     assert planned is not None
     assert not planned.alone
     assert planned.claim.suspect_crashes is None
+    assert planned.claim.look_back_s == 0.0
     planned = claiming.plan(1.3, room=10, riding=True, suspect_crashes=1)
     assert planned is not None
+    assert (planned.alone, planned.claim.look_back_s) == (True, LOOK_BACK_S)
     assert planned.claim.suspect_crashes == 1
 
 
