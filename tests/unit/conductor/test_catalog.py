@@ -57,7 +57,7 @@ def test_changed_columns_need_the_whole_old_row() -> None:
 
 @pytest.mark.parametrize("options", [{"columns": ("emial",)}, {"changed": ("emial",)}])
 def test_an_unknown_column_names_the_nearest(options: dict[str, Any]) -> None:
-    with pytest.raises(UnknownColumn, match="'emial' of public.users .* did you mean 'email'"):
+    with pytest.raises(UnknownColumn, match=r"'emial' of public\.users .* did you mean 'email'"):
         check_change("greet", change("update", **options), table(FULL))
 
 
