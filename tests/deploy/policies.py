@@ -8,8 +8,11 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import typer.main
 from pydantic_settings import BaseSettings
 
+import cdc.cli
+import conductor.cli
 from cdc.config import Settings as CdcSettings
 from conductor.config import Settings as ConductorSettings
 from conductor.orchestrator import DRAIN_TIMEOUT_S
@@ -35,6 +38,12 @@ NUMBERS: Final = frozenset({"metrics_port", *STOP_TIMES.values()})
 
 CLOSING_S: Final = 5
 """What a process needs beside that: two seconds for handlers told to stop, closing connections."""
+
+COMMANDS: Final = {
+    program: set(typer.main.get_group(app).commands)
+    for program, app in (("cdc", cdc.cli.app), ("conductor", conductor.cli.app))
+}
+"""What each console script knows."""
 
 VARIABLES_BESIDE_SETTINGS: Final = frozenset({"CONFIG", "SECRETS_DIR"})
 _CREDENTIALS_IN_URI: Final = re.compile(r"\w+://[^\s/:@]*:[^\s/@$]+@")
@@ -148,6 +157,18 @@ def check_settings(manifests: Sequence[Manifest]) -> list[str]:
         unknown = settings_of(manifests, container, spec).keys() - SETTINGS[program].model_fields
         findings += [f"{where}: its file has no setting {name}" for name in sorted(unknown)]
     return findings
+
+
+def check_commands(manifests: Sequence[Manifest]) -> list[str]:
+    """What a container runs of ours is a command that exists."""
+    return [
+        f"{owner}: there is no command {' '.join(arguments[:2])}"
+        for owner, _, spec in pod_specs(manifests)
+        for arguments in (container.get("args", ()) for container in containers(spec))
+        if arguments
+        and arguments[0] in COMMANDS
+        and not COMMANDS[arguments[0]].intersection(arguments[1:2])
+    ]
 
 
 def check_grace(manifests: Sequence[Manifest]) -> list[str]:
@@ -335,6 +356,7 @@ def check_resources(manifests: Sequence[Manifest]) -> list[str]:
 
 CHECKS: Final[tuple[Check, ...]] = (
     check_availability,
+    check_commands,
     check_grace,
     check_images,
     check_pod_security,

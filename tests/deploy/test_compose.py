@@ -8,15 +8,19 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
 from cdc.config import Settings as CdcSettings
 from conductor.config import Settings as ConductorSettings
+from examples.shop.__main__ import main as make_shop
 from tests.deploy.kustomize import PROJECT
-from tests.deploy.policies import CLOSING_S
+from tests.deploy.policies import CLOSING_S, COMMANDS
 from tests.deploy.test_image import STAGES
+from tests.servers import ScratchDatabase
+from tools.prometheus import find_prometheus
 
 FILE = PROJECT / "deploy" / "compose.yaml"
 PROMETHEUS = PROJECT / "deploy" / "compose" / "prometheus.yml"
@@ -122,6 +126,17 @@ def check_settings(project: Project) -> list[str]:
     return findings
 
 
+def check_commands(project: Project) -> list[str]:
+    """What a service runs of ours is a command that exists."""
+    return [
+        f"{name}: there is no command {' '.join(command[:2])}"
+        for name, command in ((n, s["command"] or []) for n, s in project["services"].items())
+        if command
+        and command[0] in COMMANDS
+        and not COMMANDS[command[0]].intersection(command[1:2])
+    ]
+
+
 def check_confinement(project: Project) -> list[str]:
     """Ports are open on the loopback only; our containers can neither write nor gain rights."""
     findings = []
@@ -179,6 +194,7 @@ def check_targets(project: Project, prometheus: Prometheus) -> list[str]:
 
 
 CHECKS = (
+    check_commands,
     check_confinement,
     check_dependencies,
     check_images,
@@ -229,6 +245,27 @@ def test_grafana_finds_its_dashboards_and_its_data_source(project: Project) -> N
     assert "prometheus" in project["services"]
 
 
+def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
+    text = PROMETHEUS.read_text().replace("/etc/prometheus/rules", f"{PROJECT}/deploy/monitoring")
+    (tmp_path / "prometheus.yml").write_text(text)
+    assert "SUCCESS" in find_prometheus().check("check", "config", tmp_path / "prometheus.yml")
+    (tmp_path / "prometheus.yml").write_text(text.replace("names:", "nomes:"))
+    with pytest.raises(AssertionError, match="nomes"):
+        find_prometheus().check("check", "config", tmp_path / "prometheus.yml")
+
+
+def test_the_shops_tables_are_made_once(
+    migrated: ScratchDatabase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CONDUCTOR_DSN", migrated.dsn)
+    make_shop()
+    make_shop()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["the shop's tables are there", "the shop is there already"]
+    with psycopg.connect(migrated.dsn) as connection:
+        assert connection.execute("select count(*) from shop.users").fetchone() == (0,)
+
+
 def test_passwords_can_be_changed() -> None:
     text = FILE.read_text()
     project = json.loads(read_by_compose(text.replace("${SHOP_PASSWORD:-shop}", "other")).stdout)
@@ -266,6 +303,7 @@ def test_passwords_can_be_changed() -> None:
             {"environment": {"CONDUCTOR_DSN": "postgresql://shop@db/shop"}},
             "leads to db",
         ),
+        (check_commands, "cdc", {"command": ["cdc", "start"]}, "no command cdc start"),
         (check_confinement, "grafana", {"ports": [{"target": 3000}]}, "open to everybody"),
         (check_confinement, "traffic", {"read_only": False}, "not confined"),
         (check_stops, "worker", {"stop_grace_period": "30s"}, "needs 35 s"),

@@ -1,6 +1,7 @@
 """The manifests: every overlay and every combination of components, by schema and by policy."""
 
 import importlib.metadata
+import re
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
+from cdc.config import Settings as CdcSettings
 from tests.deploy import schemas
 from tests.deploy.kustomize import (
     KUBERNETES,
@@ -158,3 +160,24 @@ def secrets_used(manifests: tuple[Manifest, ...]) -> set[str]:
             if "secretKeyRef" in entry.get("valueFrom", {})
         }
     return used
+
+
+def test_the_page_names_the_secrets_and_keys_that_are_read() -> None:
+    page = (KUBERNETES / "README.md").read_text()
+    overlays = [manifest for overlay in OVERLAYS for manifest in render_overlay(overlay)]
+    triggers = [m for m in overlays if m["kind"] == "TriggerAuthentication"]
+    wanted = {m["spec"]["secretTargetRef"][0]["name"] for m in triggers}
+    wanted |= secrets_used(render_overlay("prod"))
+    assert wanted == set(re.findall(r"^ *\| `([a-z-]+)` \|", page, re.MULTILINE))
+    keys = set(re.findall(r"\| `([a-z_]+)` \|", page))
+    assert keys == {"conductor_dsn", "cdc_source_dsn", "cdc_queue_dsn", "connection"}
+    assert {f"CDC_{name}".lower() for name in CdcSettings.model_fields} >= {
+        key for key in keys if key.startswith("cdc_")
+    }
+
+
+@pytest.mark.parametrize("page", ["deploy/README.md", "deploy/kubernetes/README.md"])
+def test_a_pages_links_lead_somewhere(page: str) -> None:
+    path = PROJECT / page
+    for link in re.findall(r"\]\(([^)#]+)", path.read_text()):
+        assert (path.parent / link).exists(), link

@@ -12,6 +12,7 @@ from tests.deploy.kustomize import Manifest, combine, copy_tree, name_of
 from tests.deploy.policies import (
     Check,
     check_availability,
+    check_commands,
     check_grace,
     check_images,
     check_pod_security,
@@ -78,6 +79,8 @@ POD_BREAKS: list[tuple[Check, str, Break, str]] = [
         lambda s: first(s)["env"].append({"name": "CDC_SLOTT", "value": "x"}),
         "no setting CDC_SLOTT",
     ),
+    (check_commands, WORKER, lambda s: first(s).update(args=["conductor", "work"]), "no command"),
+    (check_commands, CDC, lambda s: first(s).update(args=["cdc"]), "no command cdc"),
     (check_grace, WORKER, lambda s: s.update(terminationGracePeriodSeconds=30), "30 s"),
     (check_grace, CDC, lambda s: s.update(terminationGracePeriodSeconds=5), "killed after 5 s"),
     (
