@@ -20,8 +20,8 @@ lint: .venv
 
 types: .venv
 	$(BIN)/mypy $(SOURCES)
-	$(BIN)/basedpyright
-	$(BIN)/basedpyright --project tests/typing
+	$(BIN)/pyright
+	$(BIN)/pyright --project tests/typing
 
 demo: .venv
 	KEEP=$(KEEP) $(BIN)/python -m examples.shop.demo
