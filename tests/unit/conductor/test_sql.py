@@ -8,7 +8,10 @@ from conductor.sql import load, parse
 
 
 def test_comments_are_not_sent() -> None:
-    text = "-- a file\n\n-- name: one\n-- 100% a comment\nselect 1\n  -- in\nfrom t;\n\n-- name: two\nselect 2"
+    text = (
+        "-- a file\n\n-- name: one\n-- 100% a comment\nselect 1\n  -- in\nfrom t;\n"
+        "\n-- name: two\nselect 2"
+    )
     assert parse(text) == {"one": b"select 1\nfrom t", "two": b"select 2"}
 
 
