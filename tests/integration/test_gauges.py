@@ -1,0 +1,124 @@
+"""The gauges of the whole queue: exported by one process at a time, a sidecar before a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from conductor.connections import Connections
+from conductor.errors import MigrationMismatch
+from conductor.gauges import SIDECAR, Gauges, SidecarGauges
+from conductor.metrics import Metrics
+from tests.integration.conftest import Queue
+
+pytestmark = pytest.mark.anyio
+READ = "conductor_gauges_read_timestamp_seconds"
+
+
+class Exporter:
+    """One process that may export the gauges."""
+
+    def __init__(self, connections: Connections, precedence: int) -> None:
+        self.metrics = Metrics()
+        self.gauges = Gauges(connections, self.metrics, precedence=precedence)
+
+    def shows(self, name: str = READ, **labels: str) -> float | None:
+        """The value of a gauge; None when it is not shown."""
+        value = self.metrics.registry.get_sample_value(name, labels)
+        return None if value is None or math.isnan(value) else value
+
+
+@pytest.fixture
+async def worker(queue: Queue) -> Exporter:
+    return Exporter(queue.connections, 0)
+
+
+@pytest.fixture
+async def sidecar(queue: Queue) -> Exporter:
+    return Exporter(queue.connections, SIDECAR)
+
+
+@pytest.fixture
+async def stocked(queue: Queue) -> Queue:
+    await queue.rows("insert into conductor.queues (name) values ('mail')")
+    await queue.rows("insert into conductor.progress (slot) values ('orders'), ('calm')")
+    await queue.rows(
+        "insert into conductor.gaps (slot, condition, policy, closed_at) values"
+        " ('orders', 'slot_lost', 'stop', null), ('orders', 'slot_lost', 'recreate', now())"
+    )
+    await queue.rows(
+        "insert into conductor.dead_letters (slot, generation, commit_lsn, ordinal, error, raw)"
+        " select 'orders', 1, '0/1', n, 'x', '' from generate_series(1, 3) n"
+    )
+    return queue
+
+
+async def test_only_one_of_two_workers_shows_them(queue: Queue, worker: Exporter) -> None:
+    other = Exporter(queue.connections, 0)
+    for exporter in (worker, other, worker):
+        await exporter.gauges.tick()
+    assert worker.shows()
+    assert other.shows() is None
+
+
+async def test_a_sidecar_takes_the_duty_from_a_worker(
+    stocked: Queue, worker: Exporter, sidecar: Exporter
+) -> None:
+    await worker.gauges.tick()
+    assert worker.shows("conductor_workers", queue="mail") == 0
+    await sidecar.gauges.tick()
+    await worker.gauges.tick()
+    assert sidecar.shows("conductor_workers", queue="mail") == 0
+    assert worker.shows("conductor_workers", queue="mail") is None
+    assert worker.shows() is None
+    assert await stocked.value("select precedence from conductor.duties") == SIDECAR
+
+
+async def test_a_duty_that_is_not_renewed_is_free(
+    queue: Queue, worker: Exporter, sidecar: Exporter
+) -> None:
+    await sidecar.gauges.tick()
+    await queue.rows("update conductor.duties set expires_at = now() - interval '1 ms'")
+    await worker.gauges.tick()
+    assert worker.shows()
+
+
+async def test_who_stops_leaves_the_duty(queue: Queue, worker: Exporter) -> None:
+    sidecar = SidecarGauges(queue.database.dsn)
+    running = asyncio.create_task(sidecar.run())
+    await queue.until("select exists (select from conductor.duties)")
+    sidecar.stop()
+    await asyncio.wait_for(running, 10)
+    assert await queue.rows("select * from conductor.duties") == []
+    await worker.gauges.tick()
+    assert worker.shows()
+
+
+async def test_what_the_router_left_behind_is_shown(stocked: Queue, worker: Exporter) -> None:
+    await worker.gauges.tick()
+    assert worker.shows("conductor_gaps_open", slot="orders", condition="slot_lost") == 1
+    assert worker.shows("conductor_gaps_open", slot="calm", condition="none") == 0
+    assert worker.shows("conductor_dead_letters", slot="orders") == 3
+    assert worker.shows("conductor_dead_letters", slot="calm") == 0
+    await stocked.rows("update conductor.gaps set closed_at = now()")
+    await worker.gauges.tick()
+    assert worker.shows("conductor_gaps_open", slot="orders", condition="slot_lost") is None
+    assert worker.shows("conductor_gaps_open", slot="orders", condition="none") == 0
+
+
+async def test_gauges_that_cannot_be_read_are_not_shown(queue: Queue, worker: Exporter) -> None:
+    await worker.gauges.tick()
+    assert worker.shows()
+    await queue.rows("alter table conductor.queues rename to hidden")
+    with pytest.raises(MigrationMismatch, match="queues"):
+        await worker.gauges.tick()
+    assert worker.shows() is None
+
+
+async def test_a_sidecar_serves_nothing_of_a_worker(queue: Queue) -> None:
+    families = {family.name for family in SidecarGauges(queue.database.dsn).registry.collect()}
+    assert "conductor_jobs" in families
+    assert "conductor_jobs_started" not in families
+    assert "conductor_cron_last_tick_timestamp_seconds" not in families
