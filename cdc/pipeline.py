@@ -41,6 +41,7 @@ from conductor.matching import Subscription
 PENDING_LIMIT_BYTES: Final = 4 << 20
 """Stream held in memory as jobs: beyond it the reader waits for the writer."""
 
+READ_FRAMES: Final = 1024
 BURST_END_S: Final = 0.02
 HINT_EVERY_S: Final = 0.005
 STATUS_EVERY_S: Final = 1.0
@@ -50,7 +51,10 @@ class Stream(Protocol):
     """What the pump needs of a replication stream."""
 
     async def read(self, limit: int) -> list[bytes]:
-        """Return up to `limit` CopyData payloads: those that are there, at least one."""
+        """Return up to `limit` CopyData payloads: those that are there, at least one.
+
+        Lets the event loop run once in any case.
+        """
 
     async def send_status(
         self, write_lsn: int, flush_lsn: int, apply_lsn: int, *, reply_requested: bool = False
@@ -60,6 +64,9 @@ class Stream(Protocol):
 
 class SubscriptionSource(Protocol):
     """Where subscriptions and their stamps for this slot come from."""
+
+    revision: int
+    """Rises whenever anything of it changes."""
 
     @property
     def stamped(self) -> list[tuple[Subscription, int | None, int | None]]:
@@ -140,6 +147,7 @@ class Pipeline:
             position.generation,
             [s for s, start, end in subscriptions.stamped if start is not None and end is None],
         )
+        self._revision = subscriptions.revision
         self._progress = Progress(position.routed_lsn, position.acknowledged_lsn)
         self._pending = _Pending()
         self._marker: Marker | None = None
@@ -188,16 +196,15 @@ class Pipeline:
 
     async def _read(self) -> None:
         while True:
-            frames = await self._stream.read(1024)
-            rest = iter(frames)
+            rest = iter(await self._stream.read(READ_FRAMES))
+            if self._subscriptions.revision != self._revision:
+                self._renew()
             while (marker := self._take(rest)) is not None:
                 await self._meet(marker)
             if self._has_work:
                 self._work.set()
             if self._pending.size_bytes >= PENDING_LIMIT_BYTES:
                 await self._wait_for_room()
-            else:
-                await asyncio.sleep(0)  # let the writer and the status loop have their turn
 
     async def _wait_for_room(self) -> None:
         started_s = time.monotonic()
@@ -317,6 +324,16 @@ class Pipeline:
             await self._subscriptions.refresh()
         self._marker = marker
 
+    def _renew(self) -> None:
+        """Take over what may change of a subscription while it routes: its version."""
+        self._revision = self._subscriptions.revision
+        active = set(self._router.active)
+        ids = {s.id for s in active}
+        stored = [s for s, _, _ in self._subscriptions.stamped]
+        renewed = [s for s in stored if s.id in ids and s not in active]
+        if renewed:
+            self._router.activate(renewed)
+
     def _stamp(self, marker: Marker, commit_lsn: int) -> None:
         active = {s.id for s in self._router.active}
         starting = [
@@ -335,8 +352,10 @@ class Pipeline:
     @property
     def _has_work(self) -> bool:
         pending = self._pending
-        whole = pending.cut or pending.dead_cut or pending.stamps
-        return bool(whole) or pending.size_bytes >= PENDING_LIMIT_BYTES
+        if pending.size_bytes >= PENDING_LIMIT_BYTES:
+            return True
+        whole = pending.cut or pending.dead_cut or pending.stamps or self._sink.is_open
+        return bool(whole) and pending.end_lsn is not None
 
     async def _write(self) -> None:
         while not self._stop.is_set():
