@@ -73,6 +73,7 @@ def judge(connection: psycopg.Connection) -> Verdict:
 
 
 def judge_database(dsn: str) -> Verdict:
-    """Connect and `judge`."""
-    with psycopg.connect(dsn) as connection:
+    """Connect and `judge` what one snapshot shows: schedules go on firing meanwhile."""
+    with psycopg.connect(dsn, options="-c work_mem=64MB") as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         return judge(connection)

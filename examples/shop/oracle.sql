@@ -160,7 +160,8 @@ with jobs as materialized (
     select j.id, j.task, j.trigger, j.state, j.created_at, j.source_lsn, j.source_ordinal, j.subscription,
         j.payload::jsonb as payload
     from conductor.job j
-    where j.queue <> 'conductor.internal'
+    where j.queue <> 'conductor.internal'   -- nor a firing that is under way just now
+        and not (j.trigger = 'cron' and j.state in ('ready', 'running'))
 ), transactions as materialized (       -- which transaction committed there: told by a row it wrote
     select j.source_lsn, max(c.xid) as xid
     from jobs j

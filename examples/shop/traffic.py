@@ -42,7 +42,7 @@ class Plan:
     writers: int = 3
     transactions: int = 1_000_000
     transactions_per_s: float = 120.0
-    loads: int = 4
+    loads: int = 3
     load_rows: int = 20_000
 
 

@@ -92,6 +92,16 @@ def test_a_faultless_record_has_no_faults(connection: psycopg.Connection) -> Non
     )
 
 
+def test_a_firing_that_is_under_way_is_not_judged(connection: psycopg.Connection) -> None:
+    connection.execute(
+        "insert into conductor.jobs (queue, task, trigger, state, payload) values"
+        " ('default', 'report-sales', 'cron', 'running', '{\"scheduled_at\": \"x\"}')"
+    )
+    assert judge(connection).faults == 0
+    connection.execute("update conductor.jobs set state = 'scheduled'")  # it has failed
+    assert judge(connection).unhandled == 1
+
+
 def alter(task: str, op: str, expression: str) -> str:
     """A statement that changes the payload of one job of a task."""
     return (
