@@ -42,11 +42,17 @@ class Settings(BaseSettings):
     """Where schema conductor lives; empty: in the source database."""
 
     slot: SlotName = "conductor"
+    """The replication slot; it is also the leader lock. One per source and queue."""
+
     publication: Annotated[str, Field(min_length=1, max_length=63)] = "conductor"
+    """The publication; made and kept by the sidecar unless CDC_MANAGE_PUBLICATION is off."""
+
     source: Annotated[str, Field(min_length=1)] = "default"
     """The name under which subscriptions know this source."""
 
     plugin: Literal["pgoutput"] = "pgoutput"
+    """The output plugin."""
+
     manage_publication: bool = True
     """Off: change nothing, say which statements are missing."""
 
@@ -54,12 +60,20 @@ class Settings(BaseSettings):
     """When changes may have been lost: end with status 65, or go on with a new slot."""
 
     metrics_host: str = "0.0.0.0"  # noqa: S104  # scraped from outside the container
+    """Where metrics and probes are served."""
+
     metrics_port: Annotated[int, Field(ge=-1, le=65535)] = 9465
     """-1: serve nothing; 0: any free port, named in the log."""
 
     status_interval_s: Seconds = 1.0
+    """How often the server is told where we are, asked or not."""
+
     wal_sender_timeout_s: Annotated[float, Field(ge=5)] = 60.0
+    """How long the server waits for a sign of life; a dead host is noticed after it."""
+
     slot_creation_deadline_s: Seconds = 60.0
+    """Creating a slot waits for every running writer; after this, name them and give up."""
+
     give_up_after_s: Seconds = 60.0
     """Without a database for that long, end with status 69 (and let the supervisor decide)."""
 
@@ -67,7 +81,10 @@ class Settings(BaseSettings):
     """After SIGTERM: how long finishing the batch in hand may take."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least level that is logged."""
+
     log_format: Literal["auto", "json", "console"] = "auto"
+    """auto: for people on a terminal, JSON elsewhere."""
 
     @field_validator("source_dsn", "queue_dsn")
     @classmethod

@@ -51,14 +51,25 @@ class Settings(BaseSettings):
     """Where a worker serves metrics and probes. -1: nowhere; 0: any free port, named in the log."""
 
     metrics_host: str | None = None
+    """The address for that."""
+
     slots: Annotated[int, Field(ge=1)] | None = None
+    """How many jobs of a queue run at once in one process."""
+
     drain_timeout_s: Seconds | None = None
+    """After SIGTERM: how long running handlers may take before they are stopped."""
+
     wait_captured_s: Seconds | None = None
     """How long a worker's start waits until its change triggers are captured. None: not at all."""
 
     connect_timeout_s: Seconds = 30.0
+    """Without a database for that long, end with status 69."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least level that is logged."""
+
     log_format: Literal["auto", "json", "console"] = "auto"
+    """auto: for people on a terminal, JSON elsewhere."""
 
     @field_validator("dsn")
     @classmethod
