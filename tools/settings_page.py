@@ -6,6 +6,7 @@ What a setting means is the docstring under it, so the page cannot say anything 
 import ast
 import inspect
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ def descriptions(settings: type[BaseSettings]) -> dict[str, str]:
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(settings))).body
     body = definition.body if isinstance(definition, ast.ClassDef) else []
     found = {}
-    for field, text in zip(body, body[1:], strict=False):
+    for field, text in pairwise(body):
         if (
             isinstance(field, ast.AnnAssign)
             and isinstance(field.target, ast.Name)
