@@ -21,14 +21,17 @@ LOGS = FOLDER / "logs"
 WRITE_SECONDS = 6
 
 
-async def run(only: Sequence[str], runs: int, seconds: float) -> tuple[list[Result], str]:
+async def run(
+    only: Sequence[str], runs: int, seconds: float, scale: float
+) -> tuple[list[Result], str]:
     """Run the chosen benchmarks on a server of their own; return results and its version."""
+    write_seconds = max(round(WRITE_SECONDS * scale), 1)
     benchmarks: Mapping[str, Callable[[Stand], Awaitable[list[Result]]]] = {
-        "router": lambda stand: router.measure(stand, runs),
-        "worker": lambda stand: worker.measure(stand, runs),
+        "router": lambda stand: router.measure(stand, runs, scale),
+        "worker": lambda stand: worker.measure(stand, runs, scale),
         "snapshot": lambda stand: snapshot.measure(stand, seconds),
-        "writer": lambda stand: writer.measure_slowdown(stand, runs, WRITE_SECONDS),
-        "latency": lambda stand: writer.measure_latency(stand, WRITE_SECONDS),
+        "writer": lambda stand: writer.measure_slowdown(stand, runs, write_seconds),
+        "latency": lambda stand: writer.measure_latency(stand, write_seconds),
     }
     results: list[Result] = []
     shutil.rmtree(LOGS, ignore_errors=True)
@@ -50,10 +53,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--runs", type=int, default=3, help="of each side of a comparison")
     parser.add_argument("--seconds", type=float, default=30, help="that a snapshot is held")
+    parser.add_argument("--scale", type=float, default=1.0, help="of sizes: 0.1 for a look")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--write", action="store_true", help="also write benchmarks/RESULTS.md")
     options = parser.parse_args()
-    results, server = asyncio.run(run(options.only, options.runs, options.seconds))
+    results, server = asyncio.run(run(options.only, options.runs, options.seconds, options.scale))
     print(f"stored in {store(results, server, FOLDER, write=options.write)}")
 
 

@@ -7,7 +7,7 @@ walsender is active to when its progress has passed the last transaction.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from benchmarks.report import Result, rate
@@ -31,6 +31,12 @@ class Shape:
         """How many rows it has."""
         return self.transactions * self.rows_each
 
+    def scaled(self, scale: float) -> "Shape":
+        """The same with fewer transactions, or with a smaller one."""
+        if self.transactions == 1:
+            return replace(self, rows_each=max(round(self.rows_each * scale), 1))
+        return replace(self, transactions=max(round(self.transactions * scale), 2))
+
 
 SHAPES = (
     Shape("10 rows a transaction", 10_000, 10, "≥ 0.65"),
@@ -50,11 +56,11 @@ class Backlog:
     acknowledged_lsn: str
 
 
-async def measure(stand: Stand, runs: int) -> list[Result]:
-    """Measure every shape."""
+async def measure(stand: Stand, runs: int, scale: float) -> list[Result]:
+    """Measure every shape; `scale` makes them smaller."""
     async with stand.sidecar(), stand.worker("routing"):
         await stand.wait_for("is_captured")
-    return [await measure_shape(stand, shape, runs) for shape in SHAPES]
+    return [await measure_shape(stand, shape.scaled(scale), runs) for shape in SHAPES]
 
 
 async def measure_shape(stand: Stand, shape: Shape, runs: int) -> Result:

@@ -18,13 +18,14 @@ JOBS = 100_000
 RAW_BATCH = 500
 
 
-async def measure(stand: Stand, runs: int) -> list[Result]:
-    """Measure both in turn."""
+async def measure(stand: Stand, runs: int, scale: float) -> list[Result]:
+    """Measure both in turn; `scale` makes the backlog smaller."""
+    jobs = round(JOBS * scale)
     ours: list[float] = []
     raw: list[float] = []
     for _ in range(runs):
-        raw.append(await run_raw(stand))
-        ours.append(await run_worker(stand))
+        raw.append(await run_raw(stand, jobs))
+        ours.append(await run_worker(stand, jobs))
     numbers = f"{rate(ours, 'jobs/s')}; raw loop {rate(raw, 'jobs/s')}"
     return [
         Result("no-op jobs of one worker process", numbers, median(ours), "jobs/s", "≥ 30,000"),
@@ -32,20 +33,20 @@ async def measure(stand: Stand, runs: int) -> list[Result]:
     ]
 
 
-async def run_worker(stand: Stand) -> float:
+async def run_worker(stand: Stand, jobs: int) -> float:
     """Drain a backlog by a worker process; return its jobs a second."""
     await stand.run("empty_queue")
-    await stand.run("enqueue", count=JOBS)
+    await stand.run("enqueue", count=jobs)
     await stand.run("analyze_jobs")
     async with stand.worker("jobs"):
         await stand.wait_for("is_idle")
     return float(await stand.run("read_pace"))
 
 
-async def run_raw(stand: Stand) -> float:
+async def run_raw(stand: Stand, jobs: int) -> float:
     """Drain an equal backlog by claim and delete; return its jobs a second."""
     await stand.run("empty_raw")
-    await stand.run("enqueue_raw", count=JOBS)
+    await stand.run("enqueue_raw", count=jobs)
     await stand.run("analyze_raw")
     claim, delete = STATEMENTS["claim_raw"], STATEMENTS["delete_raw"]
     done = 0
