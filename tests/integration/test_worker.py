@@ -460,3 +460,19 @@ async def test_terminated_connections_lose_and_repeat_nothing(workshop: Workshop
     assert set(ran) == set(range(total))
     rows = await workshop.queue.rows("select distinct attempt, crashes from conductor.history")
     assert rows == [{"attempt": 0, "crashes": 0}]
+
+
+async def test_a_job_whose_claim_was_never_heard_of_is_given_back(workshop: Workshop) -> None:
+    database = workshop.queue.database
+    async with workshop.worker([DOUBLE]) as worker:
+        job = await workshop.invoke({"number": 1}, state="running", worker=worker.id, fence=1)
+        await workshop.ended(await workshop.invoke({"number": 2}))
+        assert (await workshop.job(job))["state"] == "running"
+        with psycopg.connect(database.admin_dsn, autocommit=True) as admin:
+            admin.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where datname = %s and application_name like 'conductor worker%%'",
+                [database.name],
+            )
+        row = await workshop.ended(job)
+    assert (row["state"], row["fence"], row["attempt"]) == ("completed", 2, 0)
