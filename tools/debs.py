@@ -8,7 +8,9 @@ of ours is installed.
 
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 DOWNLOAD_TIMEOUT_S = 300
@@ -58,6 +60,25 @@ class Packages:
 
     def _apt_get(self, *arguments: str) -> None:
         run("apt-get", *self._options, *arguments, cwd=self._work)
+
+
+@contextmanager
+def filling(home: Path) -> Iterator[tuple[Packages, Path]]:
+    """Give a downloader and an empty folder, which becomes `home` at the end.
+
+    The folder lies beside `home` and is renamed: two runs at once do not disturb each other.
+    """
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home.parent, prefix=f"{home.name}.") as folder:
+        root = Path(folder, "root")
+        root.mkdir()
+        yield Packages(Path(folder)), root
+        root.chmod(0o755)
+        try:
+            root.rename(home)
+        except OSError:
+            if not home.is_dir():
+                raise
 
 
 def unpack(archives: Iterable[Path], root: Path) -> None:

@@ -6,12 +6,10 @@ let a real server scrape real processes.
 
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.debs import Packages, unpack
+from tools.debs import filling, unpack
 
 PACKAGE = "prometheus"
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
@@ -54,20 +52,6 @@ def find_prometheus(cache: Path = CACHE) -> Prometheus:
         return Prometheus(Path(server), Path(promtool))
     home = cache / PACKAGE
     if not home.is_dir():
-        _fill(home, [PACKAGE])
+        with filling(home) as (packages, root):
+            unpack(packages.download([PACKAGE]), root)
     return Prometheus(home / "usr/bin/prometheus", home / "usr/bin/promtool")
-
-
-def _fill(home: Path, packages: Sequence[str]) -> None:
-    """Unpack in a folder beside `home`, then rename: two runs at once do not disturb each other."""
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent, prefix=f"{home.name}.") as folder:
-        root = Path(folder, "root")
-        root.mkdir()
-        unpack(Packages(Path(folder)).download(packages), root)
-        root.chmod(0o755)
-        try:
-            root.rename(home)
-        except OSError:
-            if not home.is_dir():
-                raise

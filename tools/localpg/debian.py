@@ -8,10 +8,9 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
-from tools.debs import Packages, PackagesUnavailable, dependencies, is_installed, unpack
+from tools.debs import Packages, PackagesUnavailable, dependencies, filling, is_installed, unpack
 from tools.localpg.binaries import DEBIAN_SERVERS, Binaries, BinariesNotFound
 
 VERSION = 15
@@ -49,23 +48,12 @@ def _binaries(home: Path) -> Binaries:
 
 
 def _fill(home: Path) -> None:
-    """Unpack in a folder beside `home`, then rename: two runs at once do not disturb each other."""
     if shutil.which("ldd") is None:
         raise PackagesUnavailable("no ldd")
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent, prefix=f"{home.name}.") as folder:
-        root = Path(folder, "root")
-        root.mkdir()
-        packages = Packages(Path(folder))
+    with filling(home) as (packages, root):
         archives = packages.download(PACKAGES)
         unpack(archives, root)
         _add_libraries(root, archives, packages)
-        root.chmod(0o755)
-        try:
-            root.rename(home)
-        except OSError:
-            if not home.is_dir():
-                raise
 
 
 def _add_libraries(root: Path, archives: list[Path], packages: Packages) -> None:
