@@ -316,9 +316,11 @@ def test_the_health_check_asks_the_process(built: Built, command: list[str]) -> 
         group=UNPRIVILEGED,
     )
     with process:
-        wait_until(lambda: built.run(*command, **ports).returncode == 0, 30, "serving")
-        done = built.run(*command, "/readyz", **ports)
-        assert done.returncode == 1
-        assert "not connected" in done.stderr
-        process.terminate()
+        try:
+            wait_until(lambda: built.run(*command, **ports).returncode == 0, 30, "serving")
+            done = built.run(*command, "/readyz", **ports)
+            assert done.returncode == 1
+            assert "not connected" in done.stderr
+        finally:
+            process.terminate()
         assert process.wait(10) == 0
