@@ -53,6 +53,7 @@ class Execution(Run):
     """One run. ``started_s``, ``ended_s``: by the monotonic clock."""
 
     __slots__ = (
+        "_begun",
         "_reason",
         "_surroundings",
         "_wake_at",
@@ -74,12 +75,16 @@ class Execution(Run):
         self.interruption: Interruption | None = None
         self.started_s = self.ended_s = monotonic()
         self._surroundings = surroundings
+        self._begun = False  # a task that is cancelled before it has begun never runs
         self._reason = ""
         self._wake_at: datetime | None = None
 
     async def outcome(self) -> Outcome | None:
         """Run the handler; return what becomes of the job, None when it is no longer ours."""
         task, info = self.task, self.info
+        if self.cancelled:
+            return self._interrupted()
+        self._begun = True
         timer = None
         if task.timeout_s is not None:
             loop = asyncio.get_running_loop()
@@ -101,6 +106,7 @@ class Execution(Run):
             return self._failed(error) if self.interruption is None else self._interrupted()
         finally:
             self.ended_s = monotonic()
+            self.handle = None  # what follows is the worker's, not to be cancelled
             self.end()
             if timer is not None:
                 timer.cancel()
@@ -111,7 +117,7 @@ class Execution(Run):
             return
         self.interruption, self._reason = interruption, reason
         self.cancelled = True
-        if self.handle is not None:
+        if self._begun and self.handle is not None:
             self.handle.cancel()
 
     def abandon(self) -> None:

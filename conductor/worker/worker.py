@@ -136,7 +136,8 @@ class Worker:
 
         Then handlers are cancelled and their jobs given back. Call it on the event loop.
         """
-        if not self._stopping:
+        over = self._serving is not None and self._serving.done()
+        if not (self._stopping or over):
             self._stopping = True
             self._slots.return_buffer()
             loop = asyncio.get_running_loop()
