@@ -58,7 +58,7 @@ class SubscriptionBook:
         self._queue = queue
         self._parameters = {"slot": slot, "source": source}
         self._read_revision = ""
-        self._known: dict[int, Subscription | None] = {}
+        self._known: dict[tuple[int, str | None], Subscription | None] = {}
         self._log = structlog.get_logger("cdc")
         self.entries: list[Entry] = []
         self.revision = 0
@@ -89,9 +89,10 @@ class SubscriptionBook:
         self.revision += 1
 
     def _entry(self, row: dict[str, Any]) -> Entry | None:
-        if row["id"] not in self._known:
-            self._known[row["id"]] = self._read(row)
-        subscription = self._known[row["id"]]
+        key = row["id"], row["version"]  # all else of a subscription never changes
+        if key not in self._known:
+            self._known[key] = self._read(row)
+        subscription = self._known[key]
         if subscription is None:
             return None
         return Entry(subscription, row["retired"], _lsn(row["start_lsn"]), _lsn(row["end_lsn"]))

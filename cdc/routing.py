@@ -31,6 +31,7 @@ from cdc.wire.messages import (
     Unchanged,
     Update,
 )
+from conductor import filters
 from conductor.contract import JobSpec, encode_position
 from conductor.matching import ChangeFilter, Operation, Subscription
 
@@ -137,6 +138,10 @@ class Router:
         if plan is None or plan.shape is not shape:
             plan = self._plan(shape)
         routes = plan.routes_by_kind[type(change)]
+        if plan.has_filters:
+            routes = self._admitted(routes, shape, change, ordinal, raw, out)
+            if not routes:
+                return
         if not routes:
             out.unmatched += 1
             return
@@ -195,16 +200,45 @@ class Router:
                 self._append((route,), shape, route.only_captured(change), ordinal, out.specs)
             except (ValueUndecodable, ProtocolError) as error:
                 del out.specs[done:]
-                out.dead_letters.append(
-                    DeadLetter(
-                        self._commit_lsn,
-                        ordinal,
-                        route.subscription,
-                        _describe(shape),
-                        f"{type(error).__name__}: {error}",
-                        raw,
-                    )
-                )
+                out.dead_letters.append(self._dead_letter(route, shape, ordinal, raw, error))
+
+    def _admitted(
+        self,
+        routes: "Sequence[_Route]",
+        shape: RelationShape,
+        change: Change,
+        ordinal: int,
+        raw: bytes,
+        out: Routed,
+    ) -> "list[_Route]":
+        """Return the routes whose filter is true of the change, and those that have none.
+
+        A filter that fails gives a dead letter: a lost change can be found then.
+        """
+        admitted: list[_Route] = []
+        failed = 0
+        for route in routes:
+            try:
+                if route.when is None or route.when.matches(change):
+                    admitted.append(route)
+            except (ValueUndecodable, ProtocolError, filters.FilterFailed) as error:
+                failed += 1
+                out.dead_letters.append(self._dead_letter(route, shape, ordinal, raw, error))
+        if not admitted and not failed:
+            out.unmatched += 1
+        return admitted
+
+    def _dead_letter(
+        self, route: "_Route", shape: RelationShape, ordinal: int, raw: bytes, error: Exception
+    ) -> DeadLetter:
+        return DeadLetter(
+            self._commit_lsn,
+            ordinal,
+            route.subscription,
+            _describe(shape),
+            f"{type(error).__name__}: {error}",
+            raw,
+        )
 
     def _plan(self, shape: RelationShape) -> "_TablePlan":
         plan = self._plans.get(shape.oid)
@@ -216,7 +250,7 @@ class Router:
 class _TablePlan:
     """What the active subscriptions want of one table in its present shape."""
 
-    __slots__ = ("routes", "routes_by_kind", "shape")
+    __slots__ = ("has_filters", "routes", "routes_by_kind", "shape")
 
     def __init__(self, shape: RelationShape, subscriptions: Sequence[Subscription]) -> None:
         self.shape = shape
@@ -226,6 +260,7 @@ class _TablePlan:
             if isinstance(s.filter, ChangeFilter)
             and (s.filter.schema, s.filter.table) == (shape.schema, shape.name)
         ]
+        self.has_filters = any(route.when is not None for route in self.routes)
         self.routes_by_kind: dict[type, list[_Route]] = {
             kind: [route for route in self.routes if operation in route.operations]
             for kind, operation in _OPERATIONS.items()
@@ -248,6 +283,7 @@ class _Route:
         "row",
         "subscription",
         "update",
+        "when",
     )
 
     def __init__(
@@ -261,6 +297,7 @@ class _Route:
         self.subscription = subscription.id
         self.operations = wanted.operations
         self.changed = None if wanted.changed is None else frozenset(wanted.changed)
+        self.when = None if wanted.when is None else _When(wanted.when, shape)
         self.copy_head = subscription.head
         keys = [i for i in captured if i in shape.key_indexes]
         table = b'"schema":%b,"table":%b,' % (orjson.dumps(shape.schema), orjson.dumps(shape.name))
@@ -294,6 +331,71 @@ class _Route:
 
     def _blank(self, row: Row) -> Row:
         return [value if i in self._captured else None for i, value in enumerate(row)]
+
+
+class _When:
+    """A subscription's filter on one table: the variables of its expression, from a row's values.
+
+    Only the columns that the expression names are converted, unless it takes a row as a whole.
+    """
+
+    __slots__ = ("_filter", "_new", "_old", "_shape")
+
+    def __init__(self, source: str, shape: RelationShape) -> None:
+        self._filter = filters.compile_stored(source)
+        self._shape = shape
+        self._new = self._indexes("new")
+        self._old = self._indexes("old")
+
+    def _indexes(self, name: str) -> tuple[int, ...]:
+        read = self._filter.references
+        return tuple(
+            index
+            for index, column in enumerate(self._shape.column_names)
+            if name in read.whole or column in read.columns[name]
+        )
+
+    def matches(self, change: Change) -> bool:
+        """Return what the expression says. Raises FilterFailed, ValueUndecodable."""
+        new: dict[str, Any] | None = None
+        old: dict[str, Any] | None = None
+        changed: list[str] | None = []
+        if isinstance(change, Insert):
+            new = self._values(change.new, self._new)
+        elif isinstance(change, Update):
+            filled, changed = _compare(self._shape, change)
+            new = self._values(filled, self._new)
+            if change.old is not None:
+                old = self._old_values(change.old, change.old_kind)
+        elif isinstance(change, Delete):
+            old = self._old_values(change.old, change.old_kind)
+        operation = _OPERATIONS[type(change)]
+        return self._filter.matches({"new": new, "old": old, "changed": changed, "op": operation})
+
+    def _old_values(self, row: Row, kind: str | None) -> dict[str, Any]:
+        keys = self._shape.key_indexes
+        return self._values(row, [i for i in self._old if kind == "O" or i in keys])
+
+    def _values(self, row: Row, indexes: Sequence[int]) -> dict[str, Any]:
+        """Return columns by name; one whose value is not in the WAL is not there."""
+        names, converters = self._shape.column_names, self._shape.converters
+        if len(row) != len(names):
+            raise ProtocolError("R", 0, f"a row of {len(names)} columns", f"{len(row)}")
+        values: dict[str, Any] = {}
+        for index in indexes:
+            text = row[index]
+            if text is None:
+                values[names[index]] = None
+            elif text is not UNCHANGED:
+                values[names[index]] = _parsed(converters[index](text))
+        return values
+
+
+def _parsed(fragment: bytes) -> Any:
+    try:
+        return orjson.loads(fragment)
+    except orjson.JSONDecodeError as error:  # json takes what is no text: "\\ud800"
+        raise filters.FilterFailed(f"a value cannot be read as JSON: {error}") from None
 
 
 class _ObjectTemplate:
@@ -338,15 +440,8 @@ class _UpdateImage:
 
     @classmethod
     def of(cls, shape: RelationShape, update: Update) -> "_UpdateImage":
-        new, old = update.new, update.old
-        changed = None
-        if old is not None and update.old_kind == "O":
-            changed = [
-                name
-                for name, after, before in zip(shape.column_names, new, old, strict=False)
-                if after is not UNCHANGED and after != before
-            ]
-            new = [_filled(after, before) for after, before in zip(new, old, strict=False)]
+        new, changed = _compare(shape, update)
+        old = update.old
         return cls(
             shape.fragments(new),
             None if old is None else shape.fragments(old),
@@ -378,6 +473,19 @@ class _UpdateImage:
         if unchanged:
             parts.append(b',"unchanged":' + orjson.dumps(unchanged))
         return b"".join(parts)
+
+
+def _compare(shape: RelationShape, update: Update) -> tuple[Row, list[str] | None]:
+    """Return the new row, as full as the WAL allows, and what changed; None: nobody can tell."""
+    new, old = update.new, update.old
+    if old is None or update.old_kind != "O":
+        return new, None
+    changed = [
+        name
+        for name, after, before in zip(shape.column_names, new, old, strict=False)
+        if after is not UNCHANGED and after != before
+    ]
+    return [_filled(after, before) for after, before in zip(new, old, strict=False)], changed
 
 
 def _filled(after: Field, before: Field) -> Field:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from cdc import sink_queries as queries
+from cdc import queries
 from cdc.errors import FenceLost, QueueUnavailable, SinkError
 from cdc.lsn import Lsn
 from cdc.routing import DeadLetter
@@ -88,7 +88,7 @@ class Sink:
         name = f"cdc sink {slot}"[:63]
         async with _queue_errors():
             connection = await psycopg.AsyncConnection.connect(
-                dsn, autocommit=True, application_name=name
+                dsn, autocommit=True, application_name=name, client_encoding="utf8"
             )
         try:
             async with _queue_errors():

@@ -200,3 +200,18 @@ async def test_a_toasted_value_that_did_not_change_is_never_null(items: ScratchD
     assert "unchanged" not in found[2]
     assert found[2]["new"] == {"id": 1, "note": "c", "big": "x" * 10000}
     assert found[2]["changed"] == ["note"]
+
+
+async def test_a_version_registered_later_is_on_the_jobs_after_it(items: ScratchDatabase) -> None:
+    async with running(items):
+        await captured(items, subscribe(items.dsn, "public.item", ["insert"]))
+        query(items.dsn, "insert into item values (1)")
+        await routed(items, 1)
+        query(items.dsn, "update conductor.subscriptions set version = '2'")
+        query(items.dsn, "select pg_notify('conductor_subscriptions', '')")
+
+        def latest() -> Any:
+            query(items.dsn, "insert into item select max(id) + 1 from item")
+            return value(items.dsn, "select version from conductor.jobs order by id desc limit 1")
+
+        await eventually(lambda: latest() == "2", "the new version")
