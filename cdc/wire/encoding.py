@@ -35,10 +35,10 @@ _COLUMN = struct.Struct(">Ii").pack
 
 
 def encode(message: Message) -> bytes:
-    """Return the payload that decodes to this message.
+    r"""Return the payload that decodes to this message.
 
     >>> encode(Type(16385, "shop", "mood"))
-    b'Y\\x00\\x00@\\x01shop\\x00mood\\x00'
+    b'Y\x00\x00@\x01shop\x00mood\x00'
     """
     return _ENCODERS[type(message)](message)
 

@@ -301,11 +301,12 @@ class Decoder:
         shape = self._shapes.get(key)
         if shape is not None:
             return shape
+        new_types, old_types = _types(new), _types(old)
+        "".join((*name, *new_types, *old_types)).encode()  # ValueError: a name is not UTF-8
         if self._just_described != name:
-            return CatalogRequest(name, frozenset(_types(new).values()) | set(_types(old).values()))
+            return CatalogRequest(name, frozenset((*new_types.values(), *old_types.values())))
         self._just_described = None
         table = self._tables[name]
-        new_types, old_types = _types(new), _types(old)
         for generated in () if table is None else table.own_generated:
             new_types.pop(generated, None)
             old_types.pop(generated, None)
