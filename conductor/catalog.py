@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from conductor import filters
 from conductor.errors import RegistrationRefused, UnknownColumn
+from conductor.filters import Filter
 from conductor.matching import ChangeFilter
 
 _KINDS: Final = {"v": "a view", "m": "a materialised view", "f": "a foreign table"}
@@ -31,6 +33,7 @@ class Part:
     quoted: str
     identity: str
     has_key: bool
+    key: tuple[str, ...] = ()  # the columns of that index
 
     @property
     def is_full(self) -> bool:
@@ -45,26 +48,39 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class TableFacts:
-    """One table a trigger names: ``parts`` holds itself first, then its lowest partitions."""
+    """One table a trigger names: ``parts`` holds itself first, then its lowest partitions.
+
+    ``columns`` are those that the WAL holds, ``generated`` the others.
+    """
 
     kind: str  # pg_class.relkind
     persistence: str  # pg_class.relpersistence
     columns: tuple[str, ...]
     parts: tuple[Part, ...]
+    generated: tuple[str, ...] = ()
 
 
 def check_change(task: str, change: ChangeFilter, table: TableFacts) -> None:
     """Raise RegistrationRefused or UnknownColumn unless ``table`` gives what ``change`` wants."""
     where = f"task {task!r}: table {change.schema}.{change.table}"
     _check_kind(where, table)
-    for column in (*(change.columns or ()), *(change.changed or ())):
+    when = None if change.when is None else filters.compile(change.when)
+    read = when.references.row_columns if when is not None else frozenset()
+    for column in (*(change.columns or ()), *(change.changed or ()), *sorted(read)):
+        if column in table.generated:
+            raise RegistrationRefused(
+                f"{where}: column {column!r} is generated, and the WAL does not hold it",
+                hint="Leave it out, and compute it from the columns it is made of.",
+            )
         if column not in table.columns:
             raise UnknownColumn(
                 column, table.columns, where=f"of {change.schema}.{change.table} (task {task!r})"
             )
     if change.changed is not None:
-        _check_full(where, table.parts)
-    elif change.operations & {"update", "delete"}:
+        _check_full(where, "`changed`", table.parts)
+    if when is not None:
+        _check_filter(where, when, change, table.parts)
+    if change.operations & {"update", "delete"}:
         _check_usable(where, table.parts)
 
 
@@ -93,11 +109,24 @@ def _check_kind(where: str, table: TableFacts) -> None:
         )
 
 
-def _check_full(where: str, parts: Iterable[Part]) -> None:
+def _check_filter(where: str, when: Filter, change: ChangeFilter, parts: tuple[Part, ...]) -> None:
+    """Refuse a filter that reads what the WAL does not hold under the table's identity."""
+    read = when.references
+    if "update" in change.operations:
+        for name, is_read in (("changed", read.reads_changed), ("old", "old" in read.names)):
+            if is_read:
+                _check_full(where, f"the filter's `{name}`", parts)
+    elif "delete" in change.operations:
+        for column in sorted(read.columns["old"]):
+            lacking = [part for part in parts if column not in part.key]
+            _check_full(where, f"the filter's `old.{column}`", lacking)
+
+
+def _check_full(where: str, reader: str, parts: Iterable[Part]) -> None:
     lacking = [part for part in parts if not part.is_full]
     if lacking:
         raise RegistrationRefused(
-            f"{where}: `changed` compares with the old row, which the WAL holds only under"
+            f"{where}: {reader} needs the old row, which the WAL holds only under"
             f" REPLICA IDENTITY FULL",
             hint=f"{_statements(lacking, 'full')} ({_FULL_COST})",
         )

@@ -101,6 +101,18 @@ class Codec(Generic[T]):
             return value
         return self.adapter.validator.validate_json(data)  # type: ignore[no-any-return]  # it is T
 
+    def members(self) -> frozenset[str] | None:
+        """Return the keys of the JSON object that values are; None when they are not known."""
+        try:
+            schema = self.json_schema() or {}
+        except (NameError, ValueError):  # a name that is defined later
+            return None
+        reference = schema.get("$ref", "")
+        if reference:
+            schema = schema["$defs"][reference.rpartition("/")[2]]
+        known = schema.get("properties")
+        return None if known is None or schema.get("additionalProperties") else frozenset(known)
+
     def json_schema(self) -> dict[str, Any] | None:
         """Return the JSON schema, or None for a type that has none."""
         try:

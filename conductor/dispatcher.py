@@ -20,8 +20,10 @@ from typing import Final
 
 import orjson
 
+from conductor import filters
 from conductor.connections import Connections
-from conductor.matching import EventIndex, Subscription
+from conductor.errors import FilterFailed
+from conductor.matching import EventFilter, EventIndex, Subscription
 from conductor.metrics import (
     ENQUEUED,
     EVENTS_DISPATCHED,
@@ -89,6 +91,7 @@ class Batch:
     events: int
     unmatched: int
     refused: int
+    failed: int = 0  # jobs that failed at once, for their filter could not be evaluated
 
 
 class Dispatcher:
@@ -147,6 +150,9 @@ class Dispatcher:
         if batch.refused:
             self._refused.inc(batch.refused)
             _log.error("%s emitted events cannot be read; their jobs failed", batch.refused)
+        if batch.failed:
+            self._refused.inc(batch.failed)
+            _log.error("%s filters of events failed, and the jobs with them", batch.failed)
         made = Counter((subscription.queue, subscription.task) for subscription, _ in batch.jobs)
         for (queue, task), count in made.items():
             self._metrics.get(ENQUEUED, queue, task, "event").inc(count)
@@ -158,17 +164,39 @@ async def _fan_out(store: DispatchStore, taken: Sequence[Dispatch]) -> Batch:
         return Batch([], 0, 0, 0)
     events, refused = read_events(taken)
     index = EventIndex(await store.subscriptions_of({event for event, _ in events}))
-    jobs = [
-        (subscription, dispatch)
-        for event, dispatch in events
-        for subscription in index.match(event)
-    ]
+    jobs, failed = select_jobs(events, index)
     if jobs:
         await store.add_event_jobs(jobs)
+    if failed:
+        await store.fail_event_jobs(failed)
     if refused:
         await store.refuse_dispatches(refused)
     unmatched = sum(1 for event, _ in events if not index.match(event))
-    return Batch(jobs, len(events), unmatched, len(refused))
+    return Batch(jobs, len(events), unmatched, len(refused), len(failed))
+
+
+def select_jobs(
+    events: Sequence[tuple[str, Dispatch]], index: EventIndex
+) -> tuple[list[tuple[Subscription, Dispatch]], list[tuple[Subscription, Dispatch, str]]]:
+    """Return the jobs of events, and those whose filter failed with the reason."""
+    jobs: list[tuple[Subscription, Dispatch]] = []
+    failed: list[tuple[Subscription, Dispatch, str]] = []
+    for event, dispatch in events:
+        for subscription in index.match(event):
+            try:
+                if _is_wanted(subscription, dispatch):
+                    jobs.append((subscription, dispatch))
+            except FilterFailed as error:
+                failed.append((subscription, dispatch, str(error)))
+    return jobs, failed
+
+
+def _is_wanted(subscription: Subscription, dispatch: Dispatch) -> bool:
+    wanted = subscription.filter
+    if not isinstance(wanted, EventFilter) or wanted.when is None:
+        return True
+    payload = orjson.loads(dispatch.payload)["payload"]
+    return filters.compile_stored(wanted.when).matches({"event": payload})
 
 
 def read_events(

@@ -57,6 +57,12 @@ class CronInvalid(DefinitionInvalid):
     hint = "Five fields (minute hour day month weekday) and an IANA time zone name."
 
 
+class FilterInvalid(DefinitionInvalid):
+    """A filter (`when`) is not CEL, or reads what its trigger does not have."""
+
+    hint = "Such as when='new.email.endsWith(\"@example.com\")'; has(new.x) asks for a column."
+
+
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Return up to three known names that look like ``name``, the nearest first.
 
@@ -121,6 +127,13 @@ class UnknownColumn(UnknownName):
     hint = "Generate the row models again when the column is new."
 
 
+class UnknownField(UnknownName):
+    """No such field in the payload of an event."""
+
+    noun = "field"
+    hint = "Fields are those of the event's definition, under the names they have in JSON."
+
+
 class OptionInvalid(ConductorError):
     """An option of a call is out of its range; the message says which."""
 
@@ -168,6 +181,12 @@ class RowAbsent(ConductorError):
     """The change has no such row: an insert has no old one, a delete no new, a truncate none."""
 
     hint = "Tell operations apart with `match` or `event.op`."
+
+
+class FilterFailed(ConductorError):
+    """A filter (`when`) could not be evaluated for a change or an event: types, a missing key."""
+
+    hint = "Guard it: has(new.x) for a column, new.x != null && … for null."
 
 
 # --- running a job ---------------------------------------------------------------------------

@@ -132,7 +132,7 @@ EVENTS_UNMATCHED = Metric(
 EVENTS_REFUSED = Metric(
     Counter,
     "conductor_events_refused_total",
-    "Dispatch jobs that failed for good because they could not be read.",
+    "Emitted events that could not be read or filtered: a job failed for good.",
 )
 CRON_TICK = Metric(
     Gauge,

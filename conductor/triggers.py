@@ -14,10 +14,11 @@ from pydantic import JsonValue
 from pydantic_core import to_json
 from typing_extensions import TypeVar, override
 
+from conductor import filters
 from conductor.codec import INVALID
 from conductor.cron import check
 from conductor.definitions import EventDefinition, TaskDefinition, Trigger, payload_invalid
-from conductor.errors import DefinitionInvalid
+from conductor.errors import DefinitionInvalid, FilterInvalid, UnknownField
 from conductor.events import Change, Delete, Emitted, Insert, Invocation, Tick, Truncate, Update
 from conductor.matching import OPERATIONS, ChangeFilter, EventFilter, Operation
 from conductor.rows import (
@@ -37,6 +38,10 @@ E_co = TypeVar("E_co", covariant=True, default=Any)
 Plain: TypeAlias = dict[str, JsonValue]
 
 _ROW_OPERATIONS: tuple[Operation, ...] = ("insert", "update", "delete")
+_WITHOUT: dict[str, frozenset[Operation]] = {
+    "new": frozenset({"delete", "truncate"}),
+    "old": frozenset({"insert", "truncate"}),
+}
 _ROW_CHANGES: dict[str, type[Change[Any]]] = {
     "insert": Insert,
     "update": Update,
@@ -118,19 +123,24 @@ class Cron(Trigger[Tick]):
 class OnEvent(Trigger[Emitted[P]], Generic[P]):
     """The task runs for every emitted event of a definition.
 
-    OnEvent(user_created)
+    ``when`` keeps only those for which a CEL expression over ``event``, the payload, is true.
+    Raises FilterInvalid, and UnknownField for one that the payload does not have.
+
+        OnEvent(user_created, when='event.email.endsWith("@example.com")')
     """
 
     kind = "event"
 
-    def __init__(self, event: EventDefinition[P]) -> None:
+    def __init__(self, event: EventDefinition[P], *, when: str | None = None) -> None:
         if not isinstance(event, EventDefinition):
             raise DefinitionInvalid(
                 f"OnEvent takes an event definition, not {event!r}",
                 hint='Such as OnEvent(define_event("user.created", payload=UserCreated)).',
             )
         self.event = event
-        self.filter = EventFilter(event.name)
+        if when is not None:
+            _check_event_filter(event, filters.compile(when))
+        self.filter = EventFilter(event.name, when)
 
     @property
     @override
@@ -162,9 +172,11 @@ class OnChange(Trigger[E_co], Generic[E_co]):
     ``row`` is a row model, or ``schema.table`` for plain dictionaries. Without operations:
     insert, update and delete. ``columns`` narrows what is carried (by default the model's columns);
     ``changed`` keeps only updates in which one of these differs, and needs REPLICA IDENTITY FULL.
-    Raises UnknownColumn for a column the model does not have.
+    ``when`` keeps only changes for which a CEL expression is true, see `conductor.filters`.
+    Raises UnknownColumn for a column the model does not have, and FilterInvalid.
 
         OnChange(Users, "insert", "update", columns=lambda u: (u.id, u.email))
+        OnChange(Users, "insert", when='new.email.endsWith("@example.com")')
     """
 
     kind = "change"
@@ -177,6 +189,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[ModelT] | None = ...,
         changed: Columns[ModelT] | None = ...,
+        when: str | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -186,6 +199,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *,
         columns: Columns[ModelT] | None = ...,
+        when: str | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -196,6 +210,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[ModelT] | None = ...,
         changed: Columns[ModelT] | None = ...,
+        when: str | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -205,6 +220,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *,
         columns: Columns[ModelT] | None = ...,
+        when: str | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -220,6 +236,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *more: Operation,
         columns: Columns[ModelT] | None = ...,
         changed: Columns[ModelT] | None = ...,
+        when: str | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -229,6 +246,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[Plain] | None = ...,
         changed: Columns[Plain] | None = ...,
+        when: str | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -238,6 +256,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *,
         columns: Columns[Plain] | None = ...,
+        when: str | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -248,6 +267,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[Plain] | None = ...,
         changed: Columns[Plain] | None = ...,
+        when: str | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -257,6 +277,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *,
         columns: Columns[Plain] | None = ...,
+        when: str | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -272,6 +293,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *more: Operation,
         columns: Columns[Plain] | None = ...,
         changed: Columns[Plain] | None = ...,
+        when: str | None = ...,
     ) -> None: ...
     def __init__(
         self,
@@ -280,6 +302,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *operations: Operation,
         columns: Columns[Any] | None = None,
         changed: Columns[Any] | None = None,
+        when: str | None = None,
     ) -> None:
         self._model = _model(row)
         self.table = TableName.parse(row) if isinstance(row, str) else table_name(row)
@@ -292,7 +315,10 @@ class OnChange(Trigger[E_co], Generic[E_co]):
             operations=wanted,
             columns=resolve_columns(self._model, columns) or _all_columns(self._model),
             changed=resolve_columns(self._model, changed),
+            when=when,
         )
+        if when is not None:
+            self._check_when(filters.compile(when), wanted)
 
     @property
     @override
@@ -327,6 +353,21 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         found: E_co = change
         return found
 
+    def _check_when(self, when: filters.Filter, operations: frozenset[Operation]) -> None:
+        filters.check_names(when, filters.CHANGE_NAMES)
+        if self._model is not None:
+            filters.check_columns(when, _all_columns(self._model) or (), f"of {self.table}")
+        read = when.references
+        if read.reads_changed and "update" not in operations:
+            raise FilterInvalid(f"filter {when.source!r}: `changed` is about updates")
+        for name, lacking in _WITHOUT.items():
+            absent = operations & lacking
+            if read.columns[name] and absent and not ("op" in read.names or name in read.whole):
+                raise FilterInvalid(
+                    f"filter {when.source!r}: {name} is null for {' and '.join(sorted(absent))}",
+                    hint=f"Name the operations, or guard it: {name} != null && …",
+                )
+
     def _change(self, envelope: dict[str, Any]) -> Change[Any]:
         common: dict[str, Any] = {
             "schema": self.table.schema,
@@ -351,6 +392,16 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         if self._model is None:
             return PlainRow(values, self.table, unchanged)
         return read_row(self._model, values, unchanged)
+
+
+def _check_event_filter(event: EventDefinition[Any], when: filters.Filter) -> None:
+    filters.check_names(when, filters.EVENT_NAMES)
+    known = event.payload.members()
+    for field in sorted(when.references.columns["event"]):
+        if known is not None and field not in known:
+            raise UnknownField(
+                field, known, where=f"of event {event.name!r} in filter {when.source!r}"
+            )
 
 
 def _model(row: Any) -> type[TableRow] | None:

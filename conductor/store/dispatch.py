@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from psycopg import AsyncConnection
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import class_row, dict_row, scalar_row
 
 from conductor import sql
 from conductor.matching import Subscription
@@ -72,6 +72,18 @@ class DispatchStore:
             "metadata": [dispatch.metadata for _, dispatch in jobs],
         }
         await self._connection.execute(_QUERIES["add_event_jobs"], values)
+
+    async def fail_event_jobs(self, failed: Sequence[tuple[Subscription, Dispatch, str]]) -> None:
+        """Keep the jobs of pairs whose filter failed in history, each with the reason."""
+        values = {
+            "subscriptions": [subscription.id for subscription, _, _ in failed],
+            "payloads": [dispatch.payload for _, dispatch, _ in failed],
+            "metadata": [dispatch.metadata for _, dispatch, _ in failed],
+            "reasons": [reason for _, _, reason in failed],
+        }
+        cursor = self._connection.cursor(row_factory=scalar_row)
+        await cursor.execute(_QUERIES["fail_event_jobs"], values)
+        await cursor.execute(_QUERIES["drop_failed_jobs"], {"ids": await cursor.fetchall()})
 
     async def refuse_dispatches(self, refused: Sequence[tuple[Dispatch, str]]) -> None:
         """Keep dispatch jobs that cannot be read in history, each with the reason."""

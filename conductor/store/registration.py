@@ -6,12 +6,12 @@ Every method runs on the connection it was given, in the transaction that is ope
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
 from psycopg import AsyncConnection
-from psycopg.rows import args_row, class_row, scalar_row
+from psycopg.rows import args_row, class_row, dict_row, scalar_row
 from psycopg.types.json import Json
 
 from conductor import sql
@@ -188,17 +188,19 @@ class RegistrationStore:
     ) -> dict[tuple[str, str], TableFacts]:
         """Return what the catalog says of those (schema, name) that exist."""
         values = {"schemas": [s for s, _ in tables], "names": [n for _, n in tables]}
-        cursor = await self._connection.execute(_QUERIES["describe_tables"], values)
+        cursor = self._connection.cursor(row_factory=dict_row)
+        await cursor.execute(_QUERIES["describe_tables"], values)
         facts: dict[tuple[str, str], TableFacts] = {}
-        async for schema, name, asked, kind, persistence, identity, quoted, key, columns in cursor:
-            part = Part(quoted, identity, key)
-            if asked:
-                facts[schema, name] = TableFacts(kind, persistence, tuple(columns), (part,))
-                continue
-            whole = facts[schema, name]
-            facts[schema, name] = TableFacts(
-                whole.kind, whole.persistence, whole.columns, (*whole.parts, part)
-            )
+        async for row in cursor:
+            part = Part(row["quoted"], row["identity"], row["has_key"], tuple(row["key"]))
+            name = row["schema"], row["name"]
+            if row["asked"]:
+                columns, generated = tuple(row["columns"]), tuple(row["generated"])
+                facts[name] = TableFacts(
+                    row["kind"], row["persistence"], columns, (part,), generated
+                )
+            else:
+                facts[name] = replace(facts[name], parts=(*facts[name].parts, part))
         return facts
 
     async def table_names(self) -> list[str]:

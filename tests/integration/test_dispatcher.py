@@ -17,14 +17,16 @@ from tests.integration.conftest import Queue
 pytestmark = pytest.mark.anyio
 
 
-async def subscribe(queue: Queue, task: str, event: str, target: str = "default") -> int:
+async def subscribe(
+    queue: Queue, task: str, event: str, target: str = "default", when: str | None = None
+) -> int:
     number: int = await queue.value(
         "insert into conductor.subscriptions (app, task, trigger, kind, queue, version, rank,"
         " definition) values ('shop', %s, %s, 'event', %s, 'v1', -3, %s) returning id",
         task,
         f"event:{event}",
         target,
-        Json({"event": event, "when": None}),
+        Json({"event": event, "when": when}),
     )
     return number
 
@@ -215,3 +217,33 @@ async def test_the_scan_is_one_range_of_the_ready_index(queue: Queue) -> None:
     assert "Index Scan using jobs_ready" in plan
     assert "ROW(rank, run_at, id) >" in plan
     assert "Sort" not in plan
+
+
+async def test_a_filter_decides_who_gets_a_job(queue: Queue, metrics: Metrics) -> None:
+    when = 'event.email.endsWith("@example.com")'
+    await subscribe(queue, "greet", "user.created", when=when)
+    await subscribe(queue, "count", "user.created")
+    for email in ("a@example.com", "b@example.org"):
+        await emit(queue, "user.created", {"email": email})
+    await drain(dispatcher(queue, metrics))
+    tasks = Counter(row["task"] for row in await queue.rows(JOBS))
+    assert tasks == {"greet": 1, "count": 2}
+
+
+async def test_a_filter_that_fails_leaves_a_failed_job_of_its_task(
+    queue: Queue, metrics: Metrics
+) -> None:
+    greet = await subscribe(queue, "greet", "user.created", when="event.age > 17")
+    await subscribe(queue, "broken", "user.created", when="event.age >")
+    await subscribe(queue, "count", "user.created")
+    await emit(queue, "user.created", {"email": "a"}, {"traceparent": "00-1"})
+    await drain(dispatcher(queue, metrics))
+    assert [row["task"] for row in await queue.rows(JOBS)] == ["count"]
+    failed, broken = await queue.rows("select * from conductor.history order by id")
+    assert (failed["task"], failed["subscription"], failed["app"]) == ("greet", greet, "shop")
+    assert failed["payload"] == {"event": "user.created", "payload": {"email": "a"}}
+    assert failed["metadata"] == {"traceparent": "00-1"}
+    assert failed["error"]["type"] == broken["error"]["type"] == "FilterFailed"
+    assert "no such key: 'age'" in failed["error"]["message"]
+    assert "is not CEL" in broken["error"]["message"]
+    assert "conductor_events_refused_total 2.0" in generate_latest(metrics.registry).decode()

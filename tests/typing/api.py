@@ -118,10 +118,17 @@ assert_type(OnChange(Users, "insert", "update", columns=("id",)), OnChange[Chang
 assert_type(OnChange("public.users", "insert", "delete"), OnChange[Change[dict[str, JsonValue]]])
 assert_type(OnChange("public.users", "insert"), OnChange[Insert[dict[str, JsonValue]]])
 
+assert_type(OnChange(Users, "insert", when="new.id > 1"), OnChange[Insert[Users]])
+assert_type(
+    OnChange("public.users", "update", when="1 > 2"), OnChange[Update[dict[str, JsonValue]]]
+)
+assert_type(OnEvent(user_created, when='event.email != ""'), OnEvent[UserCreated])
+
 OnEvent(send_email)  # type: ignore[arg-type]  # not an event
 OnChange(Users, "upsert")  # type: ignore[call-overload]  # no such operation
 OnChange(Users, "update", changed=lambda u: u.emial)  # type: ignore[call-overload]  # no such column
 OnChange(Users, "insert", changed=lambda u: u.email)  # type: ignore[call-overload]  # of updates
+OnChange(Users, "truncate", when="op == 1")  # type: ignore[call-overload]  # has no row
 OnChange(SendEmail)  # type: ignore[type-var]  # not a row model
 
 # --- handlers --------------------------------------------------------------------------------

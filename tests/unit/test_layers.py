@@ -8,7 +8,8 @@ import grimp
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHARED_WITH_CDC = {
-    f"conductor.{name}" for name in ("contract", "enqueue", "gauges", "health", "matching")
+    f"conductor.{name}"
+    for name in ("contract", "enqueue", "filters", "gauges", "health", "matching")
 }
 
 

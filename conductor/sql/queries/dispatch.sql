@@ -36,6 +36,33 @@ from unnest(%(subscriptions)s::bigint[], %(payloads)s::json[], %(metadata)s::jso
 join conductor.subscriptions s on s.id = r.subscription
 order by r.place
 
+-- name: fail_event_jobs
+-- Failed jobs of subscribers whose filter could not be evaluated: an operator may run them again.
+-- They pass through the queue, for its ids; `drop_failed_jobs` follows in the transaction.
+with made as (
+    insert into conductor.jobs (
+        queue, task, app, version, trigger, rank, subscription, payload, metadata, last_error)
+    select s.queue, s.task, s.app, s.version, 'event', s.rank, s.id, r.payload, r.metadata,
+        json_build_object('type', 'FilterFailed', 'message', r.reason, 'attempt', 0)
+    from unnest(
+        %(subscriptions)s::bigint[], %(payloads)s::json[], %(metadata)s::json[], %(reasons)s::text[]
+    ) with ordinality as r (subscription, payload, metadata, reason, place)
+    join conductor.subscriptions s on s.id = r.subscription
+    order by r.place
+    returning *
+)
+insert into conductor.history (
+    id, run_at, created_at, finished_at, expires_on, fence, rank, attempt, crashes, outcome, trigger,
+    queue, task, app, version, subscription, payload, metadata, error)
+select m.id, m.run_at, m.created_at, conductor.now(), conductor.expiry(m.task), 0, m.rank, 0, 0,
+    'failed', m.trigger, m.queue, m.task, m.app, m.version, m.subscription, m.payload, m.metadata,
+    m.last_error
+from made m
+returning id
+
+-- name: drop_failed_jobs
+delete from conductor.jobs where id = any (%(ids)s::bigint[])
+
 -- name: refuse_dispatches
 -- Keeps dispatch jobs that cannot be read as failed ones.
 insert into conductor.history (

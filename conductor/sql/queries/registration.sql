@@ -178,9 +178,23 @@ select p.schema, p.name, p.asked, c.relkind::text as kind, c.relpersistence::tex
                 else false end
     ) as has_key,
     array(
+        select a.attname::text
+        from pg_catalog.pg_index i
+        join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
+        where i.indrelid = c.oid
+            and case c.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident
+                else false end
+        order by a.attnum
+    ) as key,
+    array(
         select a.attname::text from pg_catalog.pg_attribute a
-        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped order by a.attnum
-    ) as columns
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+        order by a.attnum
+    ) as columns,
+    array(
+        select a.attname::text from pg_catalog.pg_attribute a
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> ''
+    ) as generated
 from parts p
 join pg_catalog.pg_class c on c.oid = p.oid
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace

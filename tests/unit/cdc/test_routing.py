@@ -228,3 +228,104 @@ def test_a_table_that_is_described_anew_is_routed_in_its_new_shape(shape: Relati
 def test_filters_keep_their_definition() -> None:
     wanted = ChangeFilter("shop", "users", frozenset({"insert"}), ("id",), ("email",), None)
     assert ChangeFilter.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
+
+
+def errors(routed: Routed) -> list[tuple[int | None, str]]:
+    return [(letter.subscription, letter.error) for letter in routed.dead_letters]
+
+
+def test_a_filter_decides_and_sees_columns_that_are_not_captured(shape: RelationShape) -> None:
+    wanting = subscribe(1, columns=["id"], when='new.email.endsWith("@e") && op == "insert"')
+    (payload,) = payloads(route(shape, Insert(OID, [b"7", b"a@e", None]), wanting))
+    assert payload["new"] == {"id": 7}
+    routed = route(shape, Insert(OID, [b"7", b"a@f", None]), wanting)
+    assert (routed.specs, routed.dead_letters, routed.unmatched) == ([], [], 1)
+
+
+def test_a_filter_concerns_its_own_subscription_alone(shape: RelationShape) -> None:
+    routed = route(
+        shape,
+        Insert(OID, [b"7", b"a", None]),
+        subscribe(1),
+        subscribe(2, when="new.id > 7"),
+        subscribe(3, when="new.bio > 7"),
+        subscribe(4, when="new.id == 7 && new.bio == null"),
+        raw=b"the message",
+    )
+    assert [spec.head for spec in routed.specs] == [subscribe(1).head, subscribe(4).head]
+    assert routed.unmatched == 0
+    (letter,) = routed.dead_letters
+    assert (letter.subscription, letter.raw, letter.ordinal) == (3, b"the message", 3)
+    assert letter.error.startswith("FilterFailed: filter 'new.bio > 7': No such overload")
+    assert letter.relation is not None
+
+
+def test_a_filter_that_fails_alone_is_not_an_unmatched_change(shape: RelationShape) -> None:
+    routed = route(shape, Insert(OID, [b"7", b"a", None]), subscribe(1, when="new.id >"))
+    assert (routed.specs, routed.unmatched) == ([], 0)
+    assert "is not CEL" in routed.dead_letters[0].error
+
+
+@pytest.mark.parametrize(
+    ("identity", "update", "when", "expected"),
+    [
+        ("f", Update(OID, "O", [b"7", b"a", b"x"], [b"7", b"b", b"x"]), '"email" in changed', 1),
+        ("f", Update(OID, "O", [b"7", b"a", b"x"], [b"7", b"b", b"x"]), '"bio" in changed', 0),
+        ("f", Update(OID, "O", [b"7", b"a", b"x"], [b"7", b"b", b"x"]), "old.email < new.email", 1),
+        ("f", Update(OID, "O", [b"7", b"a", b"x"], [b"7", b"b", UNCHANGED]), 'new.bio == "x"', 1),
+        ("d", Update(OID, None, None, [b"7", b"b", b"x"]), "old == null && changed == null", 1),
+        ("d", Update(OID, None, None, [b"7", b"b", UNCHANGED]), "has(new.bio)", 0),
+        ("d", Update(OID, "K", [b"6", None, None], [b"7", b"b", b"x"]), "old.id != new.id", 1),
+        ("d", Update(OID, "K", [b"6", None, None], [b"7", b"b", b"x"]), "old.size() == 1", 1),
+    ],
+)
+def test_a_filter_sees_an_update_as_the_wal_has_it(
+    identity: str, update: Update, when: str, expected: int
+) -> None:
+    shape = describe(RelationCache(), identity=identity)
+    routed = route(shape, update, subscribe(1, when=when))
+    assert (len(routed.specs), routed.dead_letters) == (expected, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "when"),
+    [
+        (Delete(OID, "K", [b"7", None, None]), "old.id == 7 && new == null && changed == []"),
+        (Delete(OID, "K", [b"7", None, None]), "!has(old.email)"),
+        (
+            Truncate((OID,), cascade=False, restart_identity=False),
+            'op == "truncate" && old == null',
+        ),
+        (Insert(OID, [b"7", b"a", None]), "old == null && new.size() == 3"),
+    ],
+)
+def test_a_filter_sees_every_operation(shape: RelationShape, change: Change, when: str) -> None:
+    assert len(route(shape, change, subscribe(1, when=when)).specs) == 1
+
+
+def test_a_filter_reads_only_what_it_names(shape: RelationShape) -> None:
+    insert = Insert(OID, [b"7", b"a", b"\xff"])
+    routed = route(
+        shape,
+        insert,
+        subscribe(1, columns=["id"], when="new.id == 7"),
+        subscribe(2, columns=["id"], when='new.bio == ""'),
+        subscribe(3, columns=["id"], when="new.size() == 3"),
+    )
+    assert [spec.head for spec in routed.specs] == [subscribe(1).head]
+    assert [number for number, _ in errors(routed)] == [2, 3]
+    assert all("ValueUndecodable" in error for _, error in errors(routed))
+
+
+def test_a_row_of_another_width_is_a_dead_letter_of_a_filter_too(shape: RelationShape) -> None:
+    routed = route(shape, Insert(OID, [b"7"]), subscribe(1, when="new.id == 7"))
+    assert [number for number, _ in errors(routed)] == [1]
+
+
+def test_json_that_is_no_text_is_a_dead_letter_of_the_filter() -> None:
+    cache = RelationCache()
+    cache.apply(Relation(OID, "shop", "users", "d", (Column("data", 114, -1, is_key=True),)))
+    change = Insert(OID, [b'"\\ud800"'])
+    routed = route(cache.get(OID), change, subscribe(1, when='new.data == ""'), subscribe(2))
+    assert [number for number, _ in errors(routed)] == [1]
+    assert len(routed.specs) == 1

@@ -31,10 +31,12 @@ from conductor.errors import (
     ColumnNotCaptured,
     CronInvalid,
     DefinitionInvalid,
+    FilterInvalid,
     PayloadInvalid,
     ResultInvalid,
     RowAbsent,
     UnknownColumn,
+    UnknownField,
 )
 from conductor.job import JobInfo
 from conductor.matching import ChangeFilter, EventFilter
@@ -122,6 +124,59 @@ def test_wrong_triggers_are_refused_when_they_are_made() -> None:
     inserts: Any = OnChange
     with pytest.raises(DefinitionInvalid, match="about updates"):
         inserts(Users, "insert", changed=lambda u: u.email)
+
+
+def test_a_filter_is_stored_with_its_trigger() -> None:
+    when = 'new.email.endsWith("@example.com")'
+    assert OnChange(Users, "insert", when=when).filter.when == when
+    assert OnEvent(greeted, when='event.name == "Ada"').filter.when == 'event.name == "Ada"'
+    guarded = 'op == "delete" || new.id > 1'
+    assert OnChange(Users, when=guarded).filter.when == guarded
+    assert OnChange(Users, when="new != null && new.id > 1").filter.operations
+
+
+@pytest.mark.parametrize(
+    ("operations", "when", "error", "message"),
+    [
+        (("insert",), "new.email ==", FilterInvalid, "is not CEL"),
+        (("insert",), "", FilterInvalid, "text of a CEL expression"),
+        (("insert",), 'new.emial == ""', UnknownColumn, "'emial' of public.users .* 'email'"),
+        (("insert",), 'new["emial"] == ""', UnknownColumn, "did you mean 'email'"),
+        (("update",), 'old.emial == ""', UnknownColumn, "did you mean 'email'"),
+        (("update",), '"emial" in changed', UnknownColumn, "did you mean 'email'"),
+        (("insert",), "news.id > 1", FilterInvalid, "unknown variable 'news'; did you mean 'new'"),
+        (("insert",), "new.email.endswith('x')", FilterInvalid, "did you mean 'endsWith'"),
+        (("insert",), "new.email.matches('[')", FilterInvalid, "not a valid regex"),
+        (("insert",), "event.id > 1", FilterInvalid, "unknown variable 'event'"),
+        (("insert",), '"email" in changed', FilterInvalid, "`changed` is about updates"),
+        ((), "new.id > 1", FilterInvalid, "new is null for delete"),
+        (("insert", "update"), "old.id > 1", FilterInvalid, "old is null for insert"),
+    ],
+)
+def test_a_wrong_filter_is_refused_when_it_is_made(
+    operations: tuple[Any, ...], when: str, error: type[Exception], message: str
+) -> None:
+    on_change: Any = OnChange
+    with pytest.raises(error, match=message):
+        on_change(Users, *operations, when=when)
+
+
+@pytest.mark.parametrize(
+    ("when", "error", "message"),
+    [
+        ("event.nmae == ''", UnknownField, "'nmae' of event 'greeted' .* did you mean 'name'"),
+        ("new.name == ''", FilterInvalid, "unknown variable 'new'"),
+        ("event.name", None, ""),
+    ],
+)
+def test_a_filter_of_an_event_is_checked_against_its_payload(
+    when: str, error: type[Exception] | None, message: str
+) -> None:
+    if error is None:
+        assert OnEvent(greeted, when=when).filter.when == when
+        return
+    with pytest.raises(error, match=message):
+        OnEvent(greeted, when=when)
 
 
 def test_an_invocation_carries_the_payload() -> None:

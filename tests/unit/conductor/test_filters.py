@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from conductor import filters
+from conductor.errors import FilterFailed, FilterInvalid
+
+
+def references(source: str) -> filters.References:
+    return filters.compile(source).references
+
+
+def test_what_an_expression_reads_is_known() -> None:
+    read = references('new.email.endsWith("@e") && old["Odd \\"x"] != new.id && "bio" in changed')
+    assert read.columns["new"] == {"email", "id"}
+    assert read.columns["old"] == {'Odd "x'}
+    assert read.changed == {"bio"}
+    assert read.row_columns == {"email", "id", "bio", 'Odd "x'}
+    assert read.names == {"new", "old", "changed"}
+    assert read.whole == frozenset()
+    assert read.reads_changed
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["new == null", "new.size() > 2", "new.all(key, key != op)", "new[op] == 1", "size(new) > 1"],
+)
+def test_a_row_read_as_a_whole_is_known(source: str) -> None:
+    read = references(source)
+    assert read.whole == {"new"}
+    assert read.columns["new"] == frozenset()
+    assert read.names <= filters.CHANGE_NAMES
+
+
+@pytest.mark.parametrize(
+    ("source", "columns"),
+    [
+        ("new.tags.exists(new_tag, new_tag == op)", {"tags"}),
+        ('new.a == "new.b" // new.c', {"a"}),
+        ("new.a == r'''new.b'''", {"a"}),
+        ("new.a.old.new.b == 1", {"a"}),
+        ("has(new.a.b) && type(new.c) == int", {"a", "c"}),
+        ("[1, 2].map(x, x * new.n) == [2]", {"n"}),
+    ],
+)
+def test_what_only_looks_like_a_column_is_none(source: str, columns: set[str]) -> None:
+    read = references(source)
+    assert read.columns["new"] == columns
+    assert read.columns["old"] == frozenset()
+    filters.check_names(filters.compile(source), filters.CHANGE_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("source", "values", "expected"),
+    [
+        ("new.id > 9007199254740993", {"new": {"id": 9007199254740994}}, True),
+        ("double(new.price) > 9.5", {"new": {"price": "10.00"}}, True),
+        ("timestamp(new.at) > timestamp('2026-01-01T00:00:00Z')",
+         {"new": {"at": "2026-01-01T00:00:00+00:00"}}, False),
+        ("has(new.bio)", {"new": {}}, False),
+        ("new.bio == null", {"new": {"bio": None}}, True),
+        ("new.data.tags.exists(t, t == 'x')", {"new": {"data": {"tags": ["x"]}}}, True),
+        ("old == null", {"old": None}, True),
+    ],
+)  # fmt: skip
+def test_an_expression_is_evaluated(source: str, values: dict[str, Any], *, expected: bool) -> None:
+    assert filters.compile(source).matches(values) is expected
+
+
+@pytest.mark.parametrize(
+    ("source", "row", "message"),
+    [
+        ("new.bio == ''", {}, "no such key: 'bio'"),
+        ("new.age > 17", {"age": None}, "No such overload"),
+        ("new.age", {"age": 3}, "gives int, not a bool"),
+        ("1 / new.age > 1", {"age": 0}, "division by zero"),
+        ("new.a.matches(new.b)", {"a": "", "b": "["}, "not a valid regex"),
+    ],
+)
+def test_what_cannot_be_evaluated_says_why(source: str, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(FilterFailed, match=message) as failed:
+        filters.compile(source).matches({"new": row})
+    assert source in str(failed.value)
+    assert "\n" not in str(failed.value)
+
+
+def test_a_stored_expression_that_does_not_compile_fails_when_it_is_used() -> None:
+    broken = filters.compile_stored("new.id >")
+    assert broken.references.row_columns == frozenset()
+    with pytest.raises(FilterFailed, match="is not CEL"):
+        broken.matches({"new": {"id": 1}})
+
+
+@pytest.mark.parametrize("source", [None, 1, ["new.id > 1"], "  "])
+def test_only_text_is_compiled(source: Any) -> None:
+    with pytest.raises(FilterInvalid, match="text of a CEL expression"):
+        filters.compile(source)
+
+
+def test_an_expression_is_compiled_once_and_works_in_other_threads() -> None:
+    found: list[bool] = []
+    compiled = filters.compile("new.id == 1")
+    assert filters.compile("new.id == 1") is compiled
+    thread = threading.Thread(target=lambda: found.append(compiled.matches({"new": {"id": 1}})))
+    thread.start()
+    thread.join()
+    assert found == [True]
+
+
+TEXTS = {"timestamp": "'2026-01-01T00:00:00Z'", "duration": "'1s'"}
+
+
+@pytest.mark.parametrize("name", sorted(filters._FUNCTIONS))
+def test_every_known_function_exists(name: str) -> None:
+    instant, text = "timestamp('2026-01-01T00:00:00Z')", TEXTS.get(name, "'1'")
+    forms = (f"{name}({text})", f"'a'.{name}('a')", f"{instant}.{name}()")
+    assert any(_evaluates(form) for form in forms)
+
+
+def _evaluates(source: str) -> bool:
+    try:
+        filters.compile(f"{source} == {source}").matches({})
+    except (FilterFailed, FilterInvalid):
+        return False
+    return True
