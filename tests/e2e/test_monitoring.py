@@ -148,7 +148,9 @@ def work(system: System) -> None:
     """Let something happen of every kind that a dashboard shows."""
     system.execute("insert into public.notes (text) select 'x' from generate_series(1, 20)")
     for name in ("Ann", "Nobody"):
-        system.execute("select conductor.invoke('greet', json_build_object('name', %s::text))", name)
+        system.execute(
+            "select conductor.invoke('greet', json_build_object('name', %s::text))", name
+        )
     system.execute("""select conductor.emit('note.made', '{"name": "Ann"}')""")
 
 
