@@ -1,7 +1,7 @@
 """Values of a declared type, to JSON text and back, by pydantic.
 
-A codec is built from any form `pydantic.TypeAdapter` takes; the adapter is built at its first use,
-so that declaring a type costs nothing at import. Pure.
+A codec is built from any form `pydantic.TypeAdapter` takes. Definitions `check` theirs when they
+are made; a form with names that are defined later is built at its first use. Pure.
 """
 
 from __future__ import annotations
@@ -55,6 +55,23 @@ def is_json_form(form: Any) -> bool:
     return origin in _TRANSPARENT and all(map(is_json_form, arguments))
 
 
+class FormInvalid(ValueError):  # noqa: N818 - as in conductor.errors
+    """Pydantic cannot take a form. ``hint`` says what to do about it."""
+
+    def __init__(self, form: Any, cause: BaseException) -> None:
+        self.hint: str | None = None
+        shown = form.__name__ if isinstance(form, type) else repr(form)
+        if getattr(cause, "code", None) == "typed-dict-version":
+            super().__init__(
+                f"{shown} is or holds a typing.TypedDict, which cannot be validated before"
+                " Python 3.12"
+            )
+            self.hint = "from typing_extensions import TypedDict (or validate=False for plain JSON)"
+        else:
+            reason = str(getattr(cause, "message", cause)).partition("\n")[0]
+            super().__init__(f"pydantic cannot take {shown}: {reason}")
+
+
 class Codec(Generic[T]):
     """One declared type. ``validate=False`` trusts its values and checks nothing.
 
@@ -77,6 +94,19 @@ class Codec(Generic[T]):
     @cached_property
     def _is_parsed(self) -> bool:
         return not self._validate and is_json_form(self.form)
+
+    def check(self) -> None:
+        """Build what the type needs, unless it has names that are not defined yet.
+
+        Raises FormInvalid for a type that pydantic cannot take.
+        """
+        try:
+            if not self.is_none and not self._is_parsed:
+                _ = self.adapter
+        except TypeError as error:
+            raise FormInvalid(self.form, error.__cause__ or error) from error
+        except NameError:
+            return
 
     def encode(self, value: T) -> bytes:
         """Return JSON text. Raises one of `INVALID`."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, overload
 from pydantic_core import from_json
 from typing_extensions import TypeForm, TypeVar
 
-from conductor.codec import INVALID, Codec, explain
+from conductor.codec import INVALID, Codec, FormInvalid, explain
 from conductor.errors import DefinitionInvalid, PayloadInvalid, ResultInvalid
 from conductor.retry import RetryPolicy
 
@@ -153,15 +153,15 @@ def define_task(
     ``payload`` and ``returns`` are anything `pydantic.TypeAdapter` takes: models, dataclasses,
     TypedDicts, unions, constrained types; left out, there is none (None). ``queue`` is where its
     jobs wait. ``validate=False`` means static types only: values are passed as they are. Raises
-    DefinitionInvalid for a name that cannot be one.
+    DefinitionInvalid for a name that cannot be one and for a type that pydantic cannot take.
 
         send_email = define_task("send-email", payload=SendEmail, returns=EmailSent)
     """
     return TaskDefinition(
         name=check_name("task", name),
         queue=check_name("queue", queue),
-        payload=Codec(payload, validate=validate),
-        returns=Codec(returns, validate=validate),
+        payload=_codec(f"payload of task {name!r}", payload, validate=validate),
+        returns=_codec(f"result of task {name!r}", returns, validate=validate),
     )
 
 
@@ -178,7 +178,17 @@ def define_event(name: str, payload: Any = None, *, validate: bool = True) -> Ev
 
         user_created = define_event("user.created", payload=UserCreated)
     """
-    return EventDefinition(check_name("event", name), Codec(payload, validate=validate))
+    codec = _codec(f"payload of event {name!r}", payload, validate=validate)
+    return EventDefinition(check_name("event", name), codec)
+
+
+def _codec(what: str, form: Any, *, validate: bool) -> Codec[Any]:
+    codec: Codec[Any] = Codec(form, validate=validate)
+    try:
+        codec.check()
+    except FormInvalid as error:
+        raise DefinitionInvalid(f"{what}: {error}", hint=error.hint) from error
+    return codec
 
 
 class Trigger(ABC, Generic[E_co]):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,7 +15,7 @@ from pydantic import computed_field as computed
 from typing_extensions import TypedDict
 
 from conductor import define_event, define_task
-from conductor.codec import is_json_form
+from conductor.codec import Codec, is_json_form
 from conductor.definitions import check_name
 from conductor.errors import DefinitionInvalid, PayloadInvalid, ResultInvalid
 
@@ -109,13 +110,68 @@ def test_no_payload_is_null_or_an_empty_object(data: bytes) -> None:
         task.encode_payload(unwanted)
 
 
-def test_what_pydantic_cannot_take_is_an_error_at_the_edge() -> None:
-    class Opaque: ...
+class Opaque: ...
 
-    task = define_task("t", payload=Opaque)
-    with pytest.raises(PayloadInvalid, match="pydantic"):
-        task.encode_payload(Opaque())
-    assert task.payload.json_schema() is None
+
+class Plain(typing.TypedDict):
+    id: int
+
+
+class Dated(typing.TypedDict):
+    at: datetime
+
+
+class Recursive(BaseModel):
+    children: list[Recursive]
+    later: Later
+
+
+class Later(BaseModel):
+    id: int
+
+
+def test_what_pydantic_cannot_take_is_refused_where_it_is_defined() -> None:
+    with pytest.raises(DefinitionInvalid, match="payload of task 't': pydantic cannot take Opaque"):
+        define_task("t", payload=Opaque)
+    with pytest.raises(DefinitionInvalid, match="result of task 't': pydantic cannot take"):
+        define_task("t", returns=list[Opaque])
+    with pytest.raises(DefinitionInvalid, match="payload of event 'e': pydantic cannot take"):
+        define_event("e", payload=Opaque | None)
+
+
+def test_a_typed_dict_of_typing_is_refused_with_the_one_to_import() -> None:
+    for form in (Plain, list[Plain], dict[str, Plain | None]):
+        if sys.version_info >= (3, 12):  # pydantic takes it there
+            define_task("t", payload=form)
+            continue
+        with pytest.raises(DefinitionInvalid, match=r"Plain.* typing.TypedDict") as refused:
+            define_task("t", payload=form)
+        assert "from typing_extensions import TypedDict" in refused.value.hint
+    if sys.version_info < (3, 12):
+        with pytest.raises(DefinitionInvalid, match="Dated"):
+            define_event("e", payload=Dated, validate=False)
+    assert define_task("t", payload=Plain, validate=False).encode_payload({"id": 1}) == b'{"id":1}'
+
+
+def test_a_name_that_is_defined_later_is_no_error() -> None:
+    class Early(BaseModel):
+        late: Late
+
+    task = define_task("t", payload=Early)
+
+    class Late(BaseModel):
+        id: int
+
+    Early.model_rebuild()
+    assert task.decode_payload(b'{"late": {"id": 1}}') == Early(late=Late(id=1))
+
+
+def test_the_members_of_a_json_object_are_known() -> None:
+    assert Codec(Address).members() == frozenset({"City", "size"})
+    assert Codec(Options).members() == frozenset({"id", "tags"})
+    assert Codec(Recursive).members() == frozenset({"children", "later"})
+    for form in (dict[str, int], int, Opaque, Address | Options, None):
+        assert Codec(form).members() is None
 
 
 def test_results_are_checked_when_read() -> None:
