@@ -22,15 +22,15 @@ class Prometheus:
     server: Path
     promtool: Path
 
-    def check(self, *arguments: str | Path) -> str:
-        """Run promtool and return what it prints.
+    def check(self, *arguments: str | Path, text: str = "") -> str:
+        """Run promtool, give it a text to read, and return what it prints.
 
         Raises:
             AssertionError: it found something; the message is all that it printed.
         """
         done = subprocess.run(
             [self.promtool, *arguments],
-            stdin=subprocess.DEVNULL,
+            input=text,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 
 import cdc.metrics
 import conductor.metrics
 from tools.monitoring.__main__ import PROJECT, outdated
 from tools.monitoring.catalog import all_metrics
+from tools.prometheus import find_prometheus
 
 PAGE = PROJECT / "docs" / "metrics.md"
 ROW = re.compile(r"\| `(?P<name>\w+)` \| (?P<kind>\w+) \| (?P<unit>[^|]+) \| (?P<labels>[^|]+) \|")
@@ -48,6 +49,11 @@ def test_it_says_what_is_exported() -> None:
             assert labels <= set(re.findall(r"`(\w+)`", row["labels"])), name
             seen.add(name)
     assert seen == set(documented())
+
+
+def test_prometheus_has_nothing_against_names_and_helps() -> None:
+    shown = "".join(generate_latest(registry).decode() for registry in registries())
+    assert find_prometheus().check("check", "metrics", text=shown) == ""
 
 
 def test_units_are_base_units() -> None:
