@@ -184,11 +184,16 @@ WORK: Final = Row(
     (
         Panel(
             "Changes",
-            "Row changes decoded, by operation, and those that no subscription wanted.",
+            "Row changes decoded, by operation; those that no subscription wanted; and facts of them "
+            "that the plugin wal2json could not tell.",
             unit="cps",
             queries=(
                 Query(f"sum by (operation) (rate(cdc_changes_total{RATE}))", "{{operation}}"),
                 Query(f"sum(rate(cdc_unmatched_changes_total{RATE}))", "unmatched"),
+                Query(
+                    f"sum by (kind) (rate(cdc_plugin_divergences_total{RATE})) > 0",
+                    "not told: {{kind}}",
+                ),
             ),
             width=6,
         ),
@@ -287,6 +292,7 @@ TROUBLE: Final = Row(
                 ),
             ),
             stacked=True,
+            width=6,
         ),
         Panel(
             "Conditions met, in 5 minutes",
@@ -299,6 +305,7 @@ TROUBLE: Final = Row(
                 ),
             ),
             stacked=True,
+            width=6,
         ),
         Panel(
             "Dead letters",
@@ -307,6 +314,20 @@ TROUBLE: Final = Row(
                 Query("sum by (slot) (increase(cdc_dead_letters_total[5m]))", "{{slot}} new"),
                 Query("max by (slot) (conductor_dead_letters)", "{{slot}} in the table"),
             ),
+            width=6,
+        ),
+        Panel(
+            "Not told by wal2json, in 5 minutes",
+            "Facts of changes that this plugin leaves out and pgoutput tells; the documentation of "
+            "the plugin says what each kind means. Nothing with pgoutput.",
+            queries=(
+                Query(
+                    "sum by (slot, kind) (increase(cdc_plugin_divergences_total[5m]))",
+                    "{{slot}} {{kind}}",
+                ),
+            ),
+            width=6,
+            stacked=True,
         ),
     ),
 )
