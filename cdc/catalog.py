@@ -12,6 +12,8 @@ from cdc import queries
 from cdc.connection import Connection, source_errors
 from cdc.errors import SourceUnavailable
 from cdc.lsn import Lsn
+from cdc.wire.messages import Type
+from cdc.wire.wal2json import CatalogColumn, CatalogRequest, CatalogTable
 
 TableName = tuple[str, str]
 """Schema and table."""
@@ -44,6 +46,8 @@ class Server:
     is_superuser: bool
     can_replicate: bool
     can_create: bool  # publications, in this database
+    can_read_settings: bool = False  # those that are hidden from ordinary roles, like the next
+    output_plugin_libraries: str | None = None  # which plugins may be used; None: any, or hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +238,29 @@ async def read_publication(connection: Connection, publication: str) -> Publicat
         **{**row, "schemas": tuple(row["schemas"])},
         tables=tuple(PublishedTable(**table) for table in tables),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The answer to a `CatalogRequest`."""
+
+    table: CatalogTable | None
+    types: tuple[Type, ...]
+
+
+async def read_shape(connection: Connection, publication: str, request: CatalogRequest) -> Shape:
+    """Read a table as it is published, and the base types of its columns and of those asked for."""
+    schema, name = request.table
+    parameters = {"schema": schema, "name": name, "publication": publication}
+    row = await _row(connection, queries.TABLE_SHAPE, parameters)
+    table = None
+    if row is not None:
+        columns = tuple(CatalogColumn(**column) for column in row["columns"])
+        generated = frozenset(row["own_generated"])
+        table = CatalogTable(**{**row, "columns": columns, "own_generated": generated})
+    oids = request.type_oids.union(() if table is None else (c.type_oid for c in table.columns))
+    types = await _rows(connection, queries.BASE_TYPES, {"oids": sorted(oids)})
+    return Shape(table, tuple(Type(**learnt) for learnt in types))
 
 
 async def _rows(

@@ -22,10 +22,10 @@ from cdc.catalog import (
 from cdc.config import Settings
 from cdc.connection import Connection, connect_queue, connect_source, describe_dsn
 from cdc.errors import CdcError
-from cdc.preflight import refuse_server, warn_of_release
+from cdc.preflight import limits_of, refuse_server, warn_of_release
 from cdc.publication import Plan, Wanted, plan
 from cdc.slots import SlotKeeper, judge
-from cdc.source import ReplicationStream
+from cdc.source import PGOUTPUT, ReplicationStream
 
 Level = Literal["ok", "warning", "error"]
 _NAME: Final = "cdc check"
@@ -72,7 +72,9 @@ async def check(settings: Settings) -> list[Finding]:
             where = describe_dsn(settings.queue_conninfo)
             findings.append(Finding("ok", f"queue {where}: {count} subscriptions to changes"))
             if source is not None:
-                slots = SlotKeeper(settings.slot, settings.source, source, queue)
+                slots = SlotKeeper(
+                    settings.slot, settings.source, source, queue, plugin=settings.plugin
+                )
         except CdcError as error:
             findings.append(_error(error))
         try:
@@ -88,7 +90,7 @@ async def check(settings: Settings) -> list[Finding]:
 
 def _judge_server(server: Server, settings: Settings) -> list[Finding]:
     where = describe_dsn(settings.source_conninfo)
-    if (refusal := refuse_server(server)) is not None:
+    if (refusal := refuse_server(server, settings.plugin)) is not None:
         return [_error(refusal)]
     findings = [Finding("ok", f"source {where}: PostgreSQL {server.version}, wal_level logical")]
     if warning := warn_of_release(server):
@@ -99,6 +101,18 @@ def _judge_server(server: Server, settings: Settings) -> list[Finding]:
                 "warning",
                 "max_slot_wal_keep_size is unlimited: a slot that nobody reads fills the disk",
                 "alter system set max_slot_wal_keep_size = '20GB' (what the disk can spare)",
+            )
+        )
+    findings += [
+        Finding("warning", f"{settings.plugin}: {limit}") for limit in limits_of(settings.plugin)
+    ]
+    if settings.plugin != PGOUTPUT and not server.can_read_settings:
+        findings.append(
+            Finding(
+                "warning",
+                f"role {server.role!r} cannot see whether {settings.plugin} may be used",
+                f"show output_plugin_libraries: where there is such a setting, it must name "
+                f"{settings.plugin}",
             )
         )
     if server.encoding == "SQL_ASCII":

@@ -50,7 +50,9 @@ class Settings(BaseSettings):
     source: Annotated[str, Field(min_length=1)] = "default"
     """The name under which subscriptions know this source."""
 
-    plugin: Literal["pgoutput"] = "pgoutput"
+    plugin: Literal["pgoutput", "wal2json"] = "pgoutput"
+    """What decodes the WAL on the server. Another plugin is another slot."""
+
     """The output plugin."""
 
     manage_publication: bool = True

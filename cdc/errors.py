@@ -85,6 +85,18 @@ class WalLevelTooLow(CdcError):
     hint = "set wal_level = logical on the source server and restart it"
 
 
+class PluginRefused(CdcError):
+    """The server does not have the output plugin, or does not let it be used."""
+
+    retry = Retry.MANUAL
+    exit_code = 78
+    hint = (
+        "install the plugin on the source server and name it in output_plugin_libraries, where the "
+        "server has that setting (alter system set …; select pg_reload_conf()); or set "
+        "CDC_PLUGIN=pgoutput"
+    )
+
+
 # --- bytes that are not what they should be --------------------------------------------------
 
 

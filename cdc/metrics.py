@@ -24,6 +24,7 @@ from prometheus_client.metrics_core import Metric as Family
 from cdc.catalog import Slot, SlotStatistics
 from cdc.pipeline import Committed
 from cdc.wire.messages import Commit, Delete, Insert, Relation, Truncate, Update
+from cdc.wire.wal2json import DIVERGENCES as KINDS_OF_DIVERGENCE
 
 Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
 
@@ -168,6 +169,13 @@ GAPS = Metric(
     "condition",
     CONDITIONS,
 )
+DIVERGENCES = Metric(
+    Counter,
+    "cdc_plugin_divergences_total",
+    "Facts of changes that wal2json could not tell, and pgoutput would have.",
+    "kind",
+    KINDS_OF_DIVERGENCE,
+)
 SUBSCRIPTIONS = Metric(
     Gauge, "cdc_subscriptions", "Subscriptions to changes.", "state", SUBSCRIPTION_STATES
 )
@@ -242,6 +250,7 @@ class Metrics:
         self._feedback = make(FEEDBACK)
         self._reconnects = self._children(make(RECONNECTS), RECONNECTS)
         self._conditions = self._children(make(GAPS), GAPS)
+        self._divergences = self._children(make(DIVERGENCES), DIVERGENCES)
         self._subscriptions = make(SUBSCRIPTIONS)
         self.follow()
 
@@ -338,6 +347,10 @@ class Metrics:
     def condition(self, name: str) -> None:
         """A condition that may mean loss was met."""
         self._conditions[name].inc()
+
+    def diverged(self, kind: str, count: int) -> None:
+        """So often the plugin could not tell what pgoutput would have."""
+        self._divergences[kind].inc(count)
 
     # --- making them ---------------------------------------------------------------------------
 

@@ -46,10 +46,10 @@ def timeline_history(timeline: int) -> sql.Composed:
     return sql.SQL("TIMELINE_HISTORY {}").format(sql.SQL(_digits(timeline)))
 
 
-def create_slot(slot: str) -> sql.Composed:
+def create_slot(slot: str, plugin: str) -> sql.Composed:
     """Create our slot. No snapshot is exported: nobody reads one, and it would hold xmin."""
-    return sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing')").format(
-        sql.Identifier(slot)
+    return sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL {} (SNAPSHOT 'nothing')").format(
+        sql.Identifier(slot), sql.Identifier(plugin)
     )
 
 
@@ -60,6 +60,33 @@ def start_replication(slot: str, publications: Sequence[str]) -> sql.Composed:
         "START_REPLICATION SLOT {} LOGICAL 0/0 "
         "(proto_version '1', publication_names {}, messages 'true')"
     ).format(sql.Identifier(slot), sql.Literal(names.as_string()))
+
+
+_WAL2JSON_OPTIONS: Final = (
+    ("format-version", "2"),
+    ("include-xids", "1"),
+    ("include-timestamp", "1"),
+    ("include-lsn", "1"),
+    ("include-types", "0"),
+    ("include-type-oids", "1"),
+    ("filter-tables", "conductor.*"),
+)
+"""Every schema but the queue's own is streamed, and the router chooses: a list of tables would be
+fixed for the session, and lose the rows of what begins to be captured, or is partitioned, later."""
+
+WAL2JSON_NUMBERS_AS_TEXT: Final = ("numeric-data-types-as-string", "1")
+"""From wal2json 2.6: NaN and the infinities are not lost."""
+
+
+def start_wal2json(slot: str, *optional: tuple[str, str]) -> sql.Composed:
+    """Start at 0/0, with these options besides: the plugin refuses any that it does not know."""
+    options = sql.SQL(", ").join(
+        sql.SQL("{} {}").format(sql.Identifier(name), sql.Literal(value))
+        for name, value in (*_WAL2JSON_OPTIONS, *optional)
+    )
+    return sql.SQL("START_REPLICATION SLOT {} LOGICAL 0/0 ({})").format(
+        sql.Identifier(slot), options
+    )
 
 
 def _digits(number: int) -> str:
@@ -86,7 +113,10 @@ SERVER: Final = sql.SQL("""
         r.rolreplication or r.rolsuper or exists (  -- RDS gives the right by membership
             select from pg_roles where rolname = 'rds_replication' and pg_has_role(oid, 'member')
         ) as can_replicate,
-        has_database_privilege(d.oid, 'create') as can_create
+        has_database_privilege(d.oid, 'create') as can_create,
+        pg_has_role('pg_read_all_settings', 'usage') as can_read_settings,
+        case when pg_has_role('pg_read_all_settings', 'usage')
+            then current_setting('output_plugin_libraries', true) end as output_plugin_libraries
     from pg_database d, pg_roles r
     where d.datname = current_database() and r.rolname = current_user
 """)
@@ -158,6 +188,61 @@ TABLES: Final = sql.SQL("""
     left join pg_index i on i.indrelid = c.oid and i.indisvalid and i.indimmediate
         and case c.relreplident when 'd' then i.indisprimary
             when 'i' then i.indisreplident else false end
+""")
+
+TABLE_SHAPE: Final = sql.SQL("""
+    with own as (
+        select c.oid, c.relreplident from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = %(schema)s and c.relname = %(name)s and c.relkind in ('r', 'p')
+    ), published as (
+        select c.oid, c.relname, c.relnamespace, c.relreplident,
+            own.oid as own_oid, own.relreplident as own_identity
+        from own join pg_class c on c.oid = coalesce((
+            select a.relid
+            from pg_partition_ancestors(own.oid) with ordinality as a (relid, level)
+            join pg_class ac on ac.oid = a.relid
+            where exists (
+                select from pg_publication p
+                left join pg_publication_rel pr on pr.prpubid = p.oid and pr.prrelid = a.relid
+                left join pg_publication_namespace pn
+                    on pn.pnpubid = p.oid and pn.pnnspid = ac.relnamespace
+                where p.pubname = %(publication)s and (pr.oid is not null or pn.oid is not null))
+            order by a.level desc limit 1), own.oid)
+    ), identity as (
+        select (i.indkey::int2[])[0:i.indnkeyatts - 1] as attnums
+        from published p join pg_index i on i.indrelid = p.oid
+        where i.indisvalid and i.indimmediate and case p.relreplident
+            when 'd' then i.indisprimary when 'i' then i.indisreplident else false end
+    )
+    select p.oid::bigint as oid, n.nspname as schema, p.relname as name,
+        p.relreplident::text as replica_identity, p.own_identity::text as own_identity,
+        coalesce((
+            select json_agg(json_build_object(
+                'name', a.attname, 'type_oid', a.atttypid::bigint,
+                'is_key', coalesce(a.attnum = any ((select attnums from identity)::int2[]), false),
+                'is_toastable', a.attlen = -1, 'is_generated', a.attgenerated <> '',
+                'is_not_null', a.attnotnull) order by a.attnum)
+            from pg_attribute a
+            where a.attrelid = p.oid and a.attnum > 0 and not a.attisdropped), '[]') as columns,
+        coalesce((
+            select array_agg(a.attname::text) from pg_attribute a
+            where a.attrelid = p.own_oid and a.attnum > 0 and not a.attisdropped
+                and a.attgenerated <> ''), '{}') as own_generated
+    from published p join pg_namespace n on n.oid = p.relnamespace
+""")
+"""A table as what it is published: its topmost ancestor in the publication, or itself."""
+
+BASE_TYPES: Final = sql.SQL("""
+    with recursive chain as (
+        select oid as type_oid, oid as base_oid from pg_type where oid = any (%(oids)s::oid[])
+        union all
+        select c.type_oid, t.typbasetype from chain c join pg_type t on t.oid = c.base_oid
+        where t.typtype = 'd'
+    )
+    select c.type_oid::bigint as oid, n.nspname as schema, t.typname as name
+    from chain c join pg_type t on t.oid = c.base_oid join pg_namespace n on n.oid = t.typnamespace
+    where t.typtype <> 'd' and c.type_oid >= 10000  -- the first that pgoutput describes
+    order by 1
 """)
 
 TABLE_NAMES: Final = sql.SQL("""
@@ -261,14 +346,14 @@ TRY_SLOT_LOCK: Final = sql.SQL("""
 
 INSERT_PROGRESS: Final = sql.SQL("""
     insert into conductor.progress (slot, source, database, plugin, system_identifier, timeline)
-    values (%(slot)s, %(source)s, %(database)s, 'pgoutput', %(system_identifier)s, %(timeline)s)
+    values (%(slot)s, %(source)s, %(database)s, %(plugin)s, %(system_identifier)s, %(timeline)s)
 """)
 
 RESTART_PROGRESS: Final = sql.SQL("""
     update conductor.progress
     set state = 'creating', generation = nextval('conductor.generation'), epoch = epoch + 1,
         routed_lsn = '0/0', acknowledged_lsn = '0/0', source = %(source)s,
-        database = %(database)s, plugin = 'pgoutput', options = null,
+        database = %(database)s, plugin = %(plugin)s, options = null,
         system_identifier = %(system_identifier)s, timeline = %(timeline)s,
         marker_nonce = gen_random_uuid(), created_at = clock_timestamp(),
         updated_at = clock_timestamp()

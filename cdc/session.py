@@ -24,13 +24,16 @@ from cdc.config import Settings
 from cdc.connection import Connection, connect_queue, connect_source, source_errors
 from cdc.errors import CdcError, SlotBusy, SourceUnavailable
 from cdc.lsn import Lsn
+from cdc.marker import PREFIX
 from cdc.metrics import Metrics
-from cdc.pipeline import Pipeline
-from cdc.preflight import refuse_server
+from cdc.pipeline import Pipeline, Stream
+from cdc.preflight import limits_of, refuse_server
 from cdc.publication import PublicationKeeper
 from cdc.sink import Sink
 from cdc.slots import Loss, Situation, SlotKeeper, judge
-from cdc.source import ReplicationStream
+from cdc.source import PGOUTPUT, ReplicationStream
+from cdc.translation import TranslatedStream
+from cdc.wire.wal2json import Decoder
 
 STANDBY_POLL_S: Final = 1.0
 MONITOR_EVERY_S: Final = 5.0
@@ -126,7 +129,7 @@ class Session:
         self._stack.push_async_callback(source.close)
         with source_errors():
             await source.execute(queries.WAIT_BRIEFLY_FOR_LOCKS)
-        if (refusal := refuse_server(await read_server(source))) is not None:
+        if (refusal := refuse_server(await read_server(source), settings.plugin)) is not None:
             raise refusal
         queue = await connect_queue(settings.queue_conninfo, application_name=name)
         self._stack.push_async_callback(queue.close)
@@ -147,7 +150,12 @@ class Session:
             book=book,
             keeper=PublicationKeeper(settings.publication, source, settings.manage_publication),
             slots=SlotKeeper(
-                settings.slot, settings.source, source, queue, settings.slot_creation_deadline_s
+                settings.slot,
+                settings.source,
+                source,
+                queue,
+                settings.slot_creation_deadline_s,
+                settings.plugin,
             ),
             stream=stream,
         )
@@ -159,7 +167,7 @@ class Session:
             if situation is not None:
                 try:
                     await self._prepare(parts, situation)
-                    await parts.stream.start(self._settings.slot, [self._settings.publication])
+                    await self._start(parts.stream)
                     break
                 except SlotBusy as error:
                     self._log.info("slot_busy", error=str(error), hint=error.hint)
@@ -169,6 +177,19 @@ class Session:
         if (problem := judge(situation)) is not None:
             raise problem
         return situation
+
+    async def _start(self, stream: ReplicationStream) -> None:
+        settings = self._settings
+        if settings.plugin == PGOUTPUT:
+            await stream.start(settings.slot, [settings.publication])
+            return
+        numbers_as_text = await stream.start_wal2json(settings.slot)
+        self._log.warning(
+            "plugin_limits",
+            plugin=settings.plugin,
+            numbers_as_text=numbers_as_text,
+            limits=limits_of(settings.plugin, numbers_as_text=numbers_as_text),
+        )
 
     async def _look(self, parts: _Parts) -> Situation | None:
         """Look whether streaming may go on; None when another sidecar leads."""
@@ -218,7 +239,7 @@ class Session:
         await parts.book.refresh()
         pipeline = Pipeline(
             slot=settings.slot,
-            stream=parts.stream,
+            stream=await self._understood(parts.stream),
             sink=sink,
             subscriptions=parts.book,
             metrics=self._metrics,
@@ -245,6 +266,18 @@ class Session:
             self._metrics.follow()
             self._pipeline = None
         await parts.stream.finish()
+
+    async def _understood(self, stream: ReplicationStream) -> Stream:
+        """Return the stream as one of pgoutput."""
+        settings = self._settings
+        if settings.plugin == PGOUTPUT:
+            return stream
+        catalog = await connect_source(
+            settings.source_conninfo, application_name=f"cdc {settings.slot} catalog"
+        )
+        self._stack.push_async_callback(catalog.close)
+        decoder = Decoder(PREFIX)
+        return TranslatedStream(stream, catalog, settings.publication, decoder, self._metrics)
 
     async def _run_together(self, pipeline: Pipeline, activator: Activator, parts: _Parts) -> None:
         """Run the pump with its companions; the first to end ends all."""

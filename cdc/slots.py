@@ -31,9 +31,8 @@ from cdc.errors import (
     TimelineSwitched,
 )
 from cdc.lsn import Lsn
-from cdc.source import ReplicationStream, SystemIdentity
+from cdc.source import PGOUTPUT, ReplicationStream, SystemIdentity
 
-PLUGIN: Final = "pgoutput"
 RECREATIONS_AN_HOUR: Final = 3
 RECREATABLE: Final = (
     SlotMissing,
@@ -81,6 +80,7 @@ class Situation:
     slot: Slot | None
     progress: ProgressRow | None
     timeline_history: Sequence[tuple[int, Lsn]] = ()  # of the server's timeline
+    plugin: str = PGOUTPUT  # ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +135,9 @@ def _judge_system(situation: Situation, progress: ProgressRow) -> CdcError | Non
 
 def _judge_kind(situation: Situation, slot: Slot) -> CdcError | None:
     name = slot.name
-    if slot.slot_type != "logical" or slot.plugin != PLUGIN or slot.temporary:
+    if slot.slot_type != "logical" or slot.plugin != situation.plugin or slot.temporary:
         kind = "temporary" if slot.temporary else f"{slot.slot_type} ({slot.plugin or 'no plugin'})"
-        return SlotForeign(f"slot {name!r} is {kind}, not a permanent one of {PLUGIN}")
+        return SlotForeign(f"slot {name!r} is {kind}, not a permanent one of {situation.plugin}")
     if slot.database != situation.system.database:
         return SlotForeign(
             f"slot {name!r} belongs to database {slot.database!r}, "
@@ -171,6 +171,7 @@ class SlotKeeper:
         source_control: an ordinary connection to the source database.
         queue_control: an ordinary connection to the queue database.
         creation_deadline_s: how long creating the slot may wait for running writers.
+        plugin: what decodes the slot's WAL.
     """
 
     name: str
@@ -178,6 +179,7 @@ class SlotKeeper:
     source_control: Connection
     queue_control: Connection
     creation_deadline_s: float = 60.0
+    plugin: str = PGOUTPUT
 
     async def situation(self, stream: ReplicationStream) -> Situation:
         """Read what `judge` needs, on a replication connection that does not stream yet.
@@ -191,14 +193,14 @@ class SlotKeeper:
         history: Sequence[tuple[int, Lsn]] = ()
         if progress is not None and progress.timeline not in {None, system.timeline}:
             history = await stream.timeline_history(system.timeline)
-        return Situation(self.name, system, slot, progress, history)
+        return Situation(self.name, system, slot, progress, history, self.plugin)
 
     async def reread(self, before: Situation) -> Situation:
         """Read all that can have moved again: once streaming has begun, the slot is ours."""
         slot = await read_slot(self.source_control, self.name)
         progress = await self.read_progress()
         system = replace(before.system, flush_lsn=await read_server_lsn(self.source_control))
-        return Situation(self.name, system, slot, progress, before.timeline_history)
+        return replace(before, system=system, slot=slot, progress=progress)
 
     async def read_progress(self) -> ProgressRow | None:
         """Read the progress row; None when there is none yet."""
@@ -305,7 +307,9 @@ class SlotKeeper:
         return start
 
     async def _create_within_deadline(self, stream: ReplicationStream) -> Lsn:
-        creation = asyncio.create_task(stream.create_slot(self.name), name="create slot")
+        creation = asyncio.create_task(
+            stream.create_slot(self.name, self.plugin), name="create slot"
+        )
         deadline_s = asyncio.get_running_loop().time() + self.creation_deadline_s
         blockers = ""
         while True:
@@ -339,6 +343,7 @@ class SlotKeeper:
         return {
             "source": self.source,
             "database": system.database,
+            "plugin": self.plugin,
             "system_identifier": system.system_identifier,
             "timeline": system.timeline,
         }

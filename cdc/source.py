@@ -29,6 +29,7 @@ from cdc.connection import (
 )
 from cdc.errors import (
     CdcError,
+    PluginRefused,
     PublicationMissing,
     ServerDecodeError,
     SlotBusy,
@@ -40,6 +41,7 @@ from cdc.errors import (
 from cdc.lsn import Lsn
 from cdc.wire.frames import status_update
 
+PGOUTPUT: Final = "pgoutput"
 READ_LIMIT: Final = 4096
 READ_LIMIT_BYTES: Final = 1 << 20
 _FINISH_TIMEOUT_S: Final = 1.0
@@ -128,20 +130,23 @@ class ReplicationStream:
         content = row[1] if row else ""
         return parse_timeline_history(content if isinstance(content, str) else content.decode())
 
-    async def create_slot(self, slot: str) -> Lsn:
+    async def create_slot(self, slot: str, plugin: str = PGOUTPUT) -> Lsn:
         """Create our logical slot; return its consistent point. Waits for every running writer.
 
         Raises:
             SlotBusy: another process has just created it.
+            PluginRefused: the server does not have the plugin, or does not let it be used.
         """
         try:
             cursor = await self._connection.cursor(row_factory=tuple_row).execute(
-                queries.create_slot(slot)
+                queries.create_slot(slot, plugin)
             )
             row = await cursor.fetchone()
         except psycopg.errors.DuplicateObject as error:
             raise SlotBusy(f"slot {slot!r}: {one_line(error)}") from error
         except psycopg.Error as error:
+            if error.sqlstate == "58P01" or "output plugin" in one_line(error):
+                raise PluginRefused(f"plugin {plugin}: {one_line(error)}") from error
             raise source_error(error) from error
         if row is None:
             raise SourceUnavailable(f"the server did not say where slot {slot!r} starts")
@@ -160,17 +165,36 @@ class ReplicationStream:
             SlotMissing, SlotLost, SlotForeign, WalLevelTooLow, PrivilegeMissing: it cannot be had.
             SourceUnavailable: the connection was lost.
         """
-        command = queries.start_replication(slot, publications).as_bytes(self._connection)
+        error = await self._start(queries.start_replication(slot, publications))
+        if error is not None:
+            raise _start_error(slot, error) from error
+
+    async def start_wal2json(self, slot: str) -> bool:
+        """Take a slot of wal2json and begin to stream (errors: `start`).
+
+        Returns whether numbers come as text: if not, NaN and the infinities are lost.
+        """
+        error = await self._start(queries.start_wal2json(slot, queries.WAL2JSON_NUMBERS_AS_TEXT))
+        if error is None:
+            return True
+        if isinstance(error, psycopg.errors.InvalidParameterValue):  # an option it does not know
+            error = await self._start(queries.start_wal2json(slot))
+        if error is not None:
+            raise _start_error(slot, error) from error
+        return False
+
+    async def _start(self, command: queries.Statement) -> psycopg.Error | None:
+        """Run START_REPLICATION; return the error with which it was refused."""
         with source_errors():
-            self._pgconn.send_query(command)
+            self._pgconn.send_query(command.as_bytes(self._connection))
             self._flush()
             result = await self._result()
         if result is not None and result.status == pq.ExecStatus.COPY_BOTH:
-            return
+            return None
         error = _result_error(result, self._pgconn)
         while await self._result() is not None:
             pass
-        raise _start_error(slot, error) from error
+        return error
 
     # --- the stream --------------------------------------------------------------------------
 

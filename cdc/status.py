@@ -29,9 +29,9 @@ async def read_status(settings: Settings) -> dict[str, Any]:
         stack.push_async_callback(queue.close)
         stream = await ReplicationStream.open(settings.source_conninfo, application_name=_NAME)
         stack.push_async_callback(stream.close)
-        situation = await SlotKeeper(settings.slot, settings.source, source, queue).situation(
-            stream
-        )
+        situation = await SlotKeeper(
+            settings.slot, settings.source, source, queue, plugin=settings.plugin
+        ).situation(stream)
         book = SubscriptionBook(queue, slot=settings.slot, source=settings.source)
         await book.refresh()
         with queue_errors():

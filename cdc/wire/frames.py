@@ -16,6 +16,7 @@ POSTGRES_EPOCH_US = 946_684_800_000_000  # 2000-01-01 in the Unix epoch
 
 _XLOG_DATA = struct.Struct(">xQQq")
 _KEEPALIVE = struct.Struct(">xQqB")
+_KEEPALIVE_BUILT = struct.Struct(">cQqB")
 _STATUS = struct.Struct(">cQQQqB")
 
 
@@ -56,6 +57,11 @@ def parse_frame(frame: bytes) -> XLogData | Keepalive:
         end, sent_at, reply = _KEEPALIVE.unpack(frame)
         return Keepalive(end, sent_at + POSTGRES_EPOCH_US, bool(reply))
     raise ProtocolError(kind.decode("latin-1"), 0, "XLogData or keepalive", f"{len(frame)} bytes")
+
+
+def keepalive(*, wal_end: int, sent_at_us: int, reply_requested: bool = False) -> bytes:
+    """Build a primary keepalive, as a server does."""
+    return _KEEPALIVE_BUILT.pack(b"k", wal_end, sent_at_us - POSTGRES_EPOCH_US, reply_requested)
 
 
 def status_update(

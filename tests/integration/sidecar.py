@@ -146,11 +146,11 @@ async def eventually(
 
 @asynccontextmanager
 async def running(
-    database: ScratchDatabase, **changes: Any
+    database: ScratchDatabase, *, metrics: Metrics | None = None, **changes: Any
 ) -> AsyncIterator[tuple[Service, asyncio.Task[None]]]:
     """A service that runs until the end of the block; an error of its own is raised there."""
     settings = settings_for(database, **changes)
-    service = Service(settings, Metrics("test", settings.slot))
+    service = Service(settings, metrics or Metrics("test", settings.slot))
     task = asyncio.create_task(service.run())
     try:
         yield service, task
