@@ -6,6 +6,7 @@ anything else is a bug (70) and shows its traceback. Imports are lazy, so that `
 """
 
 import asyncio
+import gc
 import json
 import signal
 import sys
@@ -56,6 +57,11 @@ def run(slot: Slot = None, publication: Publication = None) -> None:
 
     settings = _settings(slot=slot, publication=publication)
     logs.configure(settings.log_level, settings.log_format)
+
+    # Rows leave no cycles behind: looking for some took a tenth of the router's time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
     async def serve() -> None:
         service = Service(settings, Metrics(_version(), settings.slot))

@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     dsn: SecretStr | None = None
     """The queue database."""
 
+    listen_dsn: SecretStr | None = None
+    """The same database past a pooler, for LISTEN; needed only when CONDUCTOR_DSN leads to one."""
+
     metrics_port: Annotated[int, Field(ge=-1, le=65535)] | None = None
     """Where a worker serves metrics and probes. -1: nowhere; 0: any free port, named in the log."""
 
@@ -71,7 +74,7 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: for people on a terminal, JSON elsewhere."""
 
-    @field_validator("dsn")
+    @field_validator("dsn", "listen_dsn")
     @classmethod
     def _check_dsn(cls, value: SecretStr | None) -> SecretStr | None:
         try:

@@ -96,7 +96,7 @@ class Maintenance:
 
     async def maintain(self, connection: AsyncConnection[Any]) -> None:
         """Do everything once, each piece in a transaction of its own."""
-        await _partition(connection)
+        await partition_history(connection)
         for purge in (
             MaintenanceStore.purge_default,
             MaintenanceStore.purge_dedupe_keys,
@@ -107,8 +107,12 @@ class Maintenance:
         await retire_abandoned(connection, ABANDONED_AFTER_S)
 
 
-async def _partition(connection: AsyncConnection[Any]) -> None:
-    """Drop the partitions that have expired and add those that are missing."""
+async def partition_history(connection: AsyncConnection[Any]) -> None:
+    """Drop the partitions that have expired and add those that are missing.
+
+    Also to be called before workers settle for the first time: a day of which the default
+    partition holds rows already gets none.
+    """
     store = MaintenanceStore(connection)
     days = await store.plan_days()
     missing = missing_days(days)

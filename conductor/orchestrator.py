@@ -29,7 +29,7 @@ from conductor.gauges import Gauges
 from conductor.health import HealthServer
 from conductor.hints import QueueHints
 from conductor.lease import Leases
-from conductor.maintenance import Maintenance
+from conductor.maintenance import Maintenance, partition_history
 from conductor.metrics import BUILD_INFO, RECONNECTS, RESCUED, Metrics
 from conductor.migrations import check_migrated
 from conductor.registration import Registration, check_unique, register, wait_captured
@@ -122,6 +122,8 @@ class Orchestrator:
                 await self._health.start(self.metrics_host, self.metrics_port)
             await self._reach_database()
             ids = await register(self._connections, self.registration)
+            async with self._connections.lend() as connection:
+                await partition_history(connection)
             self._crew = _Crew(self, self._connections)
             self._crew.start()
             await self._crew.claiming()

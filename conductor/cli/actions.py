@@ -5,6 +5,7 @@ Raises ConductorError for whatever has a name; what the server says is put into 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -51,7 +52,20 @@ async def run_worker(path: str, settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None:
             setattr(orchestrator, name, value)
+    if settings.listen_dsn is not None:
+        orchestrator.listen_dsn = settings.listen_dsn.get_secret_value()
+    _spare_the_collector()
     await orchestrator.run(settings.wait_captured_s)
+
+
+def _spare_the_collector() -> None:
+    """Let the garbage collector look at what lives on less often: a job leaves no cycles behind.
+
+    It took an eighth of a busy worker's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 def migrate(settings: Settings) -> tuple[Migration, ...]:

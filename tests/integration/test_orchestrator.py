@@ -89,6 +89,14 @@ async def test_an_invoked_task_runs(queue: Queue) -> None:
     assert await finished(queue) == [{"task": "double", "outcome": "completed", "result": 42}]
 
 
+async def test_what_was_due_before_the_start_finds_its_partition(queue: Queue) -> None:
+    app = App(queue.database.dsn)
+    handles = await app.conductor.invoke_many(double, [Number(n=n) for n in range(200)])
+    async with app.orchestrator:
+        await queue.until("select count(*) = %s from conductor.history", len(handles))
+    assert await queue.value("select count(*) from conductor.history_default") == 0
+
+
 async def test_an_emitted_event_reaches_its_task(queue: Queue) -> None:
     app = App(queue.database.dsn)
     async with app.conductor, app.orchestrator:
