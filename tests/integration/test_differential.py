@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 
 from cdc.metrics import Metrics
-from tests.integration.sidecar import eventually, query, running, value
+from tests.integration.sidecar import cdc, eventually, query, running, value
 from tests.servers import ScratchDatabase
 from tests.unit.cdc.type_cases import SETUP, TYPE_CASES
 
@@ -237,3 +237,114 @@ async def test_one_corpus_gives_the_same_jobs(prepared: ScratchDatabase) -> None
         assert operations == {"insert", "update", "delete", "truncate"}
         truncates = sum('"op":"truncate"' in payload for payload in pgoutput)
         assert shop.diverged() == {"truncate_options": truncates}
+
+
+async def test_altered_tables_stay_the_same(prepared: ScratchDatabase) -> None:
+    """When each alteration is read before the next one is made."""
+    alterations = (
+        ("alter table shop.users add column city text default 'Rome'", "karma = 1"),
+        ("alter table shop.users drop column email", "karma = 2"),
+        ("alter table shop.users rename column city to town", "karma = 3, town = null"),
+        ("alter table shop.users alter karma drop default, drop column twice", "karma = 4"),
+        ("alter table shop.users alter karma type numeric(20, 4)", "karma = 5"),
+        ("alter table shop.users replica identity full", "karma = 6"),
+        ("alter table shop.users replica identity default", "id = id + 1"),
+        ("create domain shop.feel as text; alter table shop.users add f shop.feel", "f = 'g'"),
+    )
+    async with two_sidecars(prepared, "users") as shop:
+        shop.run("insert into shop.users values (1, 'a', repeat('x', 9000))")
+        await shop.payloads()
+        for alteration, assignment in alterations:
+            shop.run(alteration)
+            shop.run(f"update shop.users set {assignment}")
+            shop.run("insert into shop.users (id) values (100)", "delete from shop.users")
+            shop.run("insert into shop.users (id, note) values (1, repeat('x', 9000))")
+            pgoutput, wal2json = await shop.payloads()
+            assert wal2json == pgoutput, alteration
+        assert shop.diverged() == {}
+
+
+async def test_what_begins_later_is_the_same(prepared: ScratchDatabase) -> None:
+    """A partition whose root begins to be captured appears as the root, from one commit on."""
+    async with two_sidecars(prepared, "users") as shop:
+        shop.run("insert into shop.measures values ('2026-06-01', 1, 1)")
+        shop.subscribe(["measures"])
+        await eventually(lambda: shop.pending() == 0, "both to route")
+        shop.run("insert into shop.measures values ('2026-06-01', 2, 2)")
+        shop.run("create schema other")
+        shop.run("alter table shop.measures detach partition shop.measures_old")
+        shop.run("create table other.far partition of shop.measures default")
+        shop.run("insert into shop.measures values ('2025-06-01', 3, 3)")
+        pgoutput, wal2json = await shop.payloads()
+        assert wal2json == pgoutput
+        assert [json.loads(payload)["new"]["id"] for payload in pgoutput] == [2, 3]
+
+
+async def test_numbers_without_a_value_are_lost(migrated: ScratchDatabase) -> None:
+    """Before wal2json 2.6: null in place of NaN and infinity."""
+    with psycopg.connect(migrated.dsn, autocommit=True) as connection:
+        connection.execute("create schema shop")
+        connection.execute(
+            "create table shop.types (id int4 primary key, a float8 not null, b numeric)"
+        )
+    async with two_sidecars(migrated, "types") as shop:
+        shop.run("insert into shop.types values (1, 'NaN', 'NaN'), (2, '-Infinity', 2)")
+        pgoutput, wal2json = await shop.payloads()
+        told = [json.loads(payload)["new"] for payload in wal2json]
+        assert told == [{"id": 1, "a": None, "b": None}, {"id": 2, "a": None, "b": "2"}]
+        assert json.loads(pgoutput[0])["new"] == {"id": 1, "a": "NaN", "b": "NaN"}
+        assert shop.diverged() == {"number_lost": 2}
+
+
+async def test_a_truncate_does_not_tell_its_options(prepared: ScratchDatabase) -> None:
+    async with two_sidecars(prepared, "users", "child") as shop:
+        shop.run("truncate shop.users restart identity cascade")
+        pgoutput, wal2json = await shop.payloads()
+        told = [json.loads(payload) for payload in pgoutput]
+        assert [json.loads(payload) for payload in wal2json] == [
+            change | {"cascade": False, "restart_identity": False} for change in told
+        ]
+        assert {change["table"] for change in told} == {"users", "child"}
+        assert all(change["cascade"] and change["restart_identity"] for change in told)
+        assert shop.diverged() == {"truncate_options": 2}
+
+
+async def test_rows_older_than_the_catalog(prepared: ScratchDatabase) -> None:
+    """Read after their table was altered, renamed or dropped: the values are all there."""
+    async with two_sidecars(prepared, "users", "facts", "pairs") as shop:
+        shop.run("insert into shop.users (id) values (0)")
+        await shop.payloads()
+    prepared_sql = (
+        "insert into shop.users values (1, 'a', repeat('x', 9000))",
+        "update shop.users set karma = 2 where id = 1",
+        "insert into shop.facts values (1, 'b')",
+        "update shop.facts set body = 'c'",
+        "insert into shop.pairs values ('n', 1, 'a')",
+        "alter table shop.users rename email to mail",
+        "alter table shop.facts add more text",
+    )
+    shop.run(*prepared_sql)
+    async with two_sidecars(prepared) as shop:
+        pgoutput, wal2json = await shop.payloads()
+        assert list(map(json.loads, wal2json)) == list(map(json.loads, pgoutput))
+        assert len(pgoutput) == 6
+        assert shop.diverged()["shape_guessed"] >= 3
+
+
+async def test_a_slot_of_the_other_plugin_is_foreign(prepared: ScratchDatabase) -> None:
+    name = f"{prepared.name}_pgoutput"
+    async with two_sidecars(prepared, "users"):
+        pass
+    changes = {"CDC_SLOT": name, "CDC_SOURCE": "pgoutput", "CDC_PUBLICATION": "pgoutput"}
+    result = cdc(prepared, "run", CDC_PLUGIN="wal2json", **changes)
+    assert result.returncode == 65
+    assert "logical (pgoutput), not a permanent one of wal2json" in result.stderr
+
+
+async def test_check_names_the_limits(prepared: ScratchDatabase) -> None:
+    result = cdc(prepared, "check", "--json", CDC_PLUGIN="wal2json")
+    assert result.returncode == 0, result.stderr
+    messages = [finding["message"] for finding in json.loads(result.stdout)]
+    assert any("NaN" in message for message in messages)
+    hidden = [message for message in messages if "cannot see whether wal2json" in message]
+    assert len(hidden) == 1
