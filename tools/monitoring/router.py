@@ -184,16 +184,11 @@ WORK: Final = Row(
     (
         Panel(
             "Changes",
-            "Row changes decoded, by operation; those that no subscription wanted; and facts of them "
-            "that the plugin wal2json could not tell.",
+            "Row changes decoded, by operation, and those that no subscription wanted.",
             unit="cps",
             queries=(
                 Query(f"sum by (operation) (rate(cdc_changes_total{RATE}))", "{{operation}}"),
                 Query(f"sum(rate(cdc_unmatched_changes_total{RATE}))", "unmatched"),
-                Query(
-                    f"sum by (kind) (rate(cdc_plugin_divergences_total{RATE})) > 0",
-                    "not told: {{kind}}",
-                ),
             ),
             width=6,
         ),
