@@ -9,7 +9,9 @@ import pytest
 from typer.main import get_command
 
 from cdc.cli import app as cdc_app
+from cdc.config import Settings as CdcSettings
 from conductor.cli import app as conductor_app
+from conductor.config import Settings as ConductorSettings
 from tests.deploy.test_alerts import alerts
 from tests.servers import ScratchDatabase
 from tools.monitoring.__main__ import PROJECT
@@ -68,6 +70,15 @@ def test_commands_that_pages_name_exist() -> None:
             commands = getattr(command, "commands", {})
             assert word in commands, f"{program} {words}"
             command = commands[word]
+
+
+def test_settings_that_pages_name_exist() -> None:
+    text = "".join(path.read_text() for path in PAGES.values())
+    named = set(re.findall(r"\b(?:CDC|CONDUCTOR)_[A-Z_]+\b", text))
+    known = {f"CDC_{name.upper()}" for name in CdcSettings.model_fields}
+    known |= {f"CONDUCTOR_{name.upper()}" for name in ConductorSettings.model_fields}
+    assert named
+    assert named <= known
 
 
 def test_the_statements_run(migrated: ScratchDatabase) -> None:
