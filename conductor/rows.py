@@ -85,7 +85,10 @@ class TableRow(BaseModel):
     """
 
     model_config = ConfigDict(
-        validate_by_name=True, validate_by_alias=True, protected_namespaces=()
+        validate_by_name=True,
+        validate_by_alias=True,
+        protected_namespaces=(),
+        ser_json_inf_nan="strings",
     )
     __table_name__: ClassVar[TableName | None] = None
     _unchanged: frozenset[str] = PrivateAttr(default=frozenset())

@@ -25,7 +25,7 @@ from pydantic import (
     PlainSerializer,
     model_validator,
 )
-from pydantic_core import CoreSchema, core_schema, from_json
+from pydantic_core import CoreSchema, core_schema, from_json, to_json
 
 from conductor.literals import (
     Bounds,
@@ -65,6 +65,10 @@ class OutOfRange:
     def __eq__(self, other: object) -> bool:
         """Return whether the other has this text too."""
         return isinstance(other, type(self)) and other.text == self.text
+
+    def __ne__(self, other: object) -> bool:
+        """Return whether the other has another text: the base class would compare the nearest."""
+        return not self == other
 
     def __hash__(self) -> int:
         """Return the hash of the text."""
@@ -213,8 +217,17 @@ Bytea: TypeAlias = Annotated[
 ]
 """``bytea``: changes carry it as hexadecimal text."""
 
+
+def _json_text(value: Any) -> Any:
+    return from_json(value) if isinstance(value, str) else value
+
+
 JsonText: TypeAlias = Annotated[
-    JsonValue, BeforeValidator(lambda value: from_json(value) if isinstance(value, str) else value)
+    JsonValue,
+    BeforeValidator(_json_text),
+    PlainSerializer(
+        lambda value: None if value is None else to_json(value).decode(), when_used="json"
+    ),
 ]
 """``json`` or ``jsonb`` within a composite or an array of a domain, where it is text."""
 
@@ -233,7 +246,10 @@ class Composite(BaseModel):
     """A value of a composite type. Subclass it with the type's attributes in their order."""
 
     model_config = ConfigDict(
-        validate_by_name=True, validate_by_alias=True, protected_namespaces=()
+        validate_by_name=True,
+        validate_by_alias=True,
+        protected_namespaces=(),
+        ser_json_inf_nan="strings",
     )
 
     @model_validator(mode="before")

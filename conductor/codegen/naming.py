@@ -22,7 +22,7 @@ def class_name(*parts: str) -> str:
     ('PublicUserContacts', 'ShopOddName')
     """
     words = (word for part in parts for word in _BREAK.split(_normal(part)) if word)
-    return _identifier("".join(word[0].upper() + word[1:] for word in words), "T")
+    return _usable(_identifier("".join(word[0].upper() + word[1:] for word in words), "T"))
 
 
 def field_name(column: str) -> str:
@@ -32,8 +32,7 @@ def field_name(column: str) -> str:
     ['userId', 'odd_name', 'id', 'column_2fa', 'class_']
     """
     name = _NOT_WORD.sub("_", _normal(column)).lstrip("_")
-    name = _identifier(name, "column_")
-    return f"{name}_" if keyword.iskeyword(name) else name
+    return _usable(_identifier(name, "column_"))
 
 
 def label_name(label: str) -> str:
@@ -60,9 +59,9 @@ def assign(
     {'a b': 'a_b_2', 'a_b': 'a_b', 'str': 'str_'}
     """
     wanted = {key: natural(key) for key in keys}
-    used = set(taken)
+    used: set[object] = set(taken)
     names: dict[Key, str] = {}
-    for key in sorted(wanted, key=lambda key: wanted[key] != key):
+    for key in sorted(wanted, key=lambda key: wanted[key] != key or key in used):
         base = wanted[key]
         names[key] = next(name for name in _variants(base, taken) if name not in used)
         used.add(names[key])
@@ -77,6 +76,10 @@ def _variants(base: str, taken: Collection[str]) -> Iterable[str]:
     while True:
         yield f"{base}_{number}" if not base.endswith("_") else f"{base}{number}"
         number += 1
+
+
+def _usable(name: str) -> str:
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def _normal(name: str) -> str:

@@ -61,7 +61,7 @@ class _Module:
             *imports(
                 ((name, IMPORTS[name]) for name in sorted(self._used & IMPORTS.keys())), "conductor"
             ),
-            f"__generated_by__ = {literal(command)}",
+            kept(f"__generated_by__ = {literal(command)}"),
         ]
         return "\n".join(head) + "\n" + body
 

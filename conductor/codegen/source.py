@@ -72,7 +72,7 @@ def call(head: str, arguments: Sequence[str], tail: str, indent: str = "") -> li
 
 def _is_kept(argument: str) -> bool:
     """Whether the formatter leaves an argument in a line of its own as it is."""
-    return width(argument) + 2 * len(INDENT) + 1 <= WIDTH or " " not in argument
+    return width(argument) + 2 * len(INDENT) + 1 <= WIDTH or not set("([|") & set(argument)
 
 
 def kept(line: str) -> str:
