@@ -1,4 +1,4 @@
-"""The console script `cdc`: run, check, status.
+"""The console script `cdc`: run, check, status, record, decode.
 
 Thin: settings in, one function of the package called, its result printed. A failure that has a name
 is one line `error: …` and one line `hint: …` on standard error, and the exit code of its class;
@@ -8,14 +8,16 @@ anything else is a bug (70) and shows its traceback. Imports are lazy, so that `
 import asyncio
 import gc
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TextIO, TypeVar
 
 import typer
 
-from cdc.errors import CdcError
+from cdc.errors import CdcError, ConfigError
 
 if TYPE_CHECKING:
     from cdc.config import Settings
@@ -105,6 +107,50 @@ def status(slot: Slot = None, as_json: AsJson = False) -> None:
         _print_status(report)
 
 
+@app.command()
+def record(
+    file: Annotated[str, typer.Argument(help="Where to write; - for standard output.")],
+    slot: Slot = None,
+    publication: Publication = None,
+    temporary: Annotated[
+        bool, typer.Option("--temporary", help="Through a slot of its own, from now on.")
+    ] = False,
+    messages: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
+) -> None:
+    """Record the stream into FILE until Ctrl-C. Acknowledges nothing; FILE holds the rows' data."""
+    from cdc.recorder import Recorder  # noqa: PLC0415  # lazy
+
+    settings = _settings(slot=slot, publication=publication)
+
+    async def to(output: TextIO) -> None:
+        recorder = Recorder(settings, output, temporary=temporary, limit=messages)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, recorder.stop)
+        await recorder.run()
+        typer.echo(f"{recorder.messages} messages recorded", err=True)
+
+    with _file(file, "w") as output:
+        _run(lambda: to(output))
+
+
+@app.command()
+def decode(
+    file: Annotated[str, typer.Argument(help="What `cdc record` wrote; - for standard input.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print a recording as typed changes, without a server."""
+    from cdc.recording import read  # noqa: PLC0415  # lazy
+    from cdc.replay import render, replay, summarise  # noqa: PLC0415  # lazy
+
+    with _file(file, "r") as recording:
+        header, entries = read(recording)
+        if not as_json:
+            typer.echo(f"# {header.plugin} slot {header.slot}, PostgreSQL {header.server_version}")
+        for event in replay(header, entries):
+            typer.echo(render(event) if as_json else summarise(event))
+
+
 # --- what the commands share ------------------------------------------------------------------
 
 
@@ -112,6 +158,23 @@ def _settings(**overrides: str | None) -> "Settings":
     from cdc.config import load  # noqa: PLC0415  # lazy
 
     return load(**overrides)
+
+
+@contextmanager
+def _file(path: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
+    """Open a file, or take standard input or output for `-`."""
+    if path == "-":
+        yield sys.stdin if mode == "r" else sys.stdout
+        return
+    flags = os.O_RDONLY if mode == "r" else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        descriptor = os.open(path, flags, 0o600)  # rows are in it: for nobody else's eyes
+    except OSError as error:
+        raise ConfigError(
+            f"cannot open {path}: {error.strerror}", hint="name another FILE"
+        ) from None
+    with os.fdopen(descriptor, mode, encoding="utf-8") as file:
+        yield file
 
 
 def _version() -> str:

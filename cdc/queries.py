@@ -46,10 +46,11 @@ def timeline_history(timeline: int) -> sql.Composed:
     return sql.SQL("TIMELINE_HISTORY {}").format(sql.SQL(_digits(timeline)))
 
 
-def create_slot(slot: str, plugin: str) -> sql.Composed:
+def create_slot(slot: str, plugin: str, *, temporary: bool) -> sql.Composed:
     """Create our slot. No snapshot is exported: nobody reads one, and it would hold xmin."""
-    return sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL {} (SNAPSHOT 'nothing')").format(
-        sql.Identifier(slot), sql.Identifier(plugin)
+    kind = sql.SQL("TEMPORARY" if temporary else "")
+    return sql.SQL("CREATE_REPLICATION_SLOT {} {} LOGICAL {} (SNAPSHOT 'nothing')").format(
+        sql.Identifier(slot), kind, sql.Identifier(plugin)
     )
 
 

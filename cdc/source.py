@@ -130,7 +130,9 @@ class ReplicationStream:
         content = row[1] if row else ""
         return parse_timeline_history(content if isinstance(content, str) else content.decode())
 
-    async def create_slot(self, slot: str, plugin: str = PGOUTPUT) -> Lsn:
+    async def create_slot(
+        self, slot: str, plugin: str = PGOUTPUT, *, temporary: bool = False
+    ) -> Lsn:
         """Create our logical slot; return its consistent point. Waits for every running writer.
 
         Raises:
@@ -139,7 +141,7 @@ class ReplicationStream:
         """
         try:
             cursor = await self._connection.cursor(row_factory=tuple_row).execute(
-                queries.create_slot(slot, plugin)
+                queries.create_slot(slot, plugin, temporary=temporary)
             )
             row = await cursor.fetchone()
         except psycopg.errors.DuplicateObject as error:
@@ -169,8 +171,12 @@ class ReplicationStream:
         if error is not None:
             raise _start_error(slot, error) from error
 
-    async def start_wal2json(self, slot: str) -> bool:
+    async def start_wal2json(self, slot: str, *, temporary: bool = False) -> bool:
         """Take a slot of wal2json and begin to stream (errors: `start`).
+
+        Args:
+            slot: its name.
+            temporary: the slot ends with an error of this connection: make it again after one.
 
         Returns whether numbers come as text: if not, NaN and the infinities are lost.
         """
@@ -178,6 +184,8 @@ class ReplicationStream:
         if error is None:
             return True
         if isinstance(error, psycopg.errors.InvalidParameterValue):  # an option it does not know
+            if temporary:
+                await self.create_slot(slot, "wal2json", temporary=True)
             error = await self._start(queries.start_wal2json(slot))
         if error is not None:
             raise _start_error(slot, error) from error

@@ -32,6 +32,7 @@ from cdc.wire.messages import (
     Update,
 )
 from cdc.wire.pgoutput import decode
+from cdc.wire.wal2json import lsn_of
 
 ORDINAL_STEP: Final = 1 << 20  # a message may truncate a million tables; 2**43 messages fit bigint
 STANDALONE_ORDINAL: Final = -1  # a message may end where a commit record starts: no clash with 0
@@ -85,7 +86,11 @@ class TransactionReader:
         self.ordinal = 0
         self._routed_lsn = routed_lsn
         always: dict[bytes, _Handler] = {b"R": self._relation, b"Y": self._type}
-        self._between = always | {b"B": self._begin, b"M": self._message_standalone}
+        self._between = always | {
+            b"B": self._begin,
+            b"M": self._message_standalone,
+            b"{": self._untranslated_standalone,
+        }
         self._inside = always | {
             b"C": self._commit,
             b"I": self._row,
@@ -94,8 +99,9 @@ class TransactionReader:
             b"T": self._truncate,
             b"M": self._message,
             b"O": _check,
+            b"{": self._untranslated,
         }
-        self._skipped = always | dict.fromkeys((b"I", b"U", b"D", b"T", b"O"), _ignore)
+        self._skipped = always | dict.fromkeys((b"I", b"U", b"D", b"T", b"O", b"{"), _ignore)
         self._skipped |= {b"C": self._commit_skipped, b"M": self._message_skipped}
         self._handlers = self._between
 
@@ -186,6 +192,23 @@ class TransactionReader:
                 error, relation_oid=None, ordinal=STANDALONE_ORDINAL, commit_lsn=lsn
             ) from error
 
+    def _untranslated(self, payload: bytes) -> None:
+        """Set aside a change that came from another plugin and could not be translated."""
+        self.ordinal += ORDINAL_STEP
+        raise self._undecodable(_untranslatable(payload))
+
+    def _untranslated_standalone(self, payload: bytes) -> None:
+        lsn = lsn_of(payload)
+        if lsn is None:
+            raise _untranslatable(payload)
+        if lsn > self._routed_lsn:
+            raise UndecodableMessage(
+                _untranslatable(payload),
+                relation_oid=None,
+                ordinal=STANDALONE_ORDINAL,
+                commit_lsn=lsn,
+            )
+
     def _relation(self, payload: bytes) -> Relation:
         relation = cast("Relation", decode(payload))
         self.relations.apply(relation)
@@ -205,6 +228,10 @@ class TransactionReader:
 def _is_transactional(payload: bytes) -> bool:
     """Tell by the flags; a message too short to have any counts for the open transaction."""
     return len(payload) < 2 or bool(payload[1] & 1)
+
+
+def _untranslatable(payload: bytes) -> ProtocolError:
+    return ProtocolError("{", 0, "a frame that can be translated", repr(payload[:60]))
 
 
 def _check(payload: bytes) -> None:

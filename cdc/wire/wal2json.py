@@ -23,6 +23,7 @@ Frames: https://github.com/eulerto/wal2json, `pg_decode_*_v2` in wal2json.c.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ TableName: TypeAlias = tuple[str, str]
 """Schema and table."""
 
 _HEAD: Final = b'{"action":"'
+_LSN: Final = re.compile(rb'"lsn":"([0-9A-F]{1,8})/([0-9A-F]{1,8})"')
 _BYTEA: Final = "17"
 _NUMBERS: Final = frozenset((700, 701, 1700))  # float4, float8, numeric: those with a NaN
 _UNKNOWN_OID: Final = 0xFFFF_FFFF  # and downwards: for tables that the catalog no longer has
@@ -387,6 +389,16 @@ class Decoder:
         """Return the very object that was sent, if it says the same."""
         sent = self._sent.get(relation.oid)
         return sent if sent == relation and sent is not None else relation
+
+
+def lsn_of(payload: bytes) -> int | None:
+    """Return the LSN that a frame names, even if the rest of it is broken.
+
+    >>> lsn_of(b'{"action":"M","xid":null,"timestamp":null,"lsn":"0/16B3748","prefix":')
+    23803720
+    """
+    match = _LSN.search(payload)
+    return None if match is None else int(match[1], 16) << 32 | int(match[2], 16)
 
 
 def _agree(

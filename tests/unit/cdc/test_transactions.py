@@ -264,3 +264,26 @@ def test_cutting_the_stream_anywhere_loses_and_repeats_nothing(
         elif event is not None and not isinstance(event, Begin | Relation):
             pending.append(Change(first.xid, first.commit_lsn, first.ordinal, event))
     assert kept + changes(TransactionReader(routed_lsn), payloads) == whole
+
+
+def test_what_could_not_be_translated_is_set_aside() -> None:
+    broken = b'{"action":"I","xid":7,"lsn":"0/8"'
+    reader = TransactionReader(routed_lsn=0)
+    reader.feed(encode(Begin(final_lsn=0x10, commit_time_us=0, xid=7)))
+    with pytest.raises(UndecodableMessage) as raised:
+        reader.feed(broken)
+    assert (raised.value.ordinal, raised.value.commit_lsn) == (0, 0x10)
+    reader.feed(encode(Commit(0, 0x10, 0x20, 0)))
+    with pytest.raises(UndecodableMessage) as raised:
+        reader.feed(b'{"action":"M","lsn":"1/A","prefix":')
+    assert (raised.value.ordinal, raised.value.commit_lsn) == (STANDALONE_ORDINAL, 0x1_0000_000A)
+    with pytest.raises(ProtocolError):
+        reader.feed(b'{"action":"M"')
+
+
+def test_what_could_not_be_translated_is_skipped_with_its_transaction() -> None:
+    reader = TransactionReader(routed_lsn=0x20)
+    reader.feed(encode(Begin(final_lsn=0x10, commit_time_us=0, xid=7)))
+    assert reader.feed(b'{"action":"I"') is None
+    reader.feed(encode(Commit(0, 0x10, 0x20, 0)))
+    assert reader.feed(b'{"action":"M","lsn":"0/20"') is None
