@@ -60,6 +60,7 @@ _LSN: Final = re.compile(rb'"lsn":"([0-9A-F]{1,8})/([0-9A-F]{1,8})"')
 _BYTEA: Final = "17"
 _NUMBERS: Final = frozenset((700, 701, 1700))  # float4, float8, numeric: those with a NaN
 _UNKNOWN_OID: Final = 0xFFFF_FFFF  # and downwards: for tables that the catalog no longer has
+_PARSER: Final = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -133,6 +134,16 @@ class _Shape:
     may_lack: bool  # columns were absent: taken for unchanged
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a frame tells of a table: its columns and their types, by name."""
+
+    action: str
+    table: TableName
+    new: dict[str, int]
+    old: dict[str, int]
+
+
 class Decoder:
     """Decodes the payloads of one session, in order.
 
@@ -158,6 +169,7 @@ class Decoder:
         self._types: dict[int, Type] = {}
         self._just_described: TableName | None = None
         self._shapes: dict[tuple[object, ...], _Shape] = {}
+        self._asked: set[tuple[object, ...]] = set()  # keys of shapes
         self._sent: dict[int, Relation] = {}
         self._unknown: dict[TableName, int] = {}
         self._decoders: dict[bytes, Callable[[_Frame], list[Decoded] | CatalogRequest]] = {
@@ -203,6 +215,7 @@ class Decoder:
             self._tables[name] = table
             for key in [key for key in self._shapes if key[:2] == name]:
                 del self._shapes[key]
+            self._asked = {key for key in self._asked if key[:2] != name}
         self._types.update((learnt.oid, learnt) for learnt in types)
         self._just_described = name
 
@@ -210,6 +223,7 @@ class Decoder:
         """Ask for everything again, as it is needed."""
         self._tables.clear()
         self._shapes.clear()
+        self._asked.clear()
         self.has_assumed_unchanged = False
 
     # --- transactions --------------------------------------------------------------------------
@@ -301,67 +315,64 @@ class Decoder:
         name: TableName = (frame["schema"], frame["table"])
         key = (*name, frame["action"], _signature(new), _signature(old))
         shape = self._shapes.get(key)
-        if shape is not None:
+        # What was guessed holds for as long as nothing else has been learnt of the table.
+        if shape is not None and (
+            not shape.is_guessed or self._sent.get(shape.relation.oid) is shape.relation
+        ):
             return shape
-        new_types, old_types = _types(new), _types(old)
-        "".join((*name, *new_types, *old_types)).encode()  # ValueError: a name is not UTF-8
-        if self._just_described != name:
-            return CatalogRequest(name, frozenset((*new_types.values(), *old_types.values())))
+        given = _Given(frame["action"], name, _types(new), _types(old))
+        "".join((*name, *given.new, *given.old)).encode()  # ValueError: a name is not UTF-8
+        if key not in self._asked and self._just_described != name:
+            return CatalogRequest(name, frozenset((*given.new.values(), *given.old.values())))
+        self._asked.add(key)
         self._just_described = None
-        table = self._tables[name]
-        for generated in () if table is None else table.own_generated:
-            new_types.pop(generated, None)
-            old_types.pop(generated, None)
-        if table is not None and _agree(table, frame["action"], name, new_types, old_types):
-            shape = self._agreed(table, frame["action"], new_types)
-        else:
-            shape = self._guessed(table, frame["action"], name, new_types, old_types)
-        self._shapes[key] = shape
+        shape = self._shapes[key] = self._build(self._tables[name], given)
         return shape
 
-    def _agreed(self, table: CatalogTable, action: str, new: Mapping[str, int]) -> _Shape:
-        """Build the shape of a frame that is as the catalog says."""
-        present = table.present
-        is_published_full = table.replica_identity == "f"
-        columns = [Column(c.name, c.type_oid, -1, c.is_key or is_published_full) for c in present]
+    def _build(self, table: CatalogTable | None, given: _Given) -> _Shape:
+        if table is None:
+            oid = self._unknown.setdefault(given.table, _UNKNOWN_OID - len(self._unknown))
+            return self._guessed(None, oid, given)
+        for generated in table.own_generated:
+            given.new.pop(generated, None)
+            given.old.pop(generated, None)
+        sent = self._sent.get(table.oid)
+        if not _agree(table, sent, given):
+            return self._guessed(table, table.oid, given)
+        if given.action in "DT" and sent is not None and _still_holds(sent, table, given):
+            return self._agreed(table, sent, given)
+        is_full = table.replica_identity == "f"
+        columns = [Column(c.name, c.type_oid, -1, c.is_key or is_full) for c in table.present]
         relation = Relation(
             table.oid, table.schema, table.name, table.replica_identity, tuple(columns)
         )
+        return self._agreed(table, self._interned(relation), given)
+
+    @staticmethod
+    def _agreed(table: CatalogTable, relation: Relation, given: _Given) -> _Shape:
+        """Build the shape of a frame that is as the catalog says."""
         return _Shape(
-            relation=self._interned(relation),
-            names=tuple(c.name for c in present),
+            relation=relation,
+            names=tuple(c.name for c in relation.columns),
             is_full=table.own_identity == "f",
-            old_kind="O" if is_published_full else "K",
+            old_kind="O" if table.replica_identity == "f" else "K",
             not_null_numbers=tuple(
-                c.name for c in present if c.is_not_null and c.type_oid in _NUMBERS
+                c.name for c in table.present if c.is_not_null and c.type_oid in _NUMBERS
             ),
             is_guessed=False,
-            may_lack=action == "U" and len(new) < len(present),
+            may_lack=given.action == "U" and len(given.new) < len(relation.columns),
         )
 
-    def _guessed(
-        self,
-        table: CatalogTable | None,
-        action: str,
-        name: TableName,
-        new: Mapping[str, int],
-        old: Mapping[str, int],
-    ) -> _Shape:
+    def _guessed(self, table: CatalogTable | None, oid: int, given: _Given) -> _Shape:
         """Build a shape from the frame, for a table that is not (any more) as the catalog says."""
-        schema, published = (table.schema, table.name) if table else name
-        oid = (
-            table.oid
-            if table
-            else self._unknown.setdefault(name, _UNKNOWN_OID - len(self._unknown))
-        )
+        schema, published = (table.schema, table.name) if table else given.table
         known_keys = {c.name for c in table.present if c.is_key} if table else set()
-        keys = set(old) or known_keys
-        is_full = (
-            set(old) == set(new) if action == "U" else bool(known_keys) and not keys <= known_keys
-        )
-        columns = dict(new or old)
-        if action == "U":
-            columns |= {n: o for n, o in self._absent(table, oid).items() if n not in columns}
+        keys = set(given.old) or known_keys
+        if given.action == "U":
+            is_full = keys >= set(given.new)
+        else:
+            is_full = bool(known_keys) and not keys <= known_keys
+        columns = self._guessed_columns(table, oid, given, is_full=is_full)
         relation = Relation(
             oid,
             schema,
@@ -376,14 +387,29 @@ class Decoder:
             old_kind="O" if is_full else "K",
             not_null_numbers=(),
             is_guessed=True,
-            may_lack=len(columns) > len(new),
+            may_lack=len(columns) > len(given.new),
         )
 
-    def _absent(self, table: CatalogTable | None, oid: int) -> dict[str, int]:
-        """Return the columns that an update may have left out: best what was said of it last."""
+    def _guessed_columns(
+        self, table: CatalogTable | None, oid: int, given: _Given, *, is_full: bool
+    ) -> dict[str, int]:
+        """Return the columns at the time: those given, and those that it may have left out.
+
+        What the stream last said of the table tells that best: a value that is left out was
+        written before, and then it was there.
+        """
+        if given.action == "I" or is_full:
+            return dict(given.old if is_full else given.new)
         if (sent := self._sent.get(oid)) is not None:
-            return {c.name: c.type_oid for c in sent.columns}
-        return {c.name: c.type_oid for c in table.present if c.is_toastable} if table else {}
+            candidates = {c.name: c.type_oid for c in sent.columns}
+        else:
+            candidates = (
+                {c.name: c.type_oid for c in table.present if c.is_toastable} if table else {}
+            )
+        certain = given.new or given.old
+        if given.action == "D":
+            return candidates if certain.items() <= candidates.items() else dict(certain)
+        return {**candidates, **certain}
 
     def _interned(self, relation: Relation) -> Relation:
         """Return the very object that was sent, if it says the same."""
@@ -401,32 +427,42 @@ def lsn_of(payload: bytes) -> int | None:
     return None if match is None else int(match[1], 16) << 32 | int(match[2], 16)
 
 
-def _agree(
-    table: CatalogTable,
-    action: str,
-    name: TableName,
-    new: Mapping[str, int],
-    old: Mapping[str, int],
-) -> bool:
+def _agree(table: CatalogTable, sent: Relation | None, given: _Given) -> bool:
     """Tell whether a frame can have been written by the table as the catalog has it now."""
     known = {c.name: c.type_oid for c in table.present}
-    if not (new.items() <= known.items() and old.items() <= known.items()):
+    if not (given.new.items() <= known.items() and given.old.items() <= known.items()):
         return False
-    needed = {c.name for c in table.present if action == "I" or not c.is_toastable}
-    if action in "IU" and not needed <= set(new):
-        return False
-    if action in "IT":
+    if given.action in "IU":
+        absent = set(known) - set(given.new)
+        can_be = {c.name for c in table.present if c.is_toastable and given.action == "U"}
+        if sent is not None:
+            can_be &= {c.name for c in sent.columns}
+        if not absent <= can_be:
+            return False
+    if given.action in "IT":
         return True
     if table.own_identity == "f":
-        return set(old) == set(known)
-    is_itself = (table.schema, table.name) == name
-    return not is_itself or set(old) == {c.name for c in table.present if c.is_key}
+        return set(given.old) == set(known)
+    is_itself = (table.schema, table.name) == given.table
+    return not is_itself or set(given.old) == {c.name for c in table.present if c.is_key}
+
+
+def _still_holds(sent: Relation, table: CatalogTable, given: _Given) -> bool:
+    """Tell whether what was said of a table last will do for a delete or truncate."""
+    columns = {c.name: c.type_oid for c in sent.columns}
+    named = (sent.schema, sent.name, sent.replica_identity)
+    return (
+        named == (table.schema, table.name, table.replica_identity)
+        and given.old.items() <= columns.items()
+        and (sent.replica_identity == "f" or {c.name for c in sent.columns if c.is_key})
+        == (sent.replica_identity == "f" or {c.name for c in table.present if c.is_key})
+    )
 
 
 def _parse(payload: bytes) -> _Frame:
     """Parse a frame with its numbers as text, and bytes that are not UTF-8 kept as they are."""
     text = payload.decode("utf-8", "surrogateescape")
-    frame: _Frame = json.loads(text, parse_int=str, parse_float=str, strict=False)
+    frame: _Frame = _PARSER.decode(text)
     return frame
 
 

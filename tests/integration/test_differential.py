@@ -348,3 +348,29 @@ async def test_check_names_the_limits(prepared: ScratchDatabase) -> None:
     assert any("NaN" in message for message in messages)
     hidden = [message for message in messages if "cannot see whether wal2json" in message]
     assert len(hidden) == 1
+
+
+async def test_lost_connections_lose_and_double_nothing(prepared: ScratchDatabase) -> None:
+    async with two_sidecars(prepared, "users", "facts", "measures") as shop:
+        for number in range(1, 31):
+            shop.run(
+                f"""
+                begin;
+                insert into shop.users values ({number}, 'a', repeat('x', 3000));
+                insert into shop.measures values ('2026-01-01', {number}, {number});
+                update shop.users set karma = {number} where id = {number};
+                commit;
+                """
+            )
+            if number % 10 == 0:
+                for plugin in PLUGINS:
+                    query(
+                        prepared.admin_dsn,
+                        "select pg_terminate_backend(pid) from pg_stat_activity"
+                        " where application_name in (%s, %s)",
+                        f"cdc {prepared.name}_{plugin} stream",
+                        f"cdc {prepared.name}_{plugin} catalog",
+                    )
+        pgoutput, wal2json = await shop.payloads()
+        assert wal2json == pgoutput
+        assert len(pgoutput) == 90

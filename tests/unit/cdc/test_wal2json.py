@@ -266,6 +266,30 @@ def test_a_row_older_than_the_catalog() -> None:
     assert session.decoder.divergences["shape_guessed"] == 1
 
 
+def test_a_column_that_was_added_later_is_not_unchanged() -> None:
+    """The catalog has it by now; what the stream said last has it not."""
+    session = Session(table(*USERS.columns, column("city", TEXT)))
+    session.row(insert(id=(INT8, 1), note=(TEXT, "a"), karma=(INT4, 0)))
+    update = change(
+        "U", columns=values(id=(INT8, 1), karma=(INT4, 2)), identity=values(id=(INT8, 1))
+    )
+    delete = change("D", identity=values(id=(INT8, 1)))
+    for _ in range(2):
+        assert session.row(update) == Update(500, None, None, [b"1", UNCHANGED, b"2"])
+        assert session.row(delete) == Delete(500, "K", [b"1", None, None])
+    session.row(insert(id=(INT8, 1), note=(TEXT, "a"), karma=(INT4, 0), city=(TEXT, "Rome")))
+    assert session.row(update) == Update(500, None, None, [b"1", UNCHANGED, b"2", UNCHANGED])
+    assert len(session.requests) == 4  # one for each set of columns
+
+
+def test_an_old_row_tells_all_columns_of_its_time() -> None:
+    session = Session(table(column("id", INT8), column("note", TEXT), column("city", TEXT)))
+    frame = change(
+        "U", columns=values(id=(INT8, 2)), identity=values(id=(INT8, 1), note=(TEXT, "a"))
+    )
+    assert session.row(frame) == Update(500, "O", [b"1", b"a"], [b"2", UNCHANGED])
+
+
 def test_a_row_older_than_its_replica_identity() -> None:
     session = Session(table(*USERS.columns, identity="f"))
     frame = change("D", identity=values(id=(INT8, 3)))

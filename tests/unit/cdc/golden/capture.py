@@ -1,9 +1,11 @@
-"""Record what a real server sends: `python -m tests.unit.cdc.golden.capture DSN > FILE`.
+"""Record what a real server sends: `python -m tests.unit.cdc.golden.capture DSN [wal2json] > FILE`.
 
-The server needs wal_level = logical and a scratch database, which is left with the tables. One
-line a CopyData payload, in hex, without keepalives.
+The server needs wal_level = logical and a scratch database, which is left with the tables. Of
+pgoutput: one line a CopyData payload, in hex, without keepalives. Of wal2json: what `cdc record`
+writes.
 """
 
+import asyncio
 import select
 import sys
 from collections.abc import Iterator
@@ -11,7 +13,10 @@ from typing import Final
 
 import psycopg
 from psycopg import pq, sql
+from pydantic import SecretStr
 
+from cdc.config import Settings
+from cdc.recorder import Recorder
 from cdc.wire.frames import XLogData, parse_frame
 from tests.unit.cdc.type_cases import SETUP, TYPE_CASES
 
@@ -28,7 +33,7 @@ TRAFFIC: Final = (
     create table shop.other (id int4 primary key);
     """,
     "create publication golden for all tables",
-    "select pg_create_logical_replication_slot('golden', 'pgoutput')",
+    "select pg_create_logical_replication_slot('golden', '{plugin}')",
     "insert into shop.users values (1, 'a@example.com', repeat('x', 3000), null), (2, '', '', 0)",
     "update shop.users set karma = 1 where id = 1",
     "update shop.users set id = 3 where id = 2",
@@ -57,7 +62,8 @@ TRAFFIC: Final = (
 )
 
 
-def record(dsn: str) -> Iterator[bytes]:
+def run_traffic(dsn: str, plugin: str) -> int:
+    """Make a slot and something for it to decode; return how many messages of wal2json it is."""
     types = sql.SQL(", ").join(
         sql.SQL("{} {}").format(sql.Identifier(f"c{i}"), sql.SQL(name))
         for i, (name, _, _) in enumerate(TYPE_CASES)
@@ -67,10 +73,30 @@ def record(dsn: str) -> Iterator[bytes]:
         connection.execute(SETUP)
         connection.execute(sql.SQL("create table shop.type_cases ({})").format(types))
         for statement in TRAFFIC:
-            connection.execute(statement)
+            connection.execute(statement.replace("{plugin}", plugin).encode())
         connection.execute(sql.SQL("insert into shop.type_cases values ({})").format(values))
         connection.execute("select pg_logical_emit_message(false, 'end', '')")
+        if plugin == "pgoutput":
+            return 0
+        connection.execute("select pg_current_xact_id()")  # its commit flushes the message
+        counted = connection.execute(
+            "select count(*) from pg_logical_slot_peek_changes("
+            "'golden', null, null, 'format-version', '2')"
+        ).fetchone()
+        return int(counted[0]) if counted else 0
+
+
+def record(dsn: str) -> Iterator[bytes]:
+    run_traffic(dsn, "pgoutput")
     yield from stream(dsn)
+
+
+def record_wal2json(dsn: str) -> None:
+    count = run_traffic(dsn, "wal2json")
+    settings = Settings(
+        source_dsn=SecretStr(dsn), slot="golden", publication="golden", plugin="wal2json"
+    )
+    asyncio.run(Recorder(settings, sys.stdout, limit=count).run())
 
 
 def stream(dsn: str) -> Iterator[bytes]:
@@ -97,5 +123,8 @@ def stream(dsn: str) -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
-    for recorded in record(sys.argv[1]):
-        print(recorded.hex())  # noqa: T201 — the tool's output
+    if sys.argv[2:] == ["wal2json"]:
+        record_wal2json(sys.argv[1])
+    else:
+        for recorded in record(sys.argv[1]):
+            print(recorded.hex())  # noqa: T201 — the tool's output
