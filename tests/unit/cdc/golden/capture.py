@@ -78,7 +78,7 @@ def run_traffic(dsn: str, plugin: str) -> int:
         connection.execute("select pg_logical_emit_message(false, 'end', '')")
         if plugin == "pgoutput":
             return 0
-        connection.execute("select pg_current_xact_id()")  # its commit flushes the message
+        connection.execute("checkpoint")  # flushes the message
         counted = connection.execute(
             "select count(*) from pg_logical_slot_peek_changes("
             "'golden', null, null, 'format-version', '2')"
