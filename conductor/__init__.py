@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conductor.client import Conductor
-    from conductor.context import Context, SyncContext
+    from conductor.context import Context
     from conductor.definitions import (
         EventDefinition,
         Task,
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
         define_event,
         define_task,
     )
-    from conductor.errors import ConductorError, NonRetryable
+    from conductor.errors import (
+        ChildCancelled,
+        ChildFailed,
+        ChildTimeout,
+        ConductorError,
+        NonRetryable,
+        WaitTimeout,
+    )
     from conductor.events import (
         Change,
         Delete,
@@ -36,12 +43,16 @@ if TYPE_CHECKING:
     from conductor.retry import RetryPolicy
     from conductor.rows import Database, TableRow
     from conductor.sync import SyncConductor
+    from conductor.synchronous import SyncContext
     from conductor.triggers import Cron, Invocable, OnChange, OnEvent
     from conductor.types import Bytea
 
 __all__ = [
     "Bytea",
     "Change",
+    "ChildCancelled",
+    "ChildFailed",
+    "ChildTimeout",
     "Conductor",
     "ConductorError",
     "Context",
@@ -68,6 +79,7 @@ __all__ = [
     "Tick",
     "Truncate",
     "Update",
+    "WaitTimeout",
     "define_event",
     "define_task",
     "is_event",
@@ -75,9 +87,12 @@ __all__ = [
 
 _MODULES = {
     "client": ("Conductor",),
-    "context": ("Context", "SyncContext"),
+    "context": ("Context",),
     "definitions": ("EventDefinition", "Task", "TaskDefinition", "define_event", "define_task"),
-    "errors": ("ConductorError", "NonRetryable"),
+    "errors": (
+        "ChildCancelled", "ChildFailed", "ChildTimeout", "ConductorError", "NonRetryable",
+        "WaitTimeout",
+    ),
     "events": (
         "Change", "Delete", "Emitted", "Insert", "Invocation", "Tick", "Truncate", "Update",
         "is_event",
@@ -87,6 +102,7 @@ _MODULES = {
     "retry": ("RetryPolicy",),
     "rows": ("Database", "TableRow"),
     "sync": ("SyncConductor",),
+    "synchronous": ("SyncContext",),
     "triggers": ("Cron", "Invocable", "OnChange", "OnEvent"),
     "types": ("Bytea",),
 }  # fmt: skip

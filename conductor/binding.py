@@ -20,8 +20,9 @@ from conductor.retry import RetryPolicy
 from conductor.triggers import OnChange
 
 if TYPE_CHECKING:
-    from conductor.context import Context, SyncContext
+    from conductor.context import Context
     from conductor.rows import Database
+    from conductor.synchronous import SyncContext
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -132,7 +133,7 @@ def _is_async(handler: Any) -> bool:
 def check_tables(triggers: Iterable[Trigger[Any]], database: Database) -> None:
     """Raise UnknownTable or UnknownColumn for what the application's row models do not have."""
     for trigger in triggers:
-        if isinstance(trigger, OnChange):
+        if isinstance(trigger, OnChange) and trigger.model_to_resolve is None:
             wanted = trigger.filter
             database.check(trigger.table, (*(wanted.columns or ()), *(wanted.changed or ())))
 

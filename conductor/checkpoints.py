@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
 
 from conductor.errors import FenceLost
-from conductor.store.jobs import JobStore
+from conductor.store.steps import Call, StepStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
+    from collections.abc import Callable, Sequence
 
-    from conductor.store.jobs import StepWrite, StoredStep
+    from psycopg import AsyncConnection
+
     from conductor.store.sessions import Session
+    from conductor.store.steps import StoredStep, Write, Written
+
+    _Waiting = tuple[Write, asyncio.Future[StoredStep]]
 
 _MAX_BATCH: Final = 500
-
-Written = "asyncio.Future[datetime | None]"
-Loaded = "asyncio.Future[list[StoredStep]]"
 
 
 class Checkpoints:
@@ -35,19 +38,29 @@ class Checkpoints:
         session: a connection of its own.
         worker: returns the worker's current id, which the writes are fenced with.
         on_written: told how many steps a commit has written.
+        on_made: told the queue of a job that a step has made.
     """
 
     def __init__(
-        self, session: Session, worker: Callable[[], int], on_written: Callable[[int], None]
+        self,
+        session: Session,
+        worker: Callable[[], int],
+        on_written: Callable[[int], None],
+        on_made: Callable[[str], None],
     ) -> None:
-        self._session, self._worker, self._on_written = session, worker, on_written
-        self._writes: deque[tuple[StepWrite, asyncio.Future[datetime | None]]] = deque()
+        self._session, self._worker = session, worker
+        self._on_written, self._on_made = on_written, on_made
+        self._writes: deque[tuple[Write, asyncio.Future[StoredStep]]] = deque()
         self._loads: dict[int, asyncio.Future[list[StoredStep]]] = {}
+        self._settled: deque[tuple[int, asyncio.Future[list[StoredStep]]]] = deque()
         self._wanted = asyncio.Event()
 
-    async def write(self, step: StepWrite) -> datetime | None:
-        """Write a step; return its wake_at once it is committed. Raises FenceLost."""
-        future: asyncio.Future[datetime | None] = asyncio.get_running_loop().create_future()
+    async def write(self, step: Write) -> StoredStep:
+        """Write a step; return it once it is committed. Raises FenceLost.
+
+        A DataError of the database (a name it cannot take) is raised as it is.
+        """
+        future: asyncio.Future[StoredStep] = asyncio.get_running_loop().create_future()
         self._writes.append((step, future))
         self._wanted.set()
         return await future
@@ -59,6 +72,13 @@ class Checkpoints:
             future = self._loads[job] = asyncio.get_running_loop().create_future()
             self._wanted.set()
         return await asyncio.shield(future)
+
+    async def load_settled(self, job: int) -> list[StoredStep]:
+        """Return a job's steps once no transaction that writes one is under way."""
+        future: asyncio.Future[list[StoredStep]] = asyncio.get_running_loop().create_future()
+        self._settled.append((job, future))
+        self._wanted.set()
+        return await future
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -72,12 +92,15 @@ class Checkpoints:
             await self._session.close()
 
     async def _serve_loads(self) -> None:
+        while self._settled:
+            job, settled = self._settled.popleft()
+            found = await self._session.insist(partial(_load_settled, job=job))
+            if not settled.done():
+                settled.set_result(found)
         if not self._loads:
             return
         loads, self._loads = self._loads, {}
-        steps = await self._session.insist(
-            lambda connection: JobStore(connection).load_steps(loads)
-        )
+        steps = await self._session.insist(lambda connection: StepStore(connection).load(loads))
         for job, future in loads.items():
             if not future.done():
                 future.set_result(steps.get(job, []))
@@ -88,16 +111,50 @@ class Checkpoints:
         batch = [self._writes.popleft() for _ in range(min(len(self._writes), _MAX_BATCH))]
         if self._writes:
             self._wanted.set()
-        steps = [step for step, _ in batch]
-        written = await self._session.insist(
-            lambda connection: JobStore(connection).write_steps(self._worker(), steps)
-        )
+        try:
+            written = await self._write([step for step, _ in batch])
+        except psycopg.DataError:
+            await self._write_singly(batch)
+        else:
+            self._answer(batch, written)
+
+    async def _write(self, steps: Sequence[Write]) -> Written:
+        """Write steps, for as long as it takes. Raises DataError: one of them cannot be stored."""
+
+        async def attempt(connection: AsyncConnection[Any]) -> Written | psycopg.DataError:
+            try:
+                return await StepStore(connection).write(self._worker(), steps)
+            except psycopg.DataError as error:
+                return error
+
+        written = await self._session.insist(attempt)
+        if isinstance(written, psycopg.DataError):
+            raise written
+        return written
+
+    async def _write_singly(self, batch: Sequence[_Waiting]) -> None:
+        for step, future in batch:
+            try:
+                written = await self._write([step])
+            except psycopg.DataError as error:
+                if not future.done():
+                    future.set_exception(error)
+            else:
+                self._answer([(step, future)], written)
+
+    def _answer(self, batch: Sequence[_Waiting], written: Written) -> None:
         self._on_written(len(written))
         for step, future in batch:
+            stored = written.get((step.job, step.name))
+            if stored is not None and isinstance(step, Call) and step.makes is not None:
+                self._on_made(step.makes.queue)
             if future.done():  # its handler has been cancelled meanwhile
                 continue
-            key = step.job, step.name
-            if key in written:
-                future.set_result(written[key])
+            if stored is not None:
+                future.set_result(stored)
             else:
                 future.set_exception(FenceLost(f"job {step.job} is no longer this worker's"))
+
+
+async def _load_settled(connection: AsyncConnection[Any], job: int) -> list[StoredStep]:
+    return await StepStore(connection).load_settled(job)

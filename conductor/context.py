@@ -1,282 +1,56 @@
-"""What a handler is given besides its event: steps, durable sleep, its job, a logger.
+"""What a handler is given besides its event: steps, children, waits, its job, a logger.
 
 Handlers replay from the top: after a crash, a retry or a durable wait the handler runs again, and
 what a finished step returned is read instead of computed. Code between steps runs again;
-``finally`` blocks run at every suspension. A durable wait parks on a future that never resolves;
-the job is put away once every open await of its context is a durable wait.
+``finally`` blocks run at every suspension.
 
-The worker makes contexts and supplies the `Checkpoints`. This module must not settle jobs.
+The worker makes contexts; what they do goes through a `conductor.durable.Run`. This module must not
+settle jobs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from inspect import isawaitable
-from types import CodeType
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, overload
 
-from pydantic import JsonValue
-from typing_extensions import TypeForm, TypeVar
+from typing_extensions import TypeForm, TypeVar, Unpack
 
-from conductor.codec import INVALID, Codec, explain
-from conductor.errors import (
-    FenceLost,
-    JobCancelled,
-    ResultInvalid,
-    StepNameReused,
-    StepOrderChanged,
-)
-from conductor.store.jobs import StepWrite, StoredStep
+from conductor import calls
+from conductor.calls import ChildOptions, Expected, Match
+from conductor.definitions import EventDefinition, Task, TaskDefinition
+from conductor.durable import Deadline, Run, child_document, group, is_over
+from conductor.errors import FenceLost, JobCancelled, StepOrderChanged
+from conductor.job import JobHandle
+from conductor.replay import UNSET, decode_step, encode_step, step_codec
+from conductor.triggers import OnChange
 
 if TYPE_CHECKING:
-    from conductor.checkpoints import Checkpoints
+    from psycopg import AsyncConnection
+
     from conductor.job import JobInfo
+    from conductor.store.steps import StoredStep
 
 D = TypeVar("D", default=Any)
 T = TypeVar("T")
+P = TypeVar("P")
+R = TypeVar("R")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+T5 = TypeVar("T5")
+
+Timeout = float | timedelta | None
+"""Seconds, a timedelta, or None: for ever."""
 
 _LOG: Final = logging.getLogger("conductor.job")
-_JSON: Final[Codec[Any]] = Codec(JsonValue)
-_UNSET: Final[Any] = object()
-_QUIET_ROUNDS: Final = 32  # turns of the event loop without an await of the context
 
 
-class Replay:
-    """The steps of one run against those of the runs before. Pure.
-
-    On the handler's sequential path (its own task or thread) each step has a place; beside it
-    (``gather``, task groups) only its name counts. Raises StepNameReused, StepOrderChanged.
-    """
-
-    __slots__ = ("_by_name", "_by_place", "_names", "_next")
-
-    def __init__(self, stored: list[StoredStep]) -> None:
-        self._by_name = {step.name: step for step in stored}
-        self._by_place = {step.position: step for step in stored if step.position is not None}
-        self._names: set[str] = set()
-        self._next = 0
-
-    def reach(
-        self, name: str, kind: str, *, sequential: bool
-    ) -> tuple[int | None, StoredStep | None]:
-        """Take note that the handler has come to a step; return its place and what is stored."""
-        if name in self._names:
-            raise StepNameReused(f"step {name!r} is used twice in one run")
-        self._names.add(name)
-        place: int | None = None
-        if sequential:
-            place, self._next = self._next, self._next + 1
-            self._check_place(name, place)
-        stored = self._by_name.get(name)
-        if stored is not None and stored.kind != kind:
-            raise StepOrderChanged(f"{name!r} was a {stored.kind} in an earlier run, now a {kind}")
-        return place, stored
-
-    def _check_place(self, name: str, place: int) -> None:
-        there = self._by_place.get(place)
-        before = self._by_name.get(name)
-        if there is not None and there.name != name:
-            raise StepOrderChanged(
-                f"step {place + 1} is {name!r}, but was {there.name!r} in an earlier run"
-            )
-        if before is not None and before.position is not None and before.position != place:
-            raise StepOrderChanged(
-                f"{name!r} is step {place + 1}, but was step {before.position + 1}"
-                " in an earlier run"
-            )
-
-
-_CODECS: Final[dict[CodeType, Codec[Any]]] = {}  # by function; as many as there are in the source
-
-
-def _annotated_codec(fn: Callable[[], Any], code: CodeType) -> Codec[Any]:
-    codec = _CODECS.get(code)
-    if codec is None:
-        try:
-            form = get_type_hints(fn)["return"]
-        except NameError as error:
-            raise TypeError(
-                f"cannot read the return annotation ({error}): give `returns`"
-            ) from error
-        codec = _CODECS[code] = Codec(form)
-    return codec
-
-
-def _codec(fn: Callable[[], Any], returns: Any) -> Codec[Any]:
-    """Return how a step's result is stored: by ``returns``, else fn's annotation, else as JSON."""
-    if returns is not _UNSET:
-        return Codec(returns)
-    code: CodeType | None = getattr(fn, "__code__", None)
-    if code is None or "return" not in getattr(fn, "__annotations__", ()):
-        return _JSON
-    return _annotated_codec(fn, code)
-
-
-def _encode(codec: Codec[Any], name: str, value: Any) -> bytes:
-    try:
-        return codec.encode(value)
-    except INVALID as error:
-        why, errors = explain(error)
-        hint = "Give `returns`, or annotate what the function returns." if codec is _JSON else None
-        raise ResultInvalid(f"result of step {name!r}: {why}", errors, hint=hint) from error
-
-
-def _decode(codec: Codec[Any], name: str, document: bytes | None) -> Any:
-    try:
-        return codec.decode(b"null" if document is None else document)
-    except INVALID as error:
-        why, errors = explain(error)
-        raise ResultInvalid(f"stored result of step {name!r}: {why}", errors) from error
-
-
-def _seconds(duration: float | timedelta) -> float:
-    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
-
-
-class Run:
-    """The durable side of one run of a job, shared with its context. The worker's, not the user's.
-
-    The worker says how to `suspend` a run (called with the earliest wake-up once only durable waits
-    are open) and how to `abandon` one whose job turned out to be another worker's.
-    """
-
-    __slots__ = (
-        "_checking",
-        "_checkpoints",
-        "_held",
-        "_open",
-        "_parked",
-        "_replay",
-        "_rounds",
-        "cancelled",
-        "info",
-        "path",
-        "stepped",
-    )
-
-    def __init__(self, info: JobInfo, checkpoints: Checkpoints) -> None:
-        self.info = info
-        self.path: asyncio.Task[Any] | None = None  # the sequential path; None: a thread's
-        self.stepped = info.fence > 1  # it may have steps
-        self.cancelled = False
-        self._checkpoints = checkpoints
-        self._replay: Replay | None = None
-        self._open = 0  # awaits of the context, parked ones included
-        self._parked: list[datetime] = []
-        self._held: set[asyncio.Task[Any]] = set()
-        self._checking = False
-        self._rounds = 0
-
-    def suspend(self, wake_at: datetime) -> None:
-        """End the run here; it goes on at ``wake_at``."""
-        raise NotImplementedError
-
-    def abandon(self) -> None:
-        """End the run here and write nothing."""
-        raise NotImplementedError
-
-    async def reach(self, name: str, kind: str) -> tuple[int | None, StoredStep | None]:
-        """Come to a step: return its place and what an earlier run stored."""
-        sequential = self.path is None or asyncio.current_task() is self.path
-        replay = self._replay
-        if replay is None:
-            stored = await self._checkpoints.load(self.info.id) if self.info.fence > 1 else []
-            replay = self._begin(stored)
-        self.stepped = True
-        return replay.reach(name, kind, sequential=sequential)
-
-    def _begin(self, stored: list[StoredStep]) -> Replay:
-        """Replay what is stored; a concurrent step may have begun that already."""
-        if self._replay is None:
-            self._replay = Replay(stored)
-        return self._replay
-
-    async def write(self, step: StepWrite) -> datetime | None:
-        """Write a step; return its wake-up. Does not return when the job is no longer ours."""
-        try:
-            return await self._checkpoints.write(step)
-        except FenceLost:
-            self.abandon()
-            raise
-
-    async def sleep(self, name: str, delay_s: float | None, wake_at: datetime | None) -> datetime:
-        """Come to a sleep: return at once when it is over, else say until when it lasts."""
-        place, stored = await self.reach(name, "sleep")
-        if stored is not None:
-            instant = stored.wake_at
-            if stored.due or instant is None:
-                raise _SleepOver
-            return instant
-        step = StepWrite(
-            self.info.id, self.info.fence, name, place, "sleep", delay_s=delay_s, wake_at=wake_at
-        )
-        written = await self.write(step)
-        if written is None or (delay_s is not None and delay_s <= 0):
-            raise _SleepOver
-        return written
-
-    def enter(self) -> None:
-        """An await of the context begins."""
-        self._open += 1
-        self._rounds = _QUIET_ROUNDS
-
-    def leave(self) -> None:
-        """An await of the context ends."""
-        self._open -= 1
-        self._rounds = _QUIET_ROUNDS
-        if self._parked and not self.cancelled:
-            self._check_later()
-
-    async def park(self, wake_at: datetime) -> NoReturn:
-        """Wait until the worker puts the job away."""
-        self._parked.append(wake_at)
-        self._check_later()
-        try:
-            await self.hold()
-        finally:
-            self._parked.remove(wake_at)
-
-    async def hold(self) -> NoReturn:
-        """Wait to be cancelled, by the worker or with the end of the run."""
-        task = asyncio.current_task()
-        if task is not None:
-            self._held.add(task)
-        while True:
-            await asyncio.get_running_loop().create_future()
-
-    def end(self) -> None:
-        """The run is over: so are the tasks of the handler that wait for something of it."""
-        for task in self._held:
-            task.cancel()
-        self._held.clear()
-
-    def _check_later(self) -> None:
-        """See whether only durable waits are open, once the handler has come to rest.
-
-        What has just returned to it may open another await some turns of the event loop later.
-        """
-        if not self._checking:
-            self._checking = True
-            self._check()
-
-    def _check(self) -> None:
-        if self._rounds:
-            self._rounds -= 1
-            asyncio.get_running_loop().call_soon(self._check)
-            return
-        self._checking = False
-        if self._parked and self._open == len(self._parked):
-            self.suspend(min(self._parked))
-
-
-class _SleepOver(Exception):  # noqa: N818 - not an error: the sleep has ended
-    """The sleep has ended."""
-
-
-class _BaseContext(Generic[D]):
+class BaseContext(Generic[D]):
     """What both kinds of handlers have."""
 
     __slots__ = ("_logger", "_run", "deps")
@@ -292,6 +66,11 @@ class _BaseContext(Generic[D]):
         return self._run.info
 
     @property
+    def metadata(self) -> dict[str, Any]:
+        """What was given with the job, such as a trace's parent; carried on to its children."""
+        return self._run.info.metadata or {}
+
+    @property
     def cancelled(self) -> bool:
         """Whether the job is to stop: cancelled, out of time, or no longer this worker's."""
         return self._run.cancelled
@@ -305,8 +84,11 @@ class _BaseContext(Generic[D]):
             self._logger = logging.LoggerAdapter(_LOG, extra)
         return self._logger
 
+    def _handle(self, task: TaskDefinition[P, R] | Task[P, R], step: StoredStep) -> JobHandle[R]:
+        return JobHandle(step.child or 0, task.name, "enqueued", self._run.services.port)
 
-class Context(_BaseContext[D]):
+
+class Context(BaseContext[D]):
     """The context of an ``async def`` handler. ``deps`` is what the conductor was given.
 
     async def welcome(event: Invocation[User], ctx: Context[Deps]) -> None:
@@ -327,7 +109,7 @@ class Context(_BaseContext[D]):
     async def step(self, name: str, fn: Callable[[], Awaitable[T]]) -> T: ...
     @overload
     async def step(self, name: str, fn: Callable[[], T]) -> T: ...
-    async def step(self, name: str, fn: Callable[[], Any], *, returns: Any = _UNSET) -> Any:
+    async def step(self, name: str, fn: Callable[[], Any], *, returns: Any = UNSET) -> Any:
         """Run ``fn`` once for all runs of this job and return its result.
 
         The result is stored as JSON of the type ``returns``, else of fn's annotated return type,
@@ -336,19 +118,19 @@ class Context(_BaseContext[D]):
         ResultInvalid, StepNameReused, StepOrderChanged.
         """
         run = self._run
-        codec = _codec(fn, returns)
+        codec = step_codec(fn, returns)
         run.enter()
         try:
             place, stored = await run.reach(name, "step")
             if stored is not None:
                 await asyncio.sleep(0)
-                return _decode(codec, name, stored.result)
+                return decode_step(codec, name, stored.result)
             value = fn()
             if isawaitable(value):
                 value = await value
-            document = _encode(codec, name, value)
-            await run.write(StepWrite(run.info.id, run.info.fence, name, place, "step", document))
-            return _decode(codec, name, document)
+            document = encode_step(codec, name, value)
+            await run.write(run.result(name, place, "step", document))
+            return decode_step(codec, name, document)
         except FenceLost:
             await run.hold()
         finally:
@@ -359,99 +141,401 @@ class Context(_BaseContext[D]):
 
         The job holds no slot meanwhile; the handler then runs again from the top.
         """
-        await self._sleep(name, _seconds(duration), None)
+        await self._settled(self._run.sleep(name, Deadline.after(duration)))
 
     async def sleep_until(self, name: str, instant: datetime) -> None:
         """Sleep durably until an instant (with a time zone) of the database's clock."""
-        await self._sleep(name, None, _aware(instant))
+        await self._settled(self._run.sleep(name, Deadline(instant=aware(instant))))
 
     async def checkpoint(self) -> None:
         """Let other jobs run; raises JobCancelled when this one is to stop."""
         await asyncio.sleep(0)
-        _raise_if_cancelled(self._run)
+        raise_if_cancelled(self._run)
 
-    async def _sleep(self, name: str, delay_s: float | None, instant: datetime | None) -> None:
+    # --- children and events -----------------------------------------------------------------
+
+    @overload
+    async def invoke(
+        self,
+        name: str,
+        task: TaskDefinition[P, R] | Task[P, R],
+        payload: P,
+        *,
+        timeout: Timeout = ...,
+        cancel_on_timeout: bool = ...,
+        **options: Unpack[ChildOptions],
+    ) -> R: ...
+    @overload
+    async def invoke(
+        self,
+        name: str,
+        task: TaskDefinition[None, R] | Task[None, R],
+        payload: None = ...,
+        *,
+        timeout: Timeout = ...,
+        cancel_on_timeout: bool = ...,
+        **options: Unpack[ChildOptions],
+    ) -> R: ...
+    async def invoke(
+        self,
+        name: str,
+        task: TaskDefinition[Any, Any] | Task[Any, Any],
+        payload: Any = None,
+        *,
+        timeout: Timeout = None,
+        cancel_on_timeout: bool = False,
+        **options: Unpack[ChildOptions],
+    ) -> Any:
+        """Run another task as a child of this job, wait for its end and return its result.
+
+        The job holds no slot meanwhile. A run that comes again waits for the same child. When this
+        job fails or is cancelled, so is the child. After ``timeout`` the wait ends and the child
+        goes on, unless ``cancel_on_timeout``. Raises ChildFailed, ChildCancelled, ChildTimeout,
+        PayloadInvalid.
+
+            receipt = await ctx.invoke("charge", charge, Charge(order=7), timeout=60)
+        """
+        run, job = self._run, calls.child(self._run.info, task, payload, options)
+        step = await self._settled(
+            run.invoke(name, job, Deadline.after(timeout), cancel_on_timeout=cancel_on_timeout)
+        )
+        return calls.definition_of(task).decode_result(child_document(step))
+
+    @overload
+    async def start(
+        self,
+        name: str,
+        task: TaskDefinition[P, R] | Task[P, R],
+        payload: P,
+        **options: Unpack[ChildOptions],
+    ) -> JobHandle[R]: ...
+    @overload
+    async def start(
+        self,
+        name: str,
+        task: TaskDefinition[None, R] | Task[None, R],
+        payload: None = ...,
+        **options: Unpack[ChildOptions],
+    ) -> JobHandle[R]: ...
+    async def start(
+        self,
+        name: str,
+        task: TaskDefinition[Any, Any] | Task[Any, Any],
+        payload: Any = None,
+        **options: Unpack[ChildOptions],
+    ) -> JobHandle[Any]:
+        """Enqueue another task once and go on. It does not end with this job.
+
+        Raises PayloadInvalid.
+        """
+        job = calls.child(self._run.info, task, payload, options)
+        return self._handle(task, await self._settled(self._run.make(name, "start", job)))
+
+    @overload
+    async def emit(self, name: str, event: EventDefinition[P], payload: P) -> None: ...
+    @overload
+    async def emit(self, name: str, event: EventDefinition[None], payload: None = ...) -> None: ...
+    async def emit(self, name: str, event: EventDefinition[Any], payload: Any = None) -> None:
+        """Emit an event, once. Raises PayloadInvalid."""
+        job = calls.emission(self._run.info, event, payload)
+        await self._settled(self._run.make(name, "emit", job))
+
+    async def cancel(self, job: JobHandle[Any] | int) -> None:
+        """Ask, once, for the end of a job. One that has ended already is left alone."""
+        number = job if isinstance(job, int) else job.id
+        await self._settled(self._run.cancel(f"cancel {number}", number))
+
+    # --- waiting -----------------------------------------------------------------------------
+
+    async def wait_for_event(
+        self,
+        name: str,
+        event: EventDefinition[P],
+        *,
+        match: Match | None = None,
+        when: str | None = None,
+        timeout: Timeout = None,
+    ) -> P:
+        """Wait for an event that is emitted from now on; return its payload.
+
+        ``match`` names fields of the payload and their values; it is looked up, so that many jobs
+        may wait for one event each. ``when`` is a CEL filter as that of OnEvent. The job holds no
+        slot meanwhile. Raises WaitTimeout, FilterInvalid, UnknownField, FilterFailed.
+
+            paid = await ctx.wait_for_event("paid", order_paid, match={"order": 7}, timeout=3600)
+        """
+        expected: Expected = calls.expected_event(event, match, when)
+        payload: P = await self._expect(name, expected, timeout)
+        return payload
+
+    async def wait_for_change(
+        self,
+        name: str,
+        change: OnChange[T],
+        *,
+        match: Match | None = None,
+        timeout: Timeout = None,
+    ) -> T:
+        """Wait for a change of a table that is committed from now on; return it.
+
+        ``match`` names columns of the new row (of a delete: the old one) and their values as JSON.
+        The tables that a task waits for are named with it: ``@conductor.task(…, waits=[Payments])``
+        has them captured. Raises WaitTimeout, FilterFailed.
+
+            inserted = OnChange(Payments, "insert")
+            payment = await ctx.wait_for_change("paid", inserted, match={"order": 7})
+        """
+        found: T = await self._expect(name, calls.expected_change(change, match), timeout)
+        return found
+
+    @overload
+    async def subscribe(
+        self,
+        name: str,
+        source: EventDefinition[P],
+        *,
+        match: Match | None = ...,
+        when: str | None = ...,
+    ) -> Subscribed[P]: ...
+    @overload
+    async def subscribe(
+        self, name: str, source: OnChange[T], *, match: Match | None = ...
+    ) -> Subscribed[T]: ...
+    async def subscribe(
+        self,
+        name: str,
+        source: EventDefinition[Any] | OnChange[Any],
+        *,
+        match: Match | None = None,
+        when: str | None = None,
+    ) -> Subscribed[Any]:
+        """Note, durably, that an event or a change is waited for, and go on: act, then ``wait``.
+
+        What comes between is not lost. Arguments as for `wait_for_event` and `wait_for_change`.
+
+            paid = await ctx.subscribe("paid", order_paid, match={"order": 7})
+            await ctx.step("ask", lambda: ask_for_payment(7))
+            payment = await paid.wait(timeout=3600)
+        """
+        expected = (
+            calls.expected_event(source, match, when)
+            if isinstance(source, EventDefinition)
+            else calls.expected_change(source, match)
+        )
+        run = self._run
+        operation = run.expect(name, expected.kind, expected.wanted, Deadline())
+        return Subscribed(self, expected, await self._durable(operation))
+
+    async def _expect(self, name: str, expected: Expected, timeout: Timeout) -> Any:
+        run = self._run
+        operation = run.expect(name, expected.kind, expected.wanted, Deadline.after(timeout))
+        return expected.read(await self._settled(operation))
+
+    # --- several at once ---------------------------------------------------------------------
+
+    @overload
+    async def gather(self, a: Awaitable[T1], b: Awaitable[T2], /) -> tuple[T1, T2]: ...
+    @overload
+    async def gather(
+        self, a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /
+    ) -> tuple[T1, T2, T3]: ...
+    @overload
+    async def gather(
+        self, a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], d: Awaitable[T4], /
+    ) -> tuple[T1, T2, T3, T4]: ...
+    @overload
+    async def gather(
+        self,
+        a: Awaitable[T1],
+        b: Awaitable[T2],
+        c: Awaitable[T3],
+        d: Awaitable[T4],
+        e: Awaitable[T5],
+        /,
+    ) -> tuple[T1, T2, T3, T4, T5]: ...
+    @overload
+    async def gather(self, *awaitables: Awaitable[T]) -> tuple[T, ...]: ...
+    async def gather(self, *awaitables: Awaitable[Any]) -> tuple[Any, ...]:
+        """Do steps, children and waits side by side; return their results in order.
+
+        When all have ended, the first error in that order is raised. Their order among each other
+        is free, but the names must be the same in every run. Raises StepOrderChanged.
+
+            a, b = await ctx.gather(
+                ctx.invoke("a", pack, Pack(order=7)), ctx.step("b", lambda: notify(7))
+            )
+        """
+        run, names = self._run, set[str]()
+        sequential = asyncio.current_task() is run.path
+        token = group.set(names)
+        try:
+            tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+        finally:
+            group.reset(token)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        if sequential:
+            await self._check_names(sorted(names))
+        return tuple(results)
+
+    async def _check_names(self, names: list[str]) -> None:
+        """Keep the names of a gather, or compare them with those of the runs before."""
+        title = f"gather {names[0]} …" if names else "gather"
+        known = await self.step(title, lambda: names, returns=list[str])
+        if known != names:
+            changed = ", ".join(sorted(set(known) ^ set(names)))
+            raise StepOrderChanged(f"a gather has other steps than in an earlier run: {changed}")
+
+    @overload
+    async def wait_for_any(
+        self, name: str, a: Awaitable[T1], b: Awaitable[T2], /
+    ) -> tuple[Literal[0], T1] | tuple[Literal[1], T2]: ...
+    @overload
+    async def wait_for_any(
+        self, name: str, a: Awaitable[T1], b: Awaitable[T2], c: Awaitable[T3], /
+    ) -> tuple[Literal[0], T1] | tuple[Literal[1], T2] | tuple[Literal[2], T3]: ...
+    @overload
+    async def wait_for_any(self, name: str, /, *awaitables: Awaitable[T]) -> tuple[int, T]: ...
+    async def wait_for_any(self, name: str, /, *awaitables: Awaitable[Any]) -> tuple[int, Any]:
+        """Wait until the first of several has ended; return its place and its result.
+
+        Which one it was is kept under ``name``: every later run sees the same. The others are not
+        waited for any more; a child among them goes on. Its error is raised.
+
+            match await ctx.wait_for_any("first", paid.wait(), ctx.sleep("a day", 86_400)):
+                case (0, payment): ...
+        """
+        tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+        try:
+            first = await self._choose(name, tasks)
+            return first, await tasks[first]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _choose(self, name: str, tasks: Sequence[asyncio.Future[Any]]) -> int:
+        """Return which of the tasks ended first in the first run that saw one end."""
+        run = self._run
+        place, stored = await self._durable(run.reach(name, "any"))
+        if stored is not None:
+            return int(stored.result or 0)
+        first = await _first(tasks)
+        await self._durable(run.write(run.result(name, place, "any", str(first).encode())))
+        return first
+
+    # --- transactions ------------------------------------------------------------------------
+
+    @overload
+    async def transaction(
+        self,
+        name: str,
+        fn: Callable[[AsyncConnection[Any]], Awaitable[Any]],
+        *,
+        returns: TypeForm[T],
+    ) -> T: ...
+    @overload
+    async def transaction(
+        self, name: str, fn: Callable[[AsyncConnection[Any]], Awaitable[T]]
+    ) -> T: ...
+    async def transaction(
+        self,
+        name: str,
+        fn: Callable[[AsyncConnection[Any]], Awaitable[Any]],
+        *,
+        returns: Any = UNSET,
+    ) -> Any:
+        """Run ``fn`` on a connection to the queue database; what it writes commits with the step.
+
+        Exactly once: both are there, or neither. ``fn`` must neither commit nor reach a step; what
+        it returns is stored as that of `step`. A transaction that is idle for some seconds is ended
+        by the server. Raises StepMisplaced.
+
+            await ctx.transaction(
+                "take", lambda db: db.execute("update stock set left = left - 1"), returns=None
+            )
+        """
+        run = self._run
+        codec = step_codec(fn, returns)
+        run.enter()
+        try:
+            place, stored = await run.reach(name, "transaction")
+            if stored is None:
+
+                async def work(connection: AsyncConnection[Any]) -> bytes:
+                    value = await fn(connection)
+                    return encode_step(codec, name, None if codec.is_none else value)
+
+                document: bytes | None = await run.transact(name, place, work)
+            else:
+                document = stored.result
+            return decode_step(codec, name, document)
+        except FenceLost:
+            await run.hold()
+        finally:
+            run.leave()
+
+    # --- the way of all of them --------------------------------------------------------------
+
+    async def _settled(self, operation: Coroutine[Any, Any, StoredStep]) -> StoredStep:
+        """Do an operation of the run and wait until what it came to is over."""
         run = self._run
         run.enter()
         try:
-            await run.park(await run.sleep(name, delay_s, instant))
-        except _SleepOver:
-            return
+            step = await operation
+            if not is_over(step):
+                await run.park(step)
+        except FenceLost:
+            await run.hold()
+        else:
+            return step
+        finally:
+            run.leave()
+
+    async def _durable(self, operation: Coroutine[Any, Any, T]) -> T:
+        """Do an operation of the run."""
+        run = self._run
+        run.enter()
+        try:
+            return await operation
         except FenceLost:
             await run.hold()
         finally:
             run.leave()
 
 
-class Suspension(BaseException):
-    """Unwinds the thread of a sync handler that goes to sleep."""
+class Subscribed(Generic[T]):
+    """What `Context.subscribe` waits for. `wait` for it at most once."""
 
-    def __init__(self, wake_at: datetime) -> None:
-        super().__init__()
-        self.wake_at = wake_at
+    __slots__ = ("_context", "_expected", "_step")
 
+    def __init__(self, context: Context[Any], expected: Expected, step: StoredStep) -> None:
+        self._context, self._expected, self._step = context, expected, step
 
-class SyncContext(_BaseContext[D]):
-    """The context of a ``def`` handler, which runs in a thread.
-
-    A thread cannot be stopped: when the job is cancelled or out of time a flag is set and what the
-    handler still writes is refused; call `checkpoint` in long loops.
-    """
-
-    __slots__ = ("_loop",)
-
-    def __init__(self, run: Run, deps: D, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(run, deps)
-        self._loop = loop
-
-    @overload
-    def step(self, name: str, fn: Callable[[], Any], *, returns: TypeForm[T]) -> T: ...
-    @overload
-    def step(self, name: str, fn: Callable[[], T]) -> T: ...
-    def step(self, name: str, fn: Callable[[], Any], *, returns: Any = _UNSET) -> Any:
-        """Like `Context.step`, in this thread."""
-        _raise_if_cancelled(self._run)
-        run = self._run
-        codec = _codec(fn, returns)
-        place, stored = self._await(run.reach(name, "step"))
-        if stored is not None:
-            return _decode(codec, name, stored.result)
-        document = _encode(codec, name, fn())
-        self._await(
-            run.write(StepWrite(run.info.id, run.info.fence, name, place, "step", document))
-        )
-        return _decode(codec, name, document)
-
-    def sleep(self, name: str, duration: float | timedelta) -> None:
-        """Like `Context.sleep`; leaves the handler by raising, so keep no resource open."""
-        self._sleep(name, _seconds(duration), None)
-
-    def sleep_until(self, name: str, instant: datetime) -> None:
-        """Like `Context.sleep_until`; leaves the handler by raising."""
-        self._sleep(name, None, _aware(instant))
-
-    def checkpoint(self) -> None:
-        """Raise JobCancelled when the job is to stop."""
-        _raise_if_cancelled(self._run)
-
-    def _sleep(self, name: str, delay_s: float | None, instant: datetime | None) -> None:
-        _raise_if_cancelled(self._run)
-        try:
-            wake_at = self._await(self._run.sleep(name, delay_s, instant))
-        except _SleepOver:
-            return
-        raise Suspension(wake_at)
-
-    def _await(self, operation: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(operation, self._loop).result()
+    async def wait(self, timeout: Timeout = None) -> T:
+        """Return what has come, or wait for it. Raises WaitTimeout, FilterFailed."""
+        context = self._context
+        operation = context._run.expire(self._step, Deadline.after(timeout))  # noqa: SLF001 - its own
+        found: T = self._expected.read(await context._settled(operation))  # noqa: SLF001
+        return found
 
 
-def _aware(instant: datetime) -> datetime:
+async def _first(tasks: Sequence[asyncio.Future[Any]]) -> int:
+    """Return the place of the first that has ended."""
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    return next(place for place, task in enumerate(tasks) if task.done())
+
+
+def aware(instant: datetime) -> datetime:
+    """Return an instant that has a time zone. Raises ValueError."""
     if instant.tzinfo is None:
         raise ValueError("an instant needs a time zone: use datetime.now(UTC) and the like")
     return instant
 
 
-def _raise_if_cancelled(run: Run) -> None:
+def raise_if_cancelled(run: Run) -> None:
+    """Raise JobCancelled when the job is to stop."""
     if run.cancelled:
         raise JobCancelled(f"job {run.info.id} is to stop")

@@ -4,8 +4,8 @@
 batches; a batch's dispatch jobs are deleted and the subscribers' jobs inserted in one transaction.
 Which subscriptions are live is asked in that transaction, so an event emitted after a start has
 returned always reaches what was registered there. An event that nobody wants is counted, one that
-cannot be read ends as a failed job. This module must not decide what matches
-(`conductor.matching` does).
+cannot be read ends as a failed job. Jobs that wait for an event are told as well
+(`conductor.waking`). This module must not decide what matches (`conductor.matching` does).
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from conductor.metrics import (
 )
 from conductor.periodic import Periodic
 from conductor.store.dispatch import START, Dispatch, DispatchStore, Position
+from conductor.store.waits import WaitStore
+from conductor.waking import Message, leave_word
 
 BATCH: Final = 500
 IDLE_INITIAL_S: Final = 0.1
@@ -92,6 +94,7 @@ class Batch:
     unmatched: int
     refused: int
     failed: int = 0  # jobs that failed at once, for their filter could not be evaluated
+    waiting: Sequence[int] = ()  # jobs that were waiting for one of the events
 
 
 class Dispatcher:
@@ -134,13 +137,17 @@ class Dispatcher:
                 store = DispatchStore(connection)
                 taken = await store.take_dispatches(self._cursor.start(began_s), BATCH)
                 took_s = time.monotonic() - began_s
-                batch = await _fan_out(store, taken)
+                batch = await _fan_out(store, WaitStore(connection), taken)
         # After the commit: a batch that is rolled back is found where it was.
         last = taken[-1].position if taken else None
         more = len(taken) == BATCH
         self._cursor.moved(last, took_s, time.monotonic(), more=more)
         self._count(batch)
-        for queue in {subscription.queue for subscription, _ in batch.jobs}:
+        queues = {subscription.queue for subscription, _ in batch.jobs}
+        if batch.waiting:
+            async with self._connections.lend() as connection:
+                queues |= await WaitStore(connection).wake(batch.waiting)
+        for queue in queues:
             self._hint(queue)
         return len(taken)
 
@@ -158,7 +165,7 @@ class Dispatcher:
             self._metrics.get(ENQUEUED, queue, task, "event").inc(count)
 
 
-async def _fan_out(store: DispatchStore, taken: Sequence[Dispatch]) -> Batch:
+async def _fan_out(store: DispatchStore, waits: WaitStore, taken: Sequence[Dispatch]) -> Batch:
     """Insert the jobs of what was taken, in the transaction that took it."""
     if not taken:
         return Batch([], 0, 0, 0)
@@ -171,8 +178,14 @@ async def _fan_out(store: DispatchStore, taken: Sequence[Dispatch]) -> Batch:
         await store.fail_event_jobs(failed)
     if refused:
         await store.refuse_dispatches(refused)
-    unmatched = sum(1 for event, _ in events if not index.match(event))
-    return Batch(jobs, len(events), unmatched, len(refused), len(failed))
+    waiting = await leave_word(waits, [_message(*event) for event in events if event[1].emitted_by])
+    unmatched = sum(1 for event, _ in events if not index.match(event)) if not waiting else 0
+    return Batch(jobs, len(events), unmatched, len(refused), len(failed), waiting)
+
+
+def _message(event: str, dispatch: Dispatch) -> Message:
+    payload = orjson.loads(dispatch.payload)["payload"]
+    return Message(event, payload, dispatch.emitted_by or "")
 
 
 def select_jobs(

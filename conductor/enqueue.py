@@ -138,19 +138,20 @@ def _copy_text(value: str | int | None) -> str:
 async def _copy(connection: AsyncConnection[Any], batch: Batch) -> list[Enqueued]:
     _, parameters = batch.statement()
     count = len(batch.payloads)
-    cursor = await connection.execute(_RESERVE, {**parameters, "count": count})
-    reserved = await cursor.fetchall()
-    _, due, state = reserved[0]
-    columns = ("queue", "task", "trigger", "rank", "metadata")
-    shared = "\t".join(map(_copy_text, (due, state, *(parameters[name] for name in columns))))
-    keys = batch.keys or repeat(None, count)
-    rows = zip(reserved, parameters["payloads"], keys, strict=True)
-    async with connection.cursor() as copier, copier.copy(_COPY) as copy:
-        while chunk := "".join(
-            f"{job}\t{shared}\t{_copy_text(payload)}\t{_copy_text(key)}\n"
-            for (job, *_), payload, key in islice(rows, _COPY_CHUNK)
-        ):
-            await copy.write(chunk)
+    async with connection.transaction():  # one, for an event's jobs say which emitted it
+        cursor = await connection.execute(_RESERVE, {**parameters, "count": count})
+        reserved = await cursor.fetchall()
+        columns = ("queue", "task", "trigger", "rank", "metadata")
+        head = (*reserved[0][1:], *(parameters[name] for name in columns))
+        shared = "\t".join(map(_copy_text, head))
+        keys = batch.keys or repeat(None, count)
+        rows = zip(reserved, parameters["payloads"], keys, strict=True)
+        async with connection.cursor() as copier, copier.copy(_COPY) as copy:
+            while chunk := "".join(
+                f"{job}\t{shared}\t{_copy_text(payload)}\t{_copy_text(key)}\n"
+                for (job, *_), payload, key in islice(rows, _COPY_CHUNK)
+            ):
+                await copy.write(chunk)
     return [Enqueued(job, is_new=True) for job, *_ in reserved]
 
 

@@ -252,6 +252,35 @@ class StepOrderChanged(ConductorError):
     hint = "Keep the order of finished steps, or put the new flow into a new task."
 
 
+class StepMisplaced(ConductorError):
+    """A step was reached inside a transaction of `ctx.transaction`, which is a step itself."""
+
+    hint = "Do it before or after the transaction."
+
+
+class ChildFailed(JobFailed):
+    """A job that was awaited (`ctx.invoke`) has failed. Every later run sees the same."""
+
+    retry = Retry.NEVER
+    hint = "Catch it to go on without the child; it has used up its own attempts."
+
+
+class ChildCancelled(JobCancelled):
+    """A job that was awaited (`ctx.invoke`) was cancelled. Every later run sees the same."""
+
+    hint = "Catch it to go on without the child."
+
+
+class WaitTimeout(ConductorError):
+    """What was waited for has not come in time. Every later run sees the same."""
+
+    hint = "Catch it to go on without."
+
+
+class ChildTimeout(WaitTimeout):
+    """A job that was awaited (`ctx.invoke`) has not ended in time; unless cancelled, it goes on."""
+
+
 class ResultTimeout(ConductorError):
     """The job had not ended when the wait for its result did. The job goes on."""
 

@@ -6,8 +6,11 @@ through the queue), so that both paths match alike. Pure: rows in, subscriptions
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
+
+from orjson import OPT_SORT_KEYS, dumps, loads
 
 from conductor.contract import encode_head
 
@@ -109,6 +112,46 @@ class Subscription:
                 subscription=row["id"],
             ),
         )
+
+
+def event_topic(event: str) -> str:
+    """Return the topic that steps wait for when they wait for an event."""
+    return f"event:{event}"
+
+
+def change_topic(schema: str, table: str) -> str:
+    """Return the topic that steps wait for when they wait for a change of a table."""
+    return f"change:{schema}.{table}"
+
+
+def match_key(match: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Return the fields (sorted, as JSON) that a message must have, and their values (as JSON).
+
+    >>> match_key({"order": 5, "city": "Bonn"})
+    ('["city","order"]', '["Bonn",5]')
+    """
+    if not match:
+        return "", ""
+    names = sorted(match)
+    return _json(names), _json([match[name] for name in names])
+
+
+def matched_values(fields: str, message: Any) -> str | None:
+    """Return a message's values of these fields as `match_key` does; None when it lacks one.
+
+    >>> matched_values('["order"]', {"order": 5, "city": "Bonn"})
+    '[5]'
+    """
+    if not fields:
+        return ""
+    names: list[str] = loads(fields)
+    if not isinstance(message, dict) or not message.keys() >= set(names):
+        return None
+    return _json([message[name] for name in names])
+
+
+def _json(value: Any) -> str:
+    return dumps(value, option=OPT_SORT_KEYS).decode()
 
 
 class EventIndex:

@@ -317,7 +317,9 @@ class _Crew:
             app=owner.conductor.app,
             version=owner.conductor.version,
             deps=owner.conductor.deps,
+            port=owner.conductor,
             listener=self._listener,
+            hint=self._hints.after_commit,
             drain_timeout_s=owner.drain_timeout_s,
         )
 

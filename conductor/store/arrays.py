@@ -16,6 +16,7 @@ from psycopg.pq import Format
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
 
     from psycopg.abc import AdaptContext
 
@@ -32,6 +33,11 @@ def literal(values: Iterable[object]) -> str:
     '{1,NULL,3}'
     """
     return "{" + ",".join(["NULL" if v is None else str(v) for v in values]) + "}"
+
+
+def timestamp(instant: datetime | None) -> str | None:
+    """Return an instant as an element of an array literal."""
+    return None if instant is None else f'"{instant.isoformat()}"'
 
 
 def _encode(element_oid: int, elements: Sequence[bytes | None]) -> bytes:

@@ -30,7 +30,10 @@ START: Final = Position(-32768, datetime(1, 1, 1, tzinfo=UTC), 0)
 
 @dataclass(slots=True)
 class Dispatch:
-    """One emitted event. ``payload`` is the envelope as JSON text, the subscribers' job payload."""
+    """One emitted event. ``payload`` is the envelope as JSON text, the subscribers' job payload.
+
+    ``emitted_by``: the transaction that emitted it; None when that is not known.
+    """
 
     id: int
     rank: int
@@ -38,6 +41,7 @@ class Dispatch:
     created_at: datetime
     payload: str
     metadata: str | None
+    emitted_by: str | None = None
 
     @property
     def position(self) -> Position:

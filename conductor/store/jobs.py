@@ -1,4 +1,4 @@
-"""Jobs as workers touch them: claim, settle, promote, steps.
+"""Jobs as workers touch them: claim, settle, promote, wake.
 
 A worker's outcomes and its next claim travel together (`JobStore.exchange`): sent in one go, each
 statement a transaction of its own, so that a claim sees what the settle before it has committed
@@ -18,7 +18,7 @@ from orjson import loads
 from conductor.contract import idempotency_key
 from conductor.job import JobInfo
 from conductor.sql import load
-from conductor.store.arrays import JsonArray, TextArray, literal
+from conductor.store.arrays import JsonArray, TextArray, literal, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -35,11 +35,13 @@ _PROMOTE: Final = _QUERIES["promote_jobs"]
 _CANCELLED: Final = _QUERIES["cancelled_jobs"]
 _HELD: Final = _QUERIES["held_jobs"]
 _OWNED: Final = _QUERIES["owned_jobs"]
-_LOAD_STEPS: Final = _QUERIES["load_steps"]
-_WRITE_STEPS: Final = _QUERIES["write_steps"]
+_WAKE: Final = _QUERIES["wake_jobs"]
+_TO_WAKE: Final = _QUERIES["jobs_to_wake"]
 
 BEGINNING: Final = "-infinity"
 """The text of the time before all others."""
+FOREVER: Final = "infinity"
+"""The text of the time after all others."""
 
 Ending = Literal["completed", "failed", "cancelled"]
 Row = tuple[Any, ...]
@@ -101,11 +103,15 @@ class Finished:
     document: bytes | None
     retention: timedelta
     stepped: bool  # it may have steps
+    parent: int | None = None  # who awaits it
 
 
 @dataclass(slots=True)
 class Rescheduled:
-    """The job goes back: after a failure (``failures`` 1, with its error), asleep, or unstarted."""
+    """The job goes back: after a failure (``failures`` 1, with its error), asleep, or unstarted.
+
+    ``waits``: until something comes for it, or ``wake_at`` when that is given.
+    """
 
     id: int
     fence: int
@@ -114,6 +120,7 @@ class Rescheduled:
     delay_s: float = 0.0
     wake_at: datetime | None = None
     error: bytes | None = None
+    waits: bool = False
 
 
 Outcome = Finished | Rescheduled
@@ -121,39 +128,17 @@ Outcome = Finished | Rescheduled
 
 @dataclass(slots=True)
 class Exchange:
-    """What came back. ``refused`` outcomes got an error: they may be sent again, one by one."""
+    """What came back. ``refused`` outcomes got an error: they may be sent again, one by one.
+
+    ``woken``: the queues of jobs that were woken by what has ended.
+    """
 
     settled: set[int] = field(default_factory=set)
     refused: list[Outcome] = field(default_factory=list)
     jobs: list[ClaimedJob] = field(default_factory=list)
     suspects: list[ClaimedJob] = field(default_factory=list)
+    woken: list[str] = field(default_factory=list)
     error: psycopg.Error | None = None
-
-
-@dataclass(slots=True)
-class StoredStep:
-    """A step that an earlier run of the job has written."""
-
-    name: str
-    position: int | None
-    kind: str
-    result: bytes | None
-    wake_at: datetime | None
-    due: bool
-
-
-@dataclass(slots=True)
-class StepWrite:
-    """A step to be written, fenced by its job's claim. ``delay_s``, ``wake_at``: of a sleep."""
-
-    job: int
-    fence: int
-    name: str
-    position: int | None
-    kind: str
-    result: bytes | None = None
-    delay_s: float | None = None
-    wake_at: datetime | None = None
 
 
 @dataclass(slots=True)
@@ -182,7 +167,7 @@ class JobStore:
         have been committed.
         """
         groups = _grouped(outcomes)
-        statements = [_settle(worker, group) for group in groups]
+        statements = [*(_settle(worker, group) for group in groups), *_wakes(outcomes)]
         if claim is not None and claim.suspect_crashes is not None:
             statements.append((_CLAIM_SUSPECT, _suspect_parameters(worker, claim)))
         if claim is not None and claim.limit > 0:
@@ -196,13 +181,9 @@ class JobStore:
                 exchange.refused += group
             else:
                 exchange.settled.update([row[0] for row in reply])
-        now_s = monotonic()
-        for statement, reply in zip(statements[len(groups) :], replies[len(groups) :], strict=True):
-            jobs = [_claimed(row, claim.queue, now_s) for row in reply or ()] if claim else []
-            if statement[0] is _CLAIM:
-                exchange.jobs = jobs
-            else:
-                exchange.suspects = jobs
+        asked = [query for query, _ in statements[len(groups) :]]
+        for query, reply in zip(asked, replies[len(groups) :], strict=True):
+            _note(exchange, query, reply or [], claim.queue if claim is not None else "")
         return exchange
 
     async def _send(
@@ -248,19 +229,13 @@ class JobStore:
         """Return the fences of those of the jobs that are the worker's."""
         return dict(await self._pairs(_OWNED, {"worker": worker, "ids": literal(jobs)}))
 
-    async def load_steps(self, jobs: Iterable[int]) -> dict[int, list[StoredStep]]:
-        """Return the steps of jobs, by job."""
-        steps: dict[int, list[StoredStep]] = {}
-        for job, *columns in await self._rows(_LOAD_STEPS, {"jobs": literal(jobs)}):
-            steps.setdefault(job, []).append(StoredStep(*columns))
-        return steps
+    async def wake(self, jobs: Iterable[int]) -> set[str]:
+        """Bring jobs what has come for them; return the queues of those that it wakes."""
+        return {queue for (queue,) in await self._rows(_WAKE, {"jobs": literal(jobs)})}
 
-    async def write_steps(
-        self, worker: int, writes: Sequence[StepWrite]
-    ) -> dict[tuple[int, str], datetime | None]:
-        """Write steps; return (job, name) → wake_at of those that were the worker's to write."""
-        rows = await self._rows(_WRITE_STEPS, _step_parameters(worker, writes))
-        return {(job, name): wake_at for job, name, wake_at in rows}
+    async def to_wake(self, limit: int) -> list[int]:
+        """Return jobs that something has come for, of the oldest ``limit`` of such."""
+        return [job for (job,) in await self._rows(_TO_WAKE, {"limit": limit})]
 
     async def _rows(self, query: bytes, parameters: Mapping[str, Any]) -> list[Row]:
         cursor = self._connection.cursor(binary=True)
@@ -277,6 +252,19 @@ def _separate(pipeline: AsyncPipeline) -> None:
     pipeline.result_queue.append(None)
 
 
+def _note(exchange: Exchange, query: bytes, rows: list[Row], queue: str) -> None:
+    """Take note of what a wake or a claim came back with."""
+    if query is _WAKE:
+        exchange.woken = [woken for (woken,) in rows]
+        return
+    now_s = monotonic()
+    jobs = [_claimed(row, queue, now_s) for row in rows]
+    if query is _CLAIM:
+        exchange.jobs = jobs
+    else:
+        exchange.suspects = jobs
+
+
 def _grouped(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
     """Split outcomes by the statement that writes them, each part in the order of the ids."""
     groups: dict[str, list[Outcome]] = {}
@@ -290,6 +278,12 @@ def _grouped(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
 
 def _id_of(outcome: Outcome) -> int:
     return outcome.id
+
+
+def _wakes(outcomes: Sequence[Outcome]) -> list[Statement]:
+    """Return the statement that wakes who awaits what has ended."""
+    parents = {o.parent for o in outcomes if isinstance(o, Finished) and o.parent is not None}
+    return [(_WAKE, {"jobs": literal(sorted(parents))})] if parents else []
 
 
 def _settle(worker: int, group: Sequence[Outcome]) -> Statement:
@@ -330,13 +324,12 @@ def _reschedule_parameters(worker: int, group: Sequence[Rescheduled]) -> dict[st
         "fences": literal([r.fence for r in group]),
         "failures": literal([r.failures for r in group]),
         "delays": literal([r.delay_s for r in group]),
-        "wake_ats": literal([_timestamp(r.wake_at) for r in group]),
+        "wake_ats": literal(
+            [FOREVER if r.waits and r.wake_at is None else timestamp(r.wake_at) for r in group]
+        ),
         "errors": JsonArray([r.error for r in group]),
+        "waits": literal([r.waits for r in group]),
     }
-
-
-def _timestamp(instant: datetime | None) -> str | None:
-    return None if instant is None else f'"{instant.isoformat()}"'
 
 
 def _claim_parameters(worker: int, claim: Claim) -> dict[str, Any]:
@@ -348,7 +341,7 @@ def _claim_parameters(worker: int, claim: Claim) -> dict[str, Any]:
         "look_back": f"{claim.look_back_s} seconds",
         "tasks": TextArray([r.task for r in ranges]),
         "ranks": literal([r.rank for r in ranges]),
-        "run_ats": literal([_timestamp(r.run_at) or BEGINNING for r in ranges]),
+        "run_ats": literal([timestamp(r.run_at) or BEGINNING for r in ranges]),
         "ids": literal([r.id for r in ranges]),
         "last_ranks": literal([r.last_rank for r in ranges]),
     }
@@ -363,24 +356,10 @@ def _suspect_parameters(worker: int, claim: Claim) -> dict[str, Any]:
     }
 
 
-def _step_parameters(worker: int, writes: Sequence[StepWrite]) -> dict[str, Any]:
-    return {
-        "worker": worker,
-        "jobs": literal([w.job for w in writes]),
-        "fences": literal([w.fence for w in writes]),
-        "names": TextArray([w.name for w in writes]),
-        "positions": literal([w.position for w in writes]),
-        "kinds": TextArray([w.kind for w in writes]),
-        "results": JsonArray([w.result for w in writes]),
-        "delays": literal([w.delay_s for w in writes]),
-        "wake_ats": literal([_timestamp(w.wake_at) for w in writes]),
-    }
-
-
 def _claimed(row: Row, queue: str, now_s: float) -> ClaimedJob:
     (
         id_, task, trigger, attempt, crashes, fence, rank, key, run_at, created_at, metadata, app,
-        version, generation, lsn, ordinal, subscription, payload, started_at,
+        version, generation, lsn, ordinal, subscription, payload, started_at, parent,
     ) = row  # fmt: skip
     info = JobInfo(
         id_,
@@ -398,5 +377,6 @@ def _claimed(row: Row, queue: str, now_s: float) -> ClaimedJob:
         app,
         version,
         f"job:{id_}" if lsn is None else idempotency_key(generation, lsn, ordinal, subscription),
+        parent,
     )
     return ClaimedJob(info, payload, (started_at - run_at).total_seconds(), now_s)

@@ -15,15 +15,16 @@ from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from conductor.context import Context, Run, Suspension, SyncContext
+from conductor.context import Context
+from conductor.durable import Run, Services
 from conductor.errors import JobTimedOut
+from conductor.synchronous import Suspension, SyncContext
 from conductor.worker import outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from conductor.checkpoints import Checkpoints
     from conductor.definitions import Task
     from conductor.store.jobs import ClaimedJob, Outcome
     from conductor.worker.threads import Threads
@@ -34,7 +35,7 @@ class Interruption(Enum):
 
     CANCELLED = "cancelled"  # by request
     TIMED_OUT = "timed out"
-    ASLEEP = "asleep"  # every open await is a durable wait
+    SUSPENDED = "suspended"  # every open await is a durable wait
     ABANDONED = "abandoned"  # the job is no longer this worker's: nothing is written
     RETURNED = "returned"  # the worker stops: the job runs elsewhere
 
@@ -44,7 +45,7 @@ class Surroundings:
     """What all runs of a worker share."""
 
     tasks: Mapping[str, Task[Any, Any]]
-    checkpoints: Checkpoints
+    services: Services
     threads: Threads
     deps: Any
 
@@ -56,6 +57,7 @@ class Execution(Run):
         "_begun",
         "_reason",
         "_surroundings",
+        "_waits",
         "_wake_at",
         "ended_s",
         "handle",
@@ -67,7 +69,7 @@ class Execution(Run):
     )
 
     def __init__(self, job: ClaimedJob, surroundings: Surroundings) -> None:
-        super().__init__(job.info, surroundings.checkpoints)
+        super().__init__(job.info, surroundings.services)
         self.job = job
         self.task = surroundings.tasks[job.info.task]
         self.handle: asyncio.Task[None] | None = None
@@ -78,6 +80,7 @@ class Execution(Run):
         self._begun = False  # a task that is cancelled before it has begun never runs
         self._reason = ""
         self._wake_at: datetime | None = None
+        self._waits = False
 
     async def outcome(self) -> Outcome | None:
         """Run the handler; return what becomes of the job, None when it is no longer ours."""
@@ -101,7 +104,8 @@ class Execution(Run):
                 return outcomes.completed(task, info, document, stepped=self.stepped)
             return self._interrupted()
         except Suspension as suspension:
-            return outcomes.asleep(info, suspension.wake_at)
+            step = suspension.step
+            return outcomes.suspended(info, step.wake_at, waits=step.kind != "sleep")
         except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - handler's
             return self._failed(error) if self.interruption is None else self._interrupted()
         finally:
@@ -124,10 +128,10 @@ class Execution(Run):
         """Stop the run and write nothing: the job is no longer this worker's."""
         self.interrupt(Interruption.ABANDONED)
 
-    def suspend(self, wake_at: datetime) -> None:
-        """Stop the run: it goes on at ``wake_at``."""
-        self._wake_at = wake_at
-        self.interrupt(Interruption.ASLEEP)
+    def suspend(self, wake_at: datetime | None, *, waits: bool) -> None:
+        """Stop the run: it goes on at ``wake_at``, or (``waits``) when something comes."""
+        self._wake_at, self._waits = wake_at, waits
+        self.interrupt(Interruption.SUSPENDED)
 
     async def _in_thread(self, event: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -155,8 +159,8 @@ class Execution(Run):
                 return self._failed(JobTimedOut(f"ran longer than {self.task.timeout_s:g} s"))
             case Interruption.RETURNED:
                 return outcomes.given_back(info)
-            case Interruption.ASLEEP if self._wake_at is not None:
-                return outcomes.asleep(info, self._wake_at)
+            case Interruption.SUSPENDED:
+                return outcomes.suspended(info, self._wake_at, waits=self._waits)
             case _:
                 return None
 

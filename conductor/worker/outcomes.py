@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from conductor.definitions import Task
     from conductor.job import JobInfo
-    from conductor.store.jobs import Outcome
+    from conductor.store.jobs import Ending, Outcome
 
 _MAX_TEXT: Final = 10_000  # characters of a message or traceback
 
@@ -29,7 +29,7 @@ def completed(
     task: Task[Any, Any], job: JobInfo, document: bytes | None, *, stepped: bool
 ) -> Outcome:
     """Return the outcome of a handler that returned."""
-    return Finished(job.id, job.fence, job.task, "completed", document, task.retention, stepped)
+    return _finished(task, job, "completed", document, stepped=stepped)
 
 
 def failed(
@@ -39,7 +39,7 @@ def failed(
     document = describe(error, job)
     failures = job.attempt + 1
     if is_final(error) or failures >= task.max_attempts:
-        return Finished(job.id, job.fence, job.task, "failed", document, task.retention, stepped)
+        return _finished(task, job, "failed", document, stepped=stepped)
     delay_s = task.retry.delay_s(failures, randomness)
     return Rescheduled(job.id, job.fence, job.task, failures=1, delay_s=delay_s, error=document)
 
@@ -47,12 +47,20 @@ def failed(
 def cancelled(task: Task[Any, Any], job: JobInfo, reason: str, *, stepped: bool) -> Outcome:
     """Return the outcome of a job that was cancelled."""
     document = _encode({"type": "JobCancelled", "message": reason, "attempt": job.attempt + 1})
-    return Finished(job.id, job.fence, job.task, "cancelled", document, task.retention, stepped)
+    return _finished(task, job, "cancelled", document, stepped=stepped)
 
 
-def asleep(job: JobInfo, wake_at: datetime) -> Outcome:
-    """Return the outcome of a run that ended in a durable wait."""
-    return Rescheduled(job.id, job.fence, job.task, wake_at=wake_at)
+def _finished(
+    task: Task[Any, Any], job: JobInfo, ending: Ending, document: bytes | None, *, stepped: bool
+) -> Outcome:
+    return Finished(
+        job.id, job.fence, job.task, ending, document, task.retention, stepped, job.parent
+    )
+
+
+def suspended(job: JobInfo, wake_at: datetime | None, *, waits: bool) -> Outcome:
+    """Return the outcome of a run that ended in a sleep, or waits for something (as well)."""
+    return Rescheduled(job.id, job.fence, job.task, wake_at=wake_at, waits=waits)
 
 
 def given_back(job: JobInfo) -> Outcome:

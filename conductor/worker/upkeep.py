@@ -1,7 +1,8 @@
-"""What a worker does beside its jobs: cancellations, and making due jobs ready.
+"""What a worker does beside its jobs: cancellations, and making jobs ready whose time has come.
 
 Runs on a connection of its own, so that neither waits for the hot path. Every worker promotes the
-due jobs of all queues; rows another one promotes are skipped.
+due jobs of all queues and wakes those that something has come for, where whoever brought it could
+not; rows another one is at are skipped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from conductor.worker.slots import Slots
 
 PROMOTE_BATCH: Final = 1000
+WAKE_BATCH: Final = 1000
 PROMOTE_INTERVAL_S: Final = 0.25  # while something is due within a minute
 IDLE_INTERVAL_S: Final = 1.0
 CANCEL_INTERVAL_S: Final = 0.5
@@ -36,17 +38,18 @@ class Upkeep:
 
     Args:
         worker: returns the worker's current id.
-        hint: called when jobs have become ready.
+        hint: told the queue that jobs have become ready in.
     """
 
     def __init__(
         self,
         session: Session,
+        queue: str,
         slots: Slots,
         worker: Callable[[], int],
-        hint: Callable[[], None],
+        hint: Callable[[str], None],
     ) -> None:
-        self._session, self._slots = session, slots
+        self._session, self._queue, self._slots = session, queue, slots
         self._worker, self._hint = worker, hint
         self._cancel_due_s = 0.0
         self._full = Pace(1.0, float("inf"))
@@ -60,6 +63,7 @@ class Upkeep:
                 try:
                     store = JobStore(connection)
                     await self._cancel(store)
+                    await self._wake(store)
                     pause_s = await self._promote(store)
                 except psycopg.Error as error:
                     await self._session.failed(error)
@@ -77,6 +81,12 @@ class Upkeep:
         for job, fence, reason in await store.cancelled(self._worker()):
             self._slots.cancel(job, fence, reason)
 
+    async def _wake(self, store: JobStore) -> None:
+        jobs = await store.to_wake(WAKE_BATCH)
+        if jobs:
+            for queue in await store.wake(jobs):
+                self._hint(queue)
+
     async def _promote(self, store: JobStore) -> float:
         """Promote what is due; return the seconds until the next look."""
         started_s = monotonic()
@@ -84,7 +94,7 @@ class Upkeep:
         after = None if full or self._reached is None else self._reached - _LOOK_BACK
         promotion = await store.promote(after, PROMOTE_BATCH)
         if promotion.promoted:
-            self._hint()
+            self._hint(self._queue)
         if promotion.promoted >= PROMOTE_BATCH:
             return 0.0
         self._reached = promotion.promoted_at

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from conductor.checkpoints import Checkpoints
+from conductor.durable import Services
 from conductor.store.jobs import JobStore
 from conductor.store.leases import Registration, WorkerStore
 from conductor.store.sessions import Session
+from conductor.transactions import Transactions
 from conductor.worker.claiming import Claiming
 from conductor.worker.execution import Surroundings
 from conductor.worker.instruments import Instruments
@@ -31,9 +33,10 @@ from conductor.worker.threads import Threads
 from conductor.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from conductor.definitions import Task
+    from conductor.job import JobPort
     from conductor.lease import Leases
     from conductor.metrics import Metrics
     from conductor.store.jobs import Exchange, Outcome
@@ -59,11 +62,15 @@ class Worker:
         tasks: what it can run, by name; other jobs of the queue are left alone.
         leases: the process' leases, started.
         metrics: the process' metrics.
+        port: what handles of jobs that handlers start go through: a client.
+        hint: told other queues that have got jobs; without it their workers find them by polling.
         slots: how many jobs at once.
         listener: the process' listener; without one the worker polls.
         deps: what handlers find in ``ctx.deps``.
 
-    >>> worker = Worker(dsn, "default", tasks, leases=leases, metrics=metrics)  # doctest: +SKIP
+    >>> worker = Worker(
+    ...     dsn, "default", tasks, leases=leases, metrics=metrics, port=client
+    ... )  # doctest: +SKIP
     >>> await worker.run()  # doctest: +SKIP
     """
 
@@ -75,17 +82,19 @@ class Worker:
         *,
         leases: Leases,
         metrics: Metrics,
+        port: JobPort,
         slots: int = DEFAULT_SLOTS,
         app: str = "",
         version: str | None = None,
         deps: Any = None,
         listener: Listener | None = None,
+        hint: Callable[[str], None] | None = None,
         drain_timeout_s: float = DRAIN_TIMEOUT_S,
     ) -> None:
         self.queue = queue
         self.id = 0  # of the worker's row; 0: none yet, or no more
         self.ready = asyncio.Event()  # it claims
-        self._leases, self._listener = leases, listener
+        self._leases, self._listener, self._hint = leases, listener, hint
         self._drain_timeout_s = drain_timeout_s
         self._instruments = Instruments(metrics, queue, tasks, slots)
         self._session = self._open(dsn, "worker")
@@ -95,17 +104,21 @@ class Worker:
         self._wake = asyncio.Event()
         self._threads = Threads(f"conductor-{queue}")
         self._checkpoints = Checkpoints(
-            self._open(dsn, "steps"), lambda: self.id, self._instruments.steps.inc
+            self._open(dsn, "steps"), lambda: self.id, self._instruments.steps.inc, self.hint_queue
         )
+        self._transactions = Transactions(dsn, slots, lambda: self.id)
+        services = Services(self._checkpoints, self._transactions, port)
         self._slots = Slots(
             slots,
-            Surroundings(tasks, self._checkpoints, self._threads, deps),
+            Surroundings(tasks, services, self._threads, deps),
             twice_crashed=leases.twice_crashed,
             wake=self._wake.set,
         )
         self._claiming = Claiming(queue, tasks)
         self._settling = Settling(self._slots, self._instruments)
-        self._upkeep = Upkeep(self._open(dsn, "upkeep"), self._slots, lambda: self.id, self.hint)
+        self._upkeep = Upkeep(
+            self._open(dsn, "upkeep"), queue, self._slots, lambda: self.id, self.hint_queue
+        )
         self._stopping = False
         self._deadline: asyncio.TimerHandle | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -149,6 +162,17 @@ class Worker:
         self._claiming.polling.hint()
         self._wake.set()
 
+    def hint_queue(self, queue: str) -> None:
+        """Take note that a queue has got jobs, this one or another."""
+        if queue == self.queue:
+            self.hint()
+        elif self._hint is not None:
+            self._hint(queue)
+
+    def _hint_all(self, queues: Iterable[str]) -> None:
+        for queue in set(queues):
+            self.hint_queue(queue)
+
     async def _serve(self) -> None:
         """Exchange outcomes for jobs until stopped and drained."""
         draining = False
@@ -191,6 +215,7 @@ class Worker:
             if worker != self.id:  # the lease was lost meanwhile, and all of it with it
                 return
             self._take(planned, reply, monotonic() - started_s)
+            self._hint_all(reply.woken)
             await self._settling.settle(store, worker, outcomes, reply)
         except psycopg.Error as error:
             if worker == self.id:
@@ -299,4 +324,5 @@ class Worker:
         except TimeoutError:
             _LOG.warning("worker %s could not sign off; its lease will run out", worker)
         await self._session.close()
+        await self._transactions.close()
         self._threads.close()

@@ -13,6 +13,7 @@ import signal
 import sys
 from typing import Any
 
+from conductor.client import Conductor
 from conductor.lease import Leases
 from conductor.metrics import Metrics
 from conductor.worker import Worker
@@ -37,7 +38,13 @@ async def main(dsn: str) -> None:
     logging.basicConfig(level=logging.INFO)
     with Leases(dsn) as leases:
         worker = Worker(
-            dsn, "default", {"work": task(work)}, leases=leases, metrics=Metrics(), slots=20
+            dsn,
+            "default",
+            {"work": task(work)},
+            leases=leases,
+            metrics=Metrics(),
+            port=Conductor(dsn),
+            slots=20,
         )
         await worker.run()
 

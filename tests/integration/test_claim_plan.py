@@ -17,6 +17,7 @@ from tests.integration.conftest import Queue
 pytestmark = pytest.mark.anyio
 
 JOBS = load("jobs")
+STEP_QUERIES = load("steps")
 WORKERS = load("workers")
 COUNT = 500
 IDS = literal(range(1, COUNT + 1))
@@ -53,6 +54,7 @@ RESCHEDULE = {
     "delays": ONES,
     "wake_ats": NULLS,
     "errors": DOCUMENTS,
+    "waits": literal(["false"] * COUNT),
 }
 STEPS = {
     "worker": 1,
@@ -170,7 +172,7 @@ async def test_settles_find_rows_by_key_and_write_them_by_place(
 
 @pytest.mark.usefixtures("table")
 async def test_steps_lock_their_job_by_key(connection: AsyncConnection[Any]) -> None:
-    plan = await explain(connection, JOBS["write_steps"], STEPS)
+    plan = await explain(connection, STEP_QUERIES["write_steps"], STEPS)
     assert scans(plan) == [("Index Scan", "jobs_pkey")]
 
 

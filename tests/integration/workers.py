@@ -10,6 +10,7 @@ from typing import Any
 
 from psycopg.types.json import Json
 
+from conductor.client import Conductor
 from conductor.definitions import Task, define_task
 from conductor.lease import Leases
 from conductor.metrics import Metrics
@@ -45,6 +46,7 @@ class Workshop:
     def __init__(self, queue: Queue, metrics: Metrics) -> None:
         self.queue, self.metrics = queue, metrics
         self.dsn = queue.database.dsn
+        self.client = Conductor(self.dsn)
 
     @asynccontextmanager
     async def worker(
@@ -67,6 +69,7 @@ class Workshop:
                 {task.name: task for task in tasks},
                 leases=leases,
                 metrics=self.metrics,
+                port=self.client,
                 listener=listener,
                 **options,
             )

@@ -39,6 +39,7 @@ create table conductor.jobs (
     started_at timestamptz,             -- of the running attempt
     worker bigint,                      -- who runs it; null unless running
     parent bigint,                      -- the job that awaits this one
+    emitted_by xid8,                    -- the transaction of an emitted event: who waits for it compares
     fence integer not null default 0,   -- raised by every claim, never reset: every write checks it
     rank smallint not null default 0,   -- minus the priority: ascending, so that one index range serves
     attempt smallint not null default 0,    -- failures of the handler so far
@@ -54,6 +55,7 @@ create table conductor.jobs (
     payload json not null,              -- json, not jsonb: stored as sent, parsed by the worker
     metadata json,                      -- carried along, never interpreted (traceparent and the like)
     last_error json,
+    woken boolean not null default false,   -- something it may wait for has come since it was claimed
     cancel_reason text,                 -- not null: cancellation was requested
     -- the change it came from: (slot and generation, commit LSN, ordinal, subscription) is its identity
     source_generation bigint,
@@ -72,18 +74,41 @@ create index jobs_suspect on conductor.jobs (queue, task, rank, run_at, id) wher
 create index jobs_due on conductor.jobs (run_at) where state in ('scheduled', 'waiting');
 create index jobs_running on conductor.jobs (worker) where state = 'running';
 create index jobs_cancelling on conductor.jobs (worker) where state = 'running' and cancel_reason is not null;
-create index jobs_parent on conductor.jobs (parent) where parent is not null;
 
 create table conductor.steps (
     job bigint not null,
     name text collate "C" not null,
     position integer,                   -- place on the handler's sequential path; null beside it
     kind text not null default 'step',
+    outcome text,                       -- how what it waits for has ended; null: not yet, or nothing
     result json,
-    wake_at timestamptz,                -- of a sleep
+    wake_at timestamptz,                -- the end of a sleep, the last instant of a wait
+    child bigint,                       -- the job it has made
+    -- What it waits for: a topic (event:<name>, change:<schema>.<table>), among its messages those
+    -- whose fields (names, sorted) have these values, and whatever else the condition asks for.
+    topic text collate "C",
+    fields text collate "C",
+    matched text collate "C",
+    condition json,
+    seen pg_snapshot,                   -- what was emitted before: never matches
+    seen_lsn pg_lsn,                    -- likewise what was committed before, in the source
     created_at timestamptz not null default conductor.now(),
     primary key (job, name)
 );
+create index steps_waiting on conductor.steps (topic, fields, matched) where topic is not null and outcome is null;
+
+-- What has come for jobs that may wait for it. Only ever inserted by who brings it, so that nobody
+-- but conductor.wake() needs the lock of a job that is not its own.
+create table conductor.wakeups (
+    id bigint generated always as identity primary key,
+    job bigint not null,
+    step text collate "C",              -- which step it ends: by its name,
+    child bigint,                       -- or by the job it has made
+    outcome text,
+    result json,
+    cancel_reason text                  -- not null: the job itself is to be cancelled
+) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0);
+create index wakeups_job on conductor.wakeups (job);
 
 create table conductor.dedupe_keys (
     task text collate "C" not null,
@@ -338,9 +363,9 @@ create function conductor.emit(event text, payload json default '{}', metadata j
     language sql
     set search_path = pg_catalog, pg_temp
 as $$
-    insert into conductor.jobs (queue, task, trigger, payload, metadata)
+    insert into conductor.jobs (queue, task, trigger, payload, metadata, emitted_by)
     values ('conductor.internal', 'conductor.dispatch', 'event',
-        json_build_object('event', event, 'payload', payload), metadata)
+        json_build_object('event', event, 'payload', payload), metadata, pg_current_xact_id())
     returning id
 $$;
 
@@ -381,7 +406,16 @@ begin
         return true;
     end if;
     delete from conductor.jobs where id = j.id;
-    delete from conductor.steps s where s.job = j.id;
+    with forgotten as (
+        delete from conductor.steps s where s.job = j.id returning s.kind, s.outcome, s.child
+    )
+    insert into conductor.wakeups (job, cancel_reason)
+    select f.child, 'its parent was cancelled' from forgotten f
+    where f.kind = 'invoke' and f.outcome is null and f.child is not null;
+    if j.parent is not null then
+        insert into conductor.wakeups (job, child, outcome, result)
+        values (j.parent, j.id, 'cancelled', json_build_object('type', 'JobCancelled', 'message', why));
+    end if;
     insert into conductor.history (
         id, run_at, created_at, started_at, finished_at, parent, expires_on, fence, rank, attempt, crashes,
         outcome, trigger, queue, task, app, version, key, dedupe_key, payload, metadata, error,
@@ -396,9 +430,58 @@ begin
 end
 $$;
 
+-- Ends the steps of these jobs that something has come for, and wakes those that wait. Returns the
+-- queues they are in. The rows are locked before anything is read, so that what is read is the last
+-- word; a job whose row somebody else has locked is left to the next call. One that runs is told by
+-- `woken`, which it finds when it is put away.
+create function conductor.wake(jobs bigint[]) returns setof text
+    language plpgsql
+    set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_custom_plan
+as $$
+declare
+    mine bigint[] := array(
+        select j.id from conductor.jobs j where j.id = any (wake.jobs)
+        order by j.id for update skip locked);
+    ended bigint[];
+    doomed record;
+begin
+    delete from conductor.wakeups u
+    where u.job = any (wake.jobs) and not exists (select from conductor.jobs j where j.id = u.job);
+    for doomed in
+        delete from conductor.wakeups u where u.job = any (mine) and u.cancel_reason is not null
+        returning u.job, u.cancel_reason
+    loop
+        perform conductor.cancel(doomed.job, doomed.cancel_reason);
+    end loop;
+    with taken as (
+        delete from conductor.wakeups u where u.job = any (mine) returning u.*
+    ),
+    settled as (
+        update conductor.steps s set outcome = t.outcome, result = t.result
+        from (
+            select distinct on (u.job, u.step, u.child) u.* from taken u
+            order by u.job, u.step, u.child, u.id
+        ) t
+        where s.job = t.job and s.outcome is null and (s.name = t.step or s.child = t.child)
+        returning s.job
+    )
+    select array_agg(distinct d.job) into ended from settled d;
+    return query
+        update conductor.jobs j
+        set woken = j.state = 'running',
+            run_at = case when j.state = 'waiting' then conductor.now() else j.run_at end,
+            state = case when j.state <> 'waiting' then j.state
+                when j.crashes > 0 then 'suspect' else 'ready' end::conductor.job_state
+        where j.id = any (ended) and j.state in ('waiting', 'running')
+        returning j.queue::text;
+end
+$$;
+
 -- Every job, alive or finished, one shape. For people and dashboards, not for hot paths.
 create view conductor.job as
-select id, queue, task, state::text as state, trigger::text as trigger, -rank as priority, key, run_at,
+select id, queue, task, state::text as state, trigger::text as trigger, -rank as priority, key,
+    nullif(run_at, 'infinity') as run_at,   -- null: whenever what it waits for comes
     created_at, started_at, null::timestamptz as finished_at, attempt, crashes, fence, worker, parent, app,
     version, dedupe_key, payload, metadata, null::json as result, last_error as error, cancel_reason,
     source_generation, source_lsn, source_ordinal, subscription

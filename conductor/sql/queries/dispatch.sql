@@ -18,7 +18,8 @@ with taken as materialized (
 )
 delete from conductor.jobs j
 where j.ctid = any (array(select t.ctid from taken t))
-returning j.id, j.rank, j.run_at, j.created_at, j.payload::text, j.metadata::text
+returning j.id, j.rank, j.run_at, j.created_at, j.payload::text, j.metadata::text,
+    j.emitted_by::text
 
 -- name: subscriptions_of
 -- The live subscriptions of some events, as of now: one that was committed before an event was

@@ -6,28 +6,32 @@ with clock as materialized (
     select conductor.now() as now, greatest(
         %(run_at)s::timestamptz, conductor.now() + %(delay)s::interval, conductor.now()) as due
 )
-insert into conductor.jobs (queue, task, trigger, payload, run_at, state, rank, key, metadata)
+insert into conductor.jobs (
+    queue, task, trigger, payload, run_at, state, rank, key, metadata, emitted_by)
 select %(queue)s, %(task)s, %(trigger)s::conductor.job_trigger, u.payload::json, c.due,
     case when c.due > c.now then 'scheduled' else 'ready' end::conductor.job_state,
-    %(rank)s, u.key, %(metadata)s::json
+    %(rank)s, u.key, %(metadata)s::json,
+    case when %(trigger)s = 'event' then pg_current_xact_id() end
 from clock c
 cross join unnest(%(payloads)s::text[], %(keys)s::text[]) with ordinality as u (payload, key, n)
 order by u.n
 returning id, true
 
 -- name: reserve_jobs
--- Ids for jobs that are about to be copied in, with their time and state.
+-- Ids for jobs that are about to be copied in, in this transaction, with their time and state.
 with clock as materialized (
     select conductor.now() as now, greatest(
         %(run_at)s::timestamptz, conductor.now() + %(delay)s::interval, conductor.now()) as due
 )
 select nextval('conductor.jobs_id_seq'), c.due::text,
-    case when c.due > c.now then 'scheduled' else 'ready' end
+    case when c.due > c.now then 'scheduled' else 'ready' end,
+    case when %(trigger)s = 'event' then pg_current_xact_id()::text end
 from clock c
 cross join generate_series(1, %(count)s)
 
 -- name: copy_jobs
-copy conductor.jobs (id, run_at, state, queue, task, trigger, rank, metadata, payload, key) from stdin
+copy conductor.jobs (
+    id, run_at, state, emitted_by, queue, task, trigger, rank, metadata, payload, key) from stdin
 
 -- name: enqueue_jobs_once
 -- Likewise, but a job whose dedupe key is taken is not made: its place in the answer has the id of

@@ -42,11 +42,12 @@ claimed as materialized (
     limit %(limit)s
 )
 update conductor.jobs j
-set state = 'running', worker = %(worker)s, fence = j.fence + 1, started_at = conductor.now()
+set state = 'running', worker = %(worker)s, fence = j.fence + 1, woken = false,
+    started_at = conductor.now()
 where j.ctid = any (array(select c.ctid from claimed c))
 returning j.id, j.task, j.trigger::text, j.attempt, j.crashes, j.fence, j.rank, j.key, j.run_at,
     j.created_at, j.metadata, j.app, j.version, j.source_generation, j.source_lsn::text,
-    j.source_ordinal, j.subscription, j.payload, j.started_at
+    j.source_ordinal, j.subscription, j.payload, j.started_at, j.parent
 
 -- name: claim_suspect
 -- Claims one job that processes have died with, at most %(crashes)s times.
@@ -67,11 +68,12 @@ claimed as materialized (
     for update skip locked
 )
 update conductor.jobs j
-set state = 'running', worker = %(worker)s, fence = j.fence + 1, started_at = conductor.now()
+set state = 'running', worker = %(worker)s, fence = j.fence + 1, woken = false,
+    started_at = conductor.now()
 where j.ctid = any (array(select c.ctid from claimed c))
 returning j.id, j.task, j.trigger::text, j.attempt, j.crashes, j.fence, j.rank, j.key, j.run_at,
     j.created_at, j.metadata, j.app, j.version, j.source_generation, j.source_lsn::text,
-    j.source_ordinal, j.subscription, j.payload, j.started_at
+    j.source_ordinal, j.subscription, j.payload, j.started_at, j.parent
 
 -- name: finish_jobs
 -- Moves jobs that ended alike (%(outcome)s) into history and returns the ids of those that were the
@@ -119,31 +121,44 @@ kept as (
     from gone g
     where g.expires_on is not null
 ),
+answered as (
+    insert into conductor.wakeups (job, child, outcome, result)
+    select g.parent, g.id, %(outcome)s, g.document from gone g where g.parent is not null
+),
 forgotten as (
     delete from conductor.steps s
     where s.job = any (%(stepped)s::bigint[]) and s.job in (select g.id from gone g)
+    returning s.kind, s.outcome, s.child
+),
+abandoned as (
+    insert into conductor.wakeups (job, cancel_reason)
+    select f.child, 'its parent has ' || %(outcome)s
+    from forgotten f
+    where f.kind = 'invoke' and f.outcome is null and f.child is not null
+        and %(outcome)s <> 'completed'
 )
 select g.id from gone g
 
 -- name: reschedule_jobs
 -- Lets jobs go until wake_at, or else delay_s from now: after a failure that is to be tried again
--- (failures 1, with its error), asleep, or given back (0 from now). Returns the ids of those that
--- were the worker's.
+-- (failures 1, with its error), asleep, given back (0 from now), or waiting for something, which may
+-- have come already. Returns the ids of those that were the worker's.
 with rescheduled as materialized (
-    select r.id, r.fence, r.failures, r.error,
+    select r.id, r.fence, r.failures, r.error, r.waits,
         greatest(
             conductor.now(),
             coalesce(r.wake_at, conductor.now() + make_interval(secs => r.delay_s))) as due
     from unnest(
         %(ids)s::bigint[], %(fences)s::integer[], %(failures)s::smallint[], %(delays)s::float8[],
-        %(wake_ats)s::timestamptz[], %(errors)s::json[]
-    ) as r (id, fence, failures, delay_s, wake_at, error)
+        %(wake_ats)s::timestamptz[], %(errors)s::json[], %(waits)s::boolean[]
+    ) as r (id, fence, failures, delay_s, wake_at, error, waits)
 ),
 owned as materialized (
-    select j.ctid as at, r.due, r.failures, r.error
+    select j.ctid as at, r.failures, r.error, r.waits,
+        case when r.waits and j.woken then conductor.now() else r.due end as due
     from rescheduled r
     cross join lateral (
-        select c.ctid, c.fence, c.worker
+        select c.ctid, c.fence, c.worker, c.woken
         from conductor.jobs c
         where c.id = r.id
         limit 1
@@ -153,7 +168,7 @@ owned as materialized (
 )
 update conductor.jobs j
 set state = case
-        when o.due > conductor.now() then 'scheduled'
+        when o.due > conductor.now() then case when o.waits then 'waiting' else 'scheduled' end
         when j.crashes > 0 then 'suspect'
         else 'ready' end::conductor.job_state,
     run_at = o.due, attempt = j.attempt + o.failures,
@@ -221,38 +236,13 @@ cross join lateral (
 ) j
 where j.worker = %(worker)s
 
--- name: load_steps
--- What earlier runs of these jobs have written.
-select s.job, s.name, s.position, s.kind, s.result, s.wake_at, s.wake_at <= conductor.now() as due
-from conductor.steps s
-where s.job = any (%(jobs)s::bigint[])
+-- name: wake_jobs
+-- Brings jobs what has come for them; returns the queues of those that were woken.
+select conductor.wake(%(jobs)s::bigint[])
 
--- name: write_steps
--- Writes steps of several jobs under their row locks and returns those that were the worker's to
--- write. A step that is there already was written by the same claim, whose reply was lost.
-with written as materialized (
-    select *
-    from unnest(
-        %(jobs)s::bigint[], %(fences)s::integer[], %(names)s::text[], %(positions)s::integer[],
-        %(kinds)s::text[], %(results)s::json[], %(delays)s::float8[], %(wake_ats)s::timestamptz[]
-    ) as w (job, fence, name, position, kind, result, delay_s, wake_at)
-),
-owned as materialized (
-    select j.id, j.fence
-    from (select distinct w.job, w.fence from written w order by w.job, w.fence) f
-    cross join lateral (
-        select c.id, c.fence, c.worker
-        from conductor.jobs c
-        where c.id = f.job
-        limit 1
-        for no key update
-    ) j
-    where j.fence = f.fence and j.worker = %(worker)s
-)
-insert into conductor.steps as s (job, name, position, kind, result, wake_at)
-select w.job, w.name, w.position, w.kind, w.result,
-    coalesce(w.wake_at, conductor.now() + make_interval(secs => w.delay_s))
-from written w
-join owned o on o.id = w.job and o.fence = w.fence
-on conflict (job, name) do update set created_at = s.created_at
-returning s.job, s.name, s.wake_at
+-- name: jobs_to_wake
+-- Jobs that something has come for: for what was not brought at once. Those that are there alone.
+select distinct u.job from (
+    select w.job from conductor.wakeups w order by w.id limit %(limit)s
+) u
+order by u.job

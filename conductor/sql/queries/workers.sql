@@ -79,8 +79,23 @@ kept as (
     from gone g
     returning id
 ),
+answered as (
+    insert into conductor.wakeups (job, child, outcome, result)
+    select g.parent, g.id, 'failed',
+        json_build_object(
+            'type', 'WorkerCrashed',
+            'message', format('%%s processes died while they ran this job', g.crashes + 1))
+    from gone g
+    where g.parent is not null
+),
 forgotten as (
     delete from conductor.steps s where s.job = any (array(select g.id from gone g))
+    returning s.kind, s.outcome, s.child
+),
+abandoned as (
+    insert into conductor.wakeups (job, cancel_reason)
+    select f.child, 'its parent has failed' from forgotten f
+    where f.kind = 'invoke' and f.outcome is null and f.child is not null
 ),
 hints as materialized (
     select pg_notify('conductor_jobs', r.queue) from (select distinct queue from returned) r

@@ -102,6 +102,6 @@ def test_a_refused_outcome_becomes_a_failure_with_the_reason() -> None:
 
 
 def test_sleeping_and_giving_back_cost_no_attempt() -> None:
-    for outcome in (outcomes.asleep(job(), NOW), outcomes.given_back(job())):
+    for outcome in (outcomes.suspended(job(), NOW, waits=False), outcomes.given_back(job())):
         assert isinstance(outcome, Rescheduled)
         assert (outcome.failures, outcome.delay_s, outcome.error) == (0, 0.0, None)

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
-from conductor.context import Replay, _codec
 from conductor.errors import StepNameReused, StepOrderChanged
-from conductor.store.jobs import StoredStep
+from conductor.replay import UNSET, Replay, step_codec
+from conductor.store.steps import StoredStep
 
 
 def stored(name: str, position: int | None, kind: str = "step") -> StoredStep:
@@ -75,10 +74,9 @@ async def annotated_async() -> set[int]:
 
 
 def test_the_type_of_a_step() -> None:
-    unset: Any = _codec.__globals__["_UNSET"]
-    assert _codec(annotated, unset).form is datetime
-    assert _codec(annotated, unset) is _codec(annotated, unset)
-    assert _codec(annotated_async, unset).form == set[int]
-    assert _codec(annotated, bytes).form is bytes
+    assert step_codec(annotated, UNSET).form is datetime
+    assert step_codec(annotated, UNSET) is step_codec(annotated, UNSET)
+    assert step_codec(annotated_async, UNSET).form == set[int]
+    assert step_codec(annotated, bytes).form is bytes
     with pytest.raises(ValueError, match="JSON"):
-        _codec(lambda: 1, unset).encode({1, 2})
+        step_codec(lambda: 1, UNSET).encode({1, 2})

@@ -1,0 +1,143 @@
+"""What a context's calls mean: jobs to make, messages to wait for, and what comes of them.
+
+Between the typed methods of `conductor.context` and the steps of `conductor.durable`, for
+asynchronous and synchronous handlers alike. Does nothing by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypedDict
+
+from orjson import loads
+from pydantic_core import to_json
+
+from conductor.codec import Codec
+from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE
+from conductor.definitions import EventDefinition, Task, TaskDefinition
+from conductor.durable import message_document
+from conductor.errors import OptionInvalid
+from conductor.matching import change_topic, event_topic, match_key
+from conductor.store.steps import NewJob, Wanted
+from conductor.triggers import OnChange, OnEvent
+
+if TYPE_CHECKING:
+    from conductor.job import JobInfo
+    from conductor.store.steps import StoredStep
+
+Match = Mapping[str, Any]
+"""Fields of an event's payload, or columns of a row, and the values they must have (as JSON)."""
+
+_RANKS: Final = range(-32767, 32768)
+_NO_TASK: Final[TaskDefinition[Any, Any]] = TaskDefinition("wait", "wait", Codec(Any), Codec(None))
+
+
+class ChildOptions(TypedDict, total=False):
+    """Options of a child job: as those of `Conductor.invoke`."""
+
+    delay: timedelta | float
+    priority: int
+    key: str | None
+    metadata: dict[str, Any] | None
+
+
+def definition_of(task: TaskDefinition[Any, Any] | Task[Any, Any]) -> TaskDefinition[Any, Any]:
+    """Return the definition of a task that is bound or not."""
+    return task.definition if isinstance(task, Task) else task
+
+
+def child(
+    parent: JobInfo,
+    task: TaskDefinition[Any, Any] | Task[Any, Any],
+    payload: Any,
+    options: ChildOptions,
+) -> NewJob:
+    """Return the job to be made of a task. It carries its parent's metadata unless given others.
+
+    Raises PayloadInvalid and OptionInvalid.
+    """
+    definition = definition_of(task)
+    bound = task.priority if isinstance(task, Task) else 0
+    rank = -options.get("priority", bound)
+    if rank not in _RANKS:
+        raise OptionInvalid(f"priority {-rank} is not between -32767 and 32767")
+    delay, key = options.get("delay", 0.0), options.get("key")
+    if key is not None and "\0" in key:
+        raise OptionInvalid("a key cannot hold the character NUL")
+    metadata = options.get("metadata", parent.metadata)
+    return NewJob(
+        queue=definition.queue,
+        task=definition.name,
+        payload=definition.encode_payload(payload),
+        rank=rank,
+        key=key,
+        metadata=None if metadata is None else to_json(metadata),
+        after_s=delay.total_seconds() if isinstance(delay, timedelta) else delay,
+    )
+
+
+def emission(parent: JobInfo, event: EventDefinition[Any], payload: Any) -> NewJob:
+    """Return the dispatch job of an event. Raises PayloadInvalid."""
+    encoded = event.encode_payload(payload)
+    return NewJob(
+        queue=INTERNAL_QUEUE,
+        task=DISPATCH_TASK,
+        trigger="event",
+        payload=b'{"event":' + to_json(event.name) + b',"payload":' + encoded + b"}",
+        metadata=None if parent.metadata is None else to_json(parent.metadata),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """An event or a change that a step waits for. ``kind`` is the step's."""
+
+    kind: str
+    source: EventDefinition[Any] | OnChange[Any]
+    wanted: Wanted
+
+    def read(self, step: StoredStep) -> Any:
+        """Return what has come: an event's payload, or a change. Raises what the wait came to."""
+        document = message_document(step)
+        if isinstance(self.source, EventDefinition):
+            return self.source.decode_payload(document)
+        return self.source.decode(_NO_TASK, loads(document))
+
+
+def expected_event(event: EventDefinition[Any], match: Match | None, when: str | None) -> Expected:
+    """Return what a wait for an event stores. Raises FilterInvalid, UnknownField, OptionInvalid."""
+    trigger = OnEvent(event, when=when)
+    fields, matched = _match_key(match)
+    condition = None if when is None else to_json({"when": trigger.filter.when})
+    wanted = Wanted(
+        topic=event_topic(event.name), fields=fields, matched=matched, condition=condition
+    )
+    return Expected("event", event, wanted)
+
+
+def expected_change(change: OnChange[Any], match: Match | None) -> Expected:
+    """Return what a wait for a change stores. Raises OptionInvalid."""
+    wanted = change.filter
+    fields, matched = _match_key(match)
+    return Expected(
+        "change",
+        change,
+        Wanted(
+            topic=change_topic(wanted.schema, wanted.table),
+            fields=fields,
+            matched=matched,
+            condition=to_json(wanted.to_json()),
+        ),
+    )
+
+
+def _match_key(match: Match | None) -> tuple[str, str]:
+    if match is None:
+        return "", ""
+    try:
+        values: dict[str, Any] = loads(to_json(dict(match)))
+    except ValueError as error:
+        raise OptionInvalid(f"match holds what is not JSON: {error}") from error
+    return match_key(values)

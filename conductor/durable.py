@@ -1,0 +1,354 @@
+"""The durable side of one run of a job: its steps, what they make, and what it waits for.
+
+Every operation comes to a step by name: what an earlier run has stored is returned, else it is
+written first. What is not over yet is returned as it stands; the context then parks the run. A
+durable wait parks on a future that never resolves; the job is put away once every open await of its
+context is a durable wait. Deadlines are decided on the step's row: what has come before the run has
+given up counts, what comes later does not.
+
+The worker says how a run is suspended and abandoned. This module must not settle jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from orjson import loads
+
+from conductor.errors import (
+    ChildCancelled,
+    ChildFailed,
+    ChildTimeout,
+    FenceLost,
+    FilterFailed,
+    StepMisplaced,
+    WaitTimeout,
+)
+from conductor.replay import Replay, check_step_name
+from conductor.store.steps import Call, NewJob, StepWrite, StoredStep, Wanted, Write
+from conductor.transactions import CommitUnknown, in_transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from psycopg import AsyncConnection, Connection
+
+    from conductor.checkpoints import Checkpoints
+    from conductor.job import JobInfo, JobPort
+    from conductor.transactions import Transactions
+
+TIMED_OUT: Final = "timed out"
+DONE: Final = "completed"
+
+_QUIET_ROUNDS: Final = 32  # turns of the event loop without an await of the context
+
+group: ContextVar[set[str] | None] = ContextVar("group", default=None)
+"""The names of the steps of a `ctx.gather`, to which those reached in it are added."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadline:
+    """Until when to wait: ``delay_s`` from the first time, or ``instant``."""
+
+    delay_s: float | None = None
+    instant: datetime | None = None
+
+    @classmethod
+    def after(cls, timeout: float | timedelta | None) -> Deadline:
+        """Return the deadline of a timeout; None: there is none."""
+        if isinstance(timeout, timedelta):
+            timeout = timeout.total_seconds()
+        return cls(delay_s=timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the runs of a worker share. ``port``: what handles of started jobs go through."""
+
+    checkpoints: Checkpoints
+    transactions: Transactions
+    port: JobPort
+
+
+class Run:
+    """The durable side of one run of a job, shared with its context. The worker's, not the user's.
+
+    The worker says how to `suspend` a run (called once only durable waits are open) and how to
+    `abandon` one whose job turned out to be another worker's.
+    """
+
+    __slots__ = (
+        "_checking",
+        "_held",
+        "_open",
+        "_parked",
+        "_replay",
+        "_rounds",
+        "cancelled",
+        "info",
+        "path",
+        "services",
+        "stepped",
+    )
+
+    def __init__(self, info: JobInfo, services: Services) -> None:
+        self.info = info
+        self.services = services
+        self.path: asyncio.Task[Any] | None = None  # the sequential path; None: a thread's
+        self.stepped = info.fence > 1  # it may have steps
+        self.cancelled = False
+        self._replay: Replay | None = None
+        self._open = 0  # awaits of the context, parked ones included
+        self._parked: list[StoredStep] = []
+        self._held: set[asyncio.Task[Any]] = set()
+        self._checking = False
+        self._rounds = 0
+
+    def suspend(self, wake_at: datetime | None, *, waits: bool) -> None:
+        """End the run here; it goes on at ``wake_at``, or (``waits``) when something comes."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """End the run here and write nothing."""
+        raise NotImplementedError
+
+    # --- steps -------------------------------------------------------------------------------
+
+    async def reach(self, name: str, kind: str) -> tuple[int | None, StoredStep | None]:
+        """Come to a step: return its place and what an earlier run stored."""
+        check_step_name(name)
+        if in_transaction.get():
+            raise StepMisplaced(f"{kind} {name!r} was reached inside a transaction")
+        names = group.get()
+        if names is not None:
+            names.add(name)
+        sequential = self.path is None or asyncio.current_task() is self.path
+        replay = self._replay
+        if replay is None:
+            stored = (
+                await self.services.checkpoints.load(self.info.id) if self.info.fence > 1 else []
+            )
+            replay = self._begin(stored)
+        self.stepped = True
+        return replay.reach(name, kind, sequential=sequential)
+
+    def _begin(self, stored: list[StoredStep]) -> Replay:
+        """Replay what is stored; a concurrent step may have begun that already."""
+        if self._replay is None:
+            self._replay = Replay(stored)
+        return self._replay
+
+    async def write(self, step: Write) -> StoredStep:
+        """Write a step; return it as stored. Does not return when the job is no longer ours."""
+        try:
+            return await self.services.checkpoints.write(step)
+        except FenceLost:
+            self.abandon()
+            raise
+
+    def result(self, name: str, place: int | None, kind: str, document: bytes) -> StepWrite:
+        """Return the step that holds a result."""
+        return StepWrite(self.info.id, self.info.fence, name, place, kind, document)
+
+    async def transact(
+        self,
+        name: str,
+        place: int | None,
+        work: Callable[[AsyncConnection[Any]], Awaitable[bytes]],
+    ) -> bytes | None:
+        """Do work in a transaction that writes the step as well; return the step's result."""
+        try:
+            return await self.services.transactions.run(self._transaction(name, place), work)
+        except FenceLost:
+            self.abandon()
+            raise
+        except CommitUnknown as unknown:
+            return await self.find_committed(name, unknown)
+
+    def transact_blocking(
+        self, name: str, place: int | None, work: Callable[[Connection[Any]], bytes]
+    ) -> bytes:
+        """Like `transact`, in a thread. Raises CommitUnknown."""
+        return self.services.transactions.run_blocking(self._transaction(name, place), work)
+
+    def _transaction(self, name: str, place: int | None) -> StepWrite:
+        return self.result(name, place, "transaction", b"null")
+
+    async def find_committed(self, name: str, unknown: CommitUnknown) -> bytes | None:
+        """Return the result of a step whose commit got no answer; raise when it is not there."""
+        steps = await self.services.checkpoints.load_settled(self.info.id)
+        for step in steps:
+            if step.name == name:
+                return step.result
+        raise unknown.cause
+
+    async def sleep(self, name: str, until: Deadline) -> StoredStep:
+        """Come to a sleep; it is over when it `is_over`."""
+        place, stored = await self.reach(name, "sleep")
+        if stored is not None:
+            return stored
+        info = self.info
+        return await self.write(
+            StepWrite(
+                info.id,
+                info.fence,
+                name,
+                place,
+                "sleep",
+                delay_s=until.delay_s,
+                wake_at=until.instant,
+            )
+        )
+
+    async def make(self, name: str, kind: str, job: NewJob) -> StoredStep:
+        """Come to a step that makes a job and does not wait for it."""
+        place, stored = await self.reach(name, kind)
+        return stored or await self._call(name, place, kind, makes=job, outcome=DONE)
+
+    async def cancel(self, name: str, job: int) -> StoredStep:
+        """Come to a step that asks for the end of a job."""
+        place, stored = await self.reach(name, "cancel")
+        return stored or await self._call(name, place, "cancel", cancels=job, outcome=DONE)
+
+    async def invoke(
+        self, name: str, job: NewJob, deadline: Deadline, *, cancel_on_timeout: bool
+    ) -> StoredStep:
+        """Come to a step that makes a job and waits for its end."""
+        place, stored = await self.reach(name, "invoke")
+        if stored is None:
+            stored = await self._call(name, place, "invoke", makes=job, delay_s=deadline.delay_s)
+        if stored.outcome is None and stored.due:
+            cancels = stored.child if cancel_on_timeout else None
+            stored = await self.give_up(stored, cancels=cancels)
+        return stored
+
+    async def expect(self, name: str, kind: str, wanted: Wanted, deadline: Deadline) -> StoredStep:
+        """Come to a step that waits for an event or a change, from now on."""
+        place, stored = await self.reach(name, kind)
+        if stored is None:
+            stored = await self._call(name, place, kind, wants=wanted, delay_s=deadline.delay_s)
+        if stored.outcome is None and stored.due:
+            stored = await self.give_up(stored)
+        return stored
+
+    async def expire(self, expected: StoredStep, deadline: Deadline) -> StoredStep:
+        """Bound the wait for a step that was written without a deadline."""
+        if deadline.delay_s is None:
+            return expected
+        bound = await self.sleep(f"{expected.name} (timeout)", deadline)  # reached in every run
+        if expected.outcome is not None:
+            return expected
+        if is_over(bound):
+            return await self.give_up(expected)
+        expected.wake_at = bound.wake_at
+        return expected
+
+    async def give_up(self, step: StoredStep, *, cancels: int | None = None) -> StoredStep:
+        """Stop waiting for a step, unless what it waits for has come: return what counts."""
+        return await self._call(
+            step.name, step.position, step.kind, outcome=TIMED_OUT, cancels=cancels
+        )
+
+    async def _call(self, name: str, place: int | None, kind: str, **rest: Any) -> StoredStep:
+        info = self.info
+        call = Call(job=info.id, fence=info.fence, name=name, position=place, kind=kind, **rest)
+        return await self.write(call)
+
+    # --- suspending --------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """An await of the context begins."""
+        self._open += 1
+        self._rounds = _QUIET_ROUNDS
+
+    def leave(self) -> None:
+        """An await of the context ends."""
+        self._open -= 1
+        self._rounds = _QUIET_ROUNDS
+        if self._parked and not self.cancelled:
+            self._check_later()
+
+    async def park(self, step: StoredStep) -> NoReturn:
+        """Wait until the worker puts the job away."""
+        self._parked.append(step)
+        self._check_later()
+        try:
+            await self.hold()
+        finally:
+            self._parked.remove(step)
+
+    async def hold(self) -> NoReturn:
+        """Wait to be cancelled, by the worker or with the end of the run."""
+        task = asyncio.current_task()
+        if task is not None:
+            self._held.add(task)
+        while True:
+            await asyncio.get_running_loop().create_future()
+
+    def end(self) -> None:
+        """The run is over: so are the tasks of the handler that wait for something of it."""
+        for task in self._held:
+            task.cancel()
+        self._held.clear()
+
+    def _check_later(self) -> None:
+        """See whether only durable waits are open, once the handler has come to rest.
+
+        What has just returned to it may open another await some turns of the event loop later.
+        """
+        if not self._checking:
+            self._checking = True
+            self._check()
+
+    def _check(self) -> None:
+        if self._rounds:
+            self._rounds -= 1
+            asyncio.get_running_loop().call_soon(self._check)
+            return
+        self._checking = False
+        if self._parked and self._open == len(self._parked):
+            wake_ats = [step.wake_at for step in self._parked if step.wake_at is not None]
+            self.suspend(
+                min(wake_ats, default=None), waits=any(s.kind != "sleep" for s in self._parked)
+            )
+
+
+def is_over(step: StoredStep) -> bool:
+    """Return whether a step need not be waited for (any more)."""
+    if step.kind == "sleep":
+        return step.due or step.wake_at is None
+    return step.outcome is not None
+
+
+def child_document(step: StoredStep) -> bytes | None:
+    """Return the result of the job that a step awaited.
+
+    Raises ChildFailed, ChildCancelled or ChildTimeout.
+    """
+    child = step.child or 0
+    match step.outcome:
+        case "completed":
+            return step.result
+        case "failed":
+            raise ChildFailed(child, loads(step.result or b"{}"))
+        case "cancelled":
+            reason = loads(step.result or b"{}").get("message", "no reason")
+            raise ChildCancelled(f"job {child} of step {step.name!r} was cancelled: {reason}")
+        case _:
+            raise ChildTimeout(f"job {child} of step {step.name!r} has not ended in time")
+
+
+def message_document(step: StoredStep) -> bytes:
+    """Return what a step has waited for. Raises WaitTimeout, or FilterFailed for its filter."""
+    match step.outcome:
+        case "completed":
+            return step.result or b"null"
+        case "failed":
+            error = loads(step.result or b"{}")
+            raise FilterFailed(f"wait {step.name!r}: {error.get('message', 'no reason')}")
+        case _:
+            raise WaitTimeout(f"what {step.name!r} waits for has not come in time")

@@ -1,0 +1,123 @@
+"""Replaying a handler: the steps of one run against those of the runs before, and their types.
+
+Pure: stored steps in, places and decisions out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, get_type_hints
+
+from pydantic import JsonValue
+
+from conductor.codec import INVALID, Codec, explain
+from conductor.errors import OptionInvalid, ResultInvalid, StepNameReused, StepOrderChanged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType
+
+    from conductor.store.steps import StoredStep
+
+UNSET: Final[Any] = object()
+"""No type was given."""
+
+_JSON: Final[Codec[Any]] = Codec(JsonValue)
+_NAME_LENGTH: Final = 200
+
+
+def check_step_name(name: Any) -> None:
+    """Raise OptionInvalid for what cannot name a step."""
+    if not isinstance(name, str) or not 0 < len(name) <= _NAME_LENGTH or "\0" in name:
+        raise OptionInvalid(
+            f"{name!r} cannot be the name of a step", hint=f"1 to {_NAME_LENGTH} characters."
+        )
+
+
+class Replay:
+    """The steps of one run against those of the runs before. Pure.
+
+    On the handler's sequential path (its own task or thread) each step has a place; beside it
+    (``gather``, task groups) only its name counts. Raises StepNameReused, StepOrderChanged.
+    """
+
+    __slots__ = ("_by_name", "_by_place", "_names", "_next")
+
+    def __init__(self, stored: list[StoredStep]) -> None:
+        self._by_name = {step.name: step for step in stored}
+        self._by_place = {step.position: step for step in stored if step.position is not None}
+        self._names: set[str] = set()
+        self._next = 0
+
+    def reach(
+        self, name: str, kind: str, *, sequential: bool
+    ) -> tuple[int | None, StoredStep | None]:
+        """Take note that the handler has come to a step; return its place and what is stored."""
+        if name in self._names:
+            raise StepNameReused(f"step {name!r} is used twice in one run")
+        self._names.add(name)
+        place: int | None = None
+        if sequential:
+            place, self._next = self._next, self._next + 1
+            self._check_place(name, place)
+        stored = self._by_name.get(name)
+        if stored is not None and stored.kind != kind:
+            raise StepOrderChanged(f"{name!r} was a {stored.kind} in an earlier run, now a {kind}")
+        return place, stored
+
+    def _check_place(self, name: str, place: int) -> None:
+        there = self._by_place.get(place)
+        before = self._by_name.get(name)
+        if there is not None and there.name != name:
+            raise StepOrderChanged(
+                f"step {place + 1} is {name!r}, but was {there.name!r} in an earlier run"
+            )
+        if before is not None and before.position is not None and before.position != place:
+            raise StepOrderChanged(
+                f"{name!r} is step {place + 1}, but was step {before.position + 1}"
+                " in an earlier run"
+            )
+
+
+_CODECS: Final[dict[CodeType, Codec[Any]]] = {}  # by function; as many as there are in the source
+
+
+def _annotated_codec(fn: Callable[..., Any], code: CodeType) -> Codec[Any]:
+    codec = _CODECS.get(code)
+    if codec is None:
+        try:
+            form = get_type_hints(fn)["return"]
+        except NameError as error:
+            raise TypeError(
+                f"cannot read the return annotation ({error}): give `returns`"
+            ) from error
+        codec = _CODECS[code] = Codec(form)
+    return codec
+
+
+def step_codec(fn: Callable[..., Any], returns: Any) -> Codec[Any]:
+    """Return how a step's result is stored: by ``returns``, else fn's annotation, else as JSON."""
+    if returns is not UNSET:
+        return Codec(returns)
+    code: CodeType | None = getattr(fn, "__code__", None)
+    if code is None or "return" not in getattr(fn, "__annotations__", ()):
+        return _JSON
+    return _annotated_codec(fn, code)
+
+
+def encode_step(codec: Codec[Any], name: str, value: Any) -> bytes:
+    """Return a step's result as JSON text. Raises ResultInvalid."""
+    try:
+        return codec.encode(value)
+    except INVALID as error:
+        why, errors = explain(error)
+        hint = "Give `returns`, or annotate what the function returns." if codec is _JSON else None
+        raise ResultInvalid(f"result of step {name!r}: {why}", errors, hint=hint) from error
+
+
+def decode_step(codec: Codec[Any], name: str, document: bytes | None) -> Any:
+    """Read a step's stored result. Raises ResultInvalid."""
+    try:
+        return codec.decode(b"null" if document is None else document)
+    except INVALID as error:
+        why, errors = explain(error)
+        raise ResultInvalid(f"stored result of step {name!r}: {why}", errors) from error

@@ -1,0 +1,115 @@
+-- The steps of jobs: what their runs have written, and what they wait for. Fenced and locked as the
+-- statements of jobs.sql are.
+
+-- name: load_steps
+-- What earlier runs of these jobs have written.
+select s.job, s.name, s.position, s.kind, s.result, s.wake_at,
+    coalesce(s.wake_at <= conductor.now(), false) as due, s.outcome, s.child
+from conductor.steps s
+where s.job = any (%(jobs)s::bigint[])
+
+-- name: lock_job
+-- Waits until no transaction that writes a step of the job is under way.
+select j.id from conductor.jobs j where j.id = %(job)s for no key update
+
+-- name: write_steps
+-- Writes steps of several jobs under their row locks and returns those that were the worker's to
+-- write. A step that is there already was written by the same claim, whose reply was lost.
+with written as materialized (
+    select *
+    from unnest(
+        %(jobs)s::bigint[], %(fences)s::integer[], %(names)s::text[], %(positions)s::integer[],
+        %(kinds)s::text[], %(results)s::json[], %(delays)s::float8[], %(wake_ats)s::timestamptz[]
+    ) as w (job, fence, name, position, kind, result, delay_s, wake_at)
+),
+owned as materialized (
+    select j.id, j.fence
+    from (select distinct w.job, w.fence from written w order by w.job, w.fence) f
+    cross join lateral (
+        select c.id, c.fence, c.worker
+        from conductor.jobs c
+        where c.id = f.job
+        limit 1
+        for no key update
+    ) j
+    where j.fence = f.fence and j.worker = %(worker)s
+)
+insert into conductor.steps as s (job, name, position, kind, result, wake_at)
+select w.job, w.name, w.position, w.kind, w.result,
+    coalesce(w.wake_at, conductor.now() + make_interval(secs => w.delay_s))
+from written w
+join owned o on o.id = w.job and o.fence = w.fence
+on conflict (job, name) do update set created_at = s.created_at
+returning s.job, s.name, s.position, s.kind, s.result, s.wake_at,
+    coalesce(s.wake_at <= conductor.now(), false) as due, s.outcome, s.child
+
+-- name: write_calls
+-- Likewise steps that make a job, wait for something, or give up waiting; all in one transaction with
+-- what they make. The outcome of a step that is there already stays. cancels: when the wait is given
+-- up, the job that it waited for is to be cancelled.
+with asked as materialized (
+    select c.*, case when c.task is not null then nextval('conductor.jobs_id_seq') end as made
+    from rows from (
+        json_to_recordset(%(calls)s::json) as (
+            job bigint, fence integer, name text, position integer, kind text, outcome text,
+            delay_s float8, wake_at timestamptz, cancels bigint, topic text, fields text,
+            matched text, queue text, task text, trigger text, rank smallint, key text,
+            after_s float8),
+        unnest(%(results)s::json[], %(conditions)s::json[], %(payloads)s::json[], %(metadata)s::json[])
+    ) as c (
+        job, fence, name, position, kind, outcome, delay_s, wake_at, cancels, topic, fields, matched,
+        queue, task, trigger, rank, key, after_s, result, condition, payload, metadata)
+),
+owned as materialized (
+    select j.id, j.fence
+    from (select distinct a.job, a.fence from asked a order by a.job, a.fence) f
+    cross join lateral (
+        select c.id, c.fence, c.worker
+        from conductor.jobs c
+        where c.id = f.job
+        limit 1
+        for no key update
+    ) j
+    where j.fence = f.fence and j.worker = %(worker)s
+),
+stepped as (
+    insert into conductor.steps as s (
+        job, name, position, kind, result, outcome, wake_at, child, topic, fields, matched, condition,
+        seen, seen_lsn)
+    select a.job, a.name, a.position, a.kind, a.result, a.outcome,
+        coalesce(a.wake_at, conductor.now() + make_interval(secs => a.delay_s)), a.made, a.topic,
+        a.fields, a.matched, a.condition,
+        case when a.topic is not null then pg_current_snapshot() end,
+        case when a.topic is not null then pg_current_wal_insert_lsn() end
+    from asked a
+    join owned o on o.id = a.job and o.fence = a.fence
+    on conflict (job, name) do update set outcome = coalesce(s.outcome, excluded.outcome)
+    returning s.*
+),
+made as (
+    insert into conductor.jobs (
+        id, queue, task, trigger, payload, rank, key, metadata, parent, emitted_by, run_at, state)
+    select a.made, a.queue, a.task, a.trigger::conductor.job_trigger, a.payload, a.rank, a.key,
+        a.metadata, case when a.kind = 'invoke' then a.job end,
+        case when a.trigger = 'event' then pg_current_xact_id() end,
+        conductor.now() + make_interval(secs => greatest(a.after_s, 0)),
+        case when a.after_s > 0 then 'scheduled' else 'ready' end::conductor.job_state
+    from asked a
+    join stepped s on s.job = a.job and s.child = a.made
+    order by a.made
+),
+doomed as (
+    insert into conductor.wakeups (job, cancel_reason)
+    select a.cancels, format('job %%s has asked for it', a.job)
+    from asked a
+    join stepped s on s.job = a.job and s.name = a.name
+    where a.cancels is not null and s.outcome is not distinct from a.outcome
+)
+select s.job, s.name, s.position, s.kind, s.result, s.wake_at,
+    coalesce(s.wake_at <= conductor.now(), false) as due, s.outcome, s.child
+from stepped s
+
+-- name: limit_idle
+-- For the rest of the transaction.
+select pg_catalog.set_config(
+    'idle_in_transaction_session_timeout', (%(timeout_s)s::float8 * 1000)::integer::text, true)

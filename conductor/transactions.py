@@ -1,0 +1,138 @@
+"""A handler's own writes and the end of its step, in one transaction of the queue database.
+
+The job's row is locked by the last statement before the commit, so that a slow transaction keeps
+nobody from rescuing or cancelling the job; one whose job is another worker's by then is rolled
+back. The server ends a transaction that is idle longer than a lease would last. Connections are
+opened when needed. This module must not know what a step means.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from conductor.errors import FenceLost
+from conductor.sql import load
+from conductor.store.arrays import register_arrays
+from conductor.store.sessions import connection_settings
+from conductor.store.steps import write_statement
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from psycopg import AsyncConnection, Connection
+
+    from conductor.store.steps import StepWrite
+
+IDLE_TIMEOUT_S: Final = 6.0  # below the time after which a worker is declared dead
+MAX_CONNECTIONS: Final = 20
+_WAIT_S: Final = 600.0  # for a connection: others' transactions go first
+
+_LIMIT: Final = load("steps")["limit_idle"]
+
+in_transaction: ContextVar[bool] = ContextVar("in_transaction", default=False)
+"""True in the function of a `ctx.transaction`."""
+
+
+class CommitUnknown(Exception):  # noqa: N818 - says what happened; never seen by a handler
+    """The connection was lost while committing: nobody knows whether it was. ``cause`` says why."""
+
+    def __init__(self, cause: psycopg.Error) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+class Transactions:
+    """The transactions of one worker's handlers.
+
+    Args:
+        slots: how many handlers there may be; so many connections at most, and never more than 20.
+        worker: returns the worker's current id, which the writes are fenced with.
+    """
+
+    def __init__(self, dsn: str, slots: int, worker: Callable[[], int]) -> None:
+        self._dsn, self._worker = dsn, worker
+        self._size = min(slots, MAX_CONNECTIONS)
+        self._pool: AsyncConnectionPool[AsyncConnection[Any]] | None = None
+        self._blocking: ConnectionPool[Connection[Any]] | None = None
+
+    async def run(
+        self, step: StepWrite, work: Callable[[AsyncConnection[Any]], Awaitable[bytes]]
+    ) -> bytes:
+        """Do ``work``, write the step with the document it returns, commit, return the document.
+
+        Raises FenceLost and CommitUnknown.
+        """
+        if self._pool is None:
+            self._pool = AsyncConnectionPool(self._dsn, open=False, **self._options())
+            await self._pool.open()
+        committing = False
+        async with self._pool.connection() as connection:
+            register_arrays(connection)
+            try:
+                async with connection.transaction():
+                    await connection.execute(_LIMIT, {"timeout_s": IDLE_TIMEOUT_S})
+                    with _marked():
+                        step.result = await work(connection)
+                    cursor = await connection.execute(*write_statement(self._worker(), [step]))
+                    _check(step, written=await cursor.fetchone())
+                    committing = True
+            except psycopg.OperationalError as error:
+                if committing:
+                    raise CommitUnknown(error) from error
+                raise
+        return step.result or b"null"
+
+    def run_blocking(self, step: StepWrite, work: Callable[[Connection[Any]], bytes]) -> bytes:
+        """Like `run`, in a thread."""
+        if self._blocking is None:
+            self._blocking = ConnectionPool(self._dsn, open=True, **self._options())
+        committing = False
+        with self._blocking.connection() as connection:
+            register_arrays(connection)
+            try:
+                with connection.transaction():
+                    connection.execute(_LIMIT, {"timeout_s": IDLE_TIMEOUT_S})
+                    with _marked():
+                        step.result = work(connection)
+                    cursor = connection.execute(*write_statement(self._worker(), [step]))
+                    _check(step, written=cursor.fetchone())
+                    committing = True
+            except psycopg.OperationalError as error:
+                if committing:
+                    raise CommitUnknown(error) from error
+                raise
+        return step.result or b"null"
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._pool is not None:
+            await self._pool.close()
+        if self._blocking is not None:
+            self._blocking.close(timeout=0)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "kwargs": connection_settings(self._dsn, "conductor transactions"),
+            "min_size": 0,
+            "max_size": self._size,
+            "timeout": _WAIT_S,
+        }
+
+
+@contextmanager
+def _marked() -> Iterator[None]:
+    token = in_transaction.set(True)
+    try:
+        yield
+    finally:
+        in_transaction.reset(token)
+
+
+def _check(step: StepWrite, *, written: object) -> None:
+    if written is None:
+        raise FenceLost(f"job {step.job} is no longer this worker's")

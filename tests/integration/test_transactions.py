@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from conductor.metrics import Metrics
+from conductor.transactions import _check
+from tests.integration.conftest import Queue
+from tests.integration.workers import Workshop, task
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def workshop(queue: Queue) -> AsyncIterator[Workshop]:
+    workshop = Workshop(queue, Metrics())
+    await queue.rows("create table ledger (id bigint generated always as identity, job bigint)")
+    yield workshop
+    await workshop.client.close()
+
+
+async def book(connection: Any, ctx: Any) -> int:
+    cursor = await connection.execute(
+        "insert into ledger (job) values (%s) returning id", [ctx.job.id]
+    )
+    (number,) = await cursor.fetchone()
+    return int(number)
+
+
+async def finish(workshop: Workshop, handler: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    job = await workshop.invoke()
+    async with workshop.worker([task(handler, **options)]):
+        return await workshop.ended(job)
+
+
+async def booked(workshop: Workshop) -> int:
+    count: int = await workshop.queue.value("select count(*) from ledger")
+    return count
+
+
+async def test_writes_and_step_commit_together(workshop: Workshop) -> None:
+    async def handler(_event: Any, ctx: Any) -> Any:
+        number = await ctx.transaction("book", lambda db: book(db, ctx), returns=int)
+        if not ctx.job.attempt:
+            raise ValueError("again")
+        return number
+
+    row = await finish(workshop, handler)
+    assert (row["result"], row["attempt"]) == (1, 1)
+    assert await booked(workshop) == 1
+
+
+async def test_what_fails_is_rolled_back(workshop: Workshop) -> None:
+    async def handler(_event: Any, ctx: Any) -> Any:
+        async def work(db: Any) -> None:
+            await book(db, ctx)
+            if not ctx.job.attempt:
+                raise ValueError("in the transaction")
+
+        await ctx.transaction("book", work, returns=None)
+
+    row = await finish(workshop, handler)
+    assert (row["state"], row["attempt"]) == ("completed", 1)
+    assert await booked(workshop) == 1
+
+
+async def test_a_thread_has_transactions_too(workshop: Workshop) -> None:
+    def handler(_event: Any, ctx: Any) -> Any:
+        def work(db: psycopg.Connection[Any]) -> int:
+            db.execute("insert into ledger (job) values (%s)", [ctx.job.id])
+            return 3
+
+        number = ctx.transaction("book", work)
+        if not ctx.job.attempt:
+            raise ValueError("again")
+        return number
+
+    row = await finish(workshop, handler)
+    assert row["result"] == 3
+    assert await booked(workshop) == 1
+
+
+async def test_no_step_inside(workshop: Workshop) -> None:
+    async def handler(_event: Any, ctx: Any) -> Any:
+        await ctx.transaction("book", lambda _: ctx.step("inner", lambda: 1), returns=int)
+
+    row = await finish(workshop, handler)
+    assert row["error"]["type"] == "StepMisplaced"
+
+
+async def test_a_zombie_commits_nothing(workshop: Workshop) -> None:
+    stopped = asyncio.Event()
+
+    async def handler(_event: Any, ctx: Any) -> Any:
+        async def work(db: Any) -> None:
+            await book(db, ctx)
+            await workshop.queue.rows("update conductor.jobs set fence = 7, worker = 0")
+
+        try:
+            await ctx.transaction("book", work, returns=None)
+        finally:
+            stopped.set()
+
+    await workshop.invoke()
+    async with workshop.worker([task(handler)]):
+        await asyncio.wait_for(stopped.wait(), 10)
+    assert await booked(workshop) == 0
+    assert await workshop.queue.value("select count(*) from conductor.steps") == 0
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_commit_without_an_answer_is_looked_up(
+    workshop: Workshop, committed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket is shut right before the COMMIT: for its answer, or for itself as well."""
+    sockets: list[socket.socket] = []
+
+    def check(step: Any, *, written: object) -> None:
+        _check(step, written=written)
+        if sockets[0].fileno() >= 0:
+            sockets[0].shutdown(socket.SHUT_RD if committed else socket.SHUT_RDWR)
+            sockets[0].close()
+
+    monkeypatch.setattr("conductor.transactions._check", check)
+
+    async def handler(_event: Any, ctx: Any) -> Any:
+        async def work(db: Any) -> int:
+            sockets.append(socket.socket(fileno=os.dup(db.fileno())))
+            return await book(db, ctx)
+
+        return await ctx.transaction("book", work)
+
+    row = await finish(workshop, handler)
+    for one in sockets:
+        one.close()
+    assert (row["state"], row["attempt"]) == ("completed", 0 if committed else 1)
+    assert await booked(workshop) == 1
+
+
+async def test_the_server_ends_an_idle_transaction(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conductor.transactions.IDLE_TIMEOUT_S", 0.2)
+
+    async def handler(_event: Any, ctx: Any) -> Any:
+        async def work(db: Any) -> None:
+            await book(db, ctx)
+            if not ctx.job.attempt:
+                await asyncio.sleep(1)
+
+        await ctx.transaction("book", work, returns=None)
+
+    row = await finish(workshop, handler)
+    assert (row["state"], row["attempt"]) == ("completed", 1)
+    assert await booked(workshop) == 1
