@@ -197,11 +197,11 @@ class ReplicationStream:
             self._pgconn.send_query(command.as_bytes(self._connection))
             self._flush()
             result = await self._result()
-        if result is not None and result.status == pq.ExecStatus.COPY_BOTH:
-            return None
-        error = _result_error(result, self._pgconn)
-        while await self._result() is not None:
-            pass
+            if result is not None and result.status == pq.ExecStatus.COPY_BOTH:
+                return None
+            error = _result_error(result, self._pgconn)
+            while await self._result() is not None:  # it may be lost here as well
+                pass
         return error
 
     # --- the stream --------------------------------------------------------------------------
