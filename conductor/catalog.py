@@ -6,12 +6,12 @@ and a misspelt column is found before anything runs. Pure: facts in, an error or
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from conductor import filters
-from conductor.errors import RegistrationRefused, UnknownColumn
+from conductor.errors import ConductorError, RegistrationRefused, UnknownColumn
 from conductor.filters import Filter
 from conductor.matching import ChangeFilter
 
@@ -62,26 +62,33 @@ class TableFacts:
 
 def check_change(task: str, change: ChangeFilter, table: TableFacts) -> None:
     """Raise RegistrationRefused or UnknownColumn unless ``table`` gives what ``change`` wants."""
+    for error in refusals(task, change, table):
+        raise error
+
+
+def refusals(task: str, change: ChangeFilter, table: TableFacts) -> Iterator[ConductorError]:
+    """Yield every reason why ``table`` does not give what ``change`` wants."""
     where = f"task {task!r}: table {change.schema}.{change.table}"
-    _check_kind(where, table)
+    yield from _kind_refusals(where, table)
     when = None if change.when is None else filters.compile(change.when)
     read = when.references.row_columns if when is not None else frozenset()
-    for column in (*(change.columns or ()), *(change.changed or ()), *sorted(read)):
+    wanted = dict.fromkeys((*(change.columns or ()), *(change.changed or ()), *sorted(read)))
+    for column in wanted:
         if column in table.generated:
-            raise RegistrationRefused(
+            yield RegistrationRefused(
                 f"{where}: column {column!r} is generated, and the WAL does not hold it",
                 hint="Leave it out, and compute it from the columns it is made of.",
             )
-        if column not in table.columns:
-            raise UnknownColumn(
+        elif column not in table.columns:
+            yield UnknownColumn(
                 column, table.columns, where=f"of {change.schema}.{change.table} (task {task!r})"
             )
     if change.changed is not None:
-        _check_full(where, "`changed`", table.parts)
+        yield from _full_refusals(where, "`changed`", table.parts)
     if when is not None:
-        _check_filter(where, when, change, table.parts)
+        yield from _filter_refusals(where, when, change, table.parts)
     if change.operations & {"update", "delete"}:
-        _check_usable(where, table.parts)
+        yield from _usable_refusals(where, table.parts)
 
 
 def check_schema(task: str, change: ChangeFilter) -> None:
@@ -93,15 +100,15 @@ def check_schema(task: str, change: ChangeFilter) -> None:
         )
 
 
-def _check_kind(where: str, table: TableFacts) -> None:
+def _kind_refusals(where: str, table: TableFacts) -> Iterator[ConductorError]:
     if table.kind in _KINDS:
-        raise RegistrationRefused(
+        yield RegistrationRefused(
             f"{where} is {_KINDS[table.kind]}; only tables have changes",
             hint="Subscribe to the tables it reads.",
         )
-    if table.persistence != "p":
+    elif table.persistence != "p":
         kind = "temporary" if table.persistence == "t" else "unlogged"
-        raise RegistrationRefused(
+        yield RegistrationRefused(
             f"{where} is {kind}: its changes are not in the WAL",
             hint=f"alter table {table.parts[0].quoted} set logged;"
             if kind == "unlogged"
@@ -109,33 +116,35 @@ def _check_kind(where: str, table: TableFacts) -> None:
         )
 
 
-def _check_filter(where: str, when: Filter, change: ChangeFilter, parts: tuple[Part, ...]) -> None:
+def _filter_refusals(
+    where: str, when: Filter, change: ChangeFilter, parts: tuple[Part, ...]
+) -> Iterator[ConductorError]:
     """Refuse a filter that reads what the WAL does not hold under the table's identity."""
     read = when.references
     if "update" in change.operations:
         for name, is_read in (("changed", read.reads_changed), ("old", "old" in read.names)):
             if is_read:
-                _check_full(where, f"the filter's `{name}`", parts)
+                yield from _full_refusals(where, f"the filter's `{name}`", parts)
     elif "delete" in change.operations:
         for column in sorted(read.columns["old"]):
             lacking = [part for part in parts if column not in part.key]
-            _check_full(where, f"the filter's `old.{column}`", lacking)
+            yield from _full_refusals(where, f"the filter's `old.{column}`", lacking)
 
 
-def _check_full(where: str, reader: str, parts: Iterable[Part]) -> None:
+def _full_refusals(where: str, reader: str, parts: Iterable[Part]) -> Iterator[ConductorError]:
     lacking = [part for part in parts if not part.is_full]
     if lacking:
-        raise RegistrationRefused(
+        yield RegistrationRefused(
             f"{where}: {reader} needs the old row, which the WAL holds only under"
             f" REPLICA IDENTITY FULL",
             hint=f"{_statements(lacking, 'full')} ({_FULL_COST})",
         )
 
 
-def _check_usable(where: str, parts: Iterable[Part]) -> None:
+def _usable_refusals(where: str, parts: Iterable[Part]) -> Iterator[ConductorError]:
     lacking = [part for part in parts if not part.is_usable]
     if lacking:
-        raise RegistrationRefused(
+        yield RegistrationRefused(
             f"{where} has no usable replica identity: once published, the application's own"
             f" UPDATE and DELETE would fail",
             hint=f"Add a primary key, or {_statements(lacking, 'full')} ({_FULL_COST})",

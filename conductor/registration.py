@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from conductor.catalog import check_change, check_schema
 from conductor.codec import Codec
 from conductor.connections import Connections
@@ -25,6 +27,7 @@ from conductor.cron import next_fire
 from conductor.definitions import EventDefinition, Task
 from conductor.errors import CaptureTimeout, RegistrationRefused, UnknownTable
 from conductor.matching import ChangeFilter
+from conductor.rows import TableName, adopt
 from conductor.store.registration import (
     EventRow,
     RegistrationStore,
@@ -33,6 +36,7 @@ from conductor.store.registration import (
     TaskRow,
     Uncaptured,
 )
+from conductor.supabase import class_name
 from conductor.triggers import Cron, OnChange, OnEvent
 
 DEFAULT_SOURCE: Final = "default"
@@ -70,6 +74,16 @@ class Registration:
             for trigger in task.triggers
             if isinstance(trigger, OnChange)
         ]
+
+    @property
+    def models_to_resolve(self) -> dict[type[BaseModel], str]:
+        """Models whose table is not known, each with the name of a task that wants it."""
+        return {
+            trigger.model_to_resolve: task.name
+            for task in self.tasks
+            for trigger in task.triggers
+            if isinstance(trigger, OnChange) and trigger.model_to_resolve is not None
+        }
 
     def task_rows(self) -> list[TaskRow]:
         """Return the tasks as they are stored."""
@@ -146,11 +160,50 @@ async def register(connections: Connections, registration: Registration) -> list
     async with connections.lend() as connection, connection.transaction():
         store = RegistrationStore(connection)
         await store.lock_app(registration.app)
+        await _resolve_models(store, registration)
         await _check_tables(store, registration)
         await _write(store, registration)
         ids = await _subscribe(store, registration)
         await store.notify_subscriptions(registration.app)
     return ids
+
+
+async def _resolve_models(store: RegistrationStore, registration: Registration) -> None:
+    """Find the tables of models that another generator wrote and nothing names one for."""
+    unresolved = registration.models_to_resolve
+    if not unresolved:
+        return
+    if await store.source_is_elsewhere(DEFAULT_SOURCE):
+        names = ", ".join(sorted(model.__name__ for model in unresolved))
+        raise RegistrationRefused(
+            f"the tables of models {names} are in another database than the queue",
+            hint="Name them: Database.from_supabase(module, tables={…}).",
+        )
+    tables = [TableName(*key) for key in await store.table_keys()]
+    for model, task in unresolved.items():
+        adopt(model, find_table(model, task, tables))
+
+
+def find_table(model: type[BaseModel], task: str, tables: Sequence[TableName]) -> TableName:
+    """Return the table that the Supabase CLI would write this class for.
+
+    Raises UnknownTable when there is none, RegistrationRefused when there are several.
+    """
+    name = model.__name__
+    by_class: dict[str, list[TableName]] = {}
+    for table in tables:
+        by_class.setdefault(class_name(table.schema, table.table), []).append(table)
+    found = by_class.get(name, [])
+    if not found:
+        where = f"of model {name} (task {task!r})"
+        raise UnknownTable(name, by_class, where=where, hint="Generate the models again.")
+    if len(found) > 1:
+        quoted = " or ".join(map(str, found))
+        raise RegistrationRefused(
+            f"task {task!r}: model {name} may be {quoted}",
+            hint=f'Database.from_supabase(module, tables={{"{name}": {str(found[0])!r}}})',
+        )
+    return found[0]
 
 
 async def _check_tables(store: RegistrationStore, registration: Registration) -> None:

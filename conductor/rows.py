@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, PrivateAttr
 from pydantic_core import SchemaValidator, core_schema, to_json
 from typing_extensions import TypeVar
 
+from conductor import supabase
 from conductor.errors import (
     ColumnNotCaptured,
     ColumnUnchanged,
@@ -110,7 +111,7 @@ class TableRow(BaseModel):
 
 
 RowT = TypeVar("RowT", default=dict[str, JsonValue])
-ModelT = TypeVar("ModelT", bound=TableRow)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 Columns: TypeAlias = Callable[[RowT], object] | Sequence[str]
 """Columns of a row model: their names, or a function that reads them: ``lambda u: u.id``."""
@@ -146,18 +147,50 @@ def absent(table: TableName, column: str, unchanged: Iterable[str]) -> ColumnNot
     return ColumnNotCaptured(f"column {column!r} of {table} is not captured by this change")
 
 
-def table_name(model: type[TableRow]) -> TableName:
-    """Return the table of a row model. Raises DefinitionInvalid when the class names none."""
-    if model.__table_name__ is None:
+def table_name(model: type[BaseModel]) -> TableName:
+    """Return the table of a row model. Raises DefinitionInvalid when nothing names one."""
+    found = row_model(model).__table_name__
+    if found is None:
         raise DefinitionInvalid(
             f"row model {model.__name__} names no table",
             hint=f'Write class {model.__name__}(TableRow, table="schema.table").',
         )
-    return model.__table_name__
+    return found
+
+
+_ADOPTED: dict[type[BaseModel], type[TableRow] | None] = {}  # None: its table is not known yet
+
+
+def adopt(model: type[BaseModel], table: TableName | None) -> None:
+    """Take a model that another generator wrote as a row model, once its table is known."""
+    _ADOPTED[model] = None if table is None else supabase.adapt(model, TableRow, table=str(table))
+
+
+def is_adopted(model: Any) -> bool:
+    """Return whether a class is a model of another generator that `adopt` has taken."""
+    return isinstance(model, type) and model in _ADOPTED
+
+
+def is_unresolved(model: type[BaseModel] | None) -> bool:
+    """Return whether the table of an adopted model is not known yet."""
+    return model is not None and is_adopted(model) and _ADOPTED[model] is None
+
+
+def row_model(model: type[BaseModel]) -> type[TableRow]:
+    """Return the class that reads rows of a model: itself, or what an adopted one has become."""
+    if issubclass(model, TableRow):
+        return model
+    adopted = _ADOPTED.get(model)
+    if adopted is None:
+        raise DefinitionInvalid(
+            f"the table of model {model.__name__} is not known",
+            hint=f'Say Database.from_supabase(module, tables={{"{model.__name__}": "public.…"}}).',
+        )
+    return adopted
 
 
 @cache
-def column_names(model: type[TableRow]) -> dict[str, str]:
+def column_names(model: type[BaseModel]) -> dict[str, str]:
     """Return the model's field names with the names of their columns, in order."""
     names: dict[str, str] = {}
     for field, info in model.model_fields.items():
@@ -174,24 +207,29 @@ def _columns(model: type[TableRow]) -> frozenset[str]:
 class _Accessor:
     """Stands for a row while an accessor function is called: an attribute is its column's name."""
 
-    def __init__(self, model: type[TableRow]) -> None:
+    def __init__(self, model: type[BaseModel]) -> None:
         self._model = model
 
     def __getattr__(self, name: str) -> str:
         return _column(self._model, name)
 
 
-def _column(model: type[TableRow], name: str) -> str:
+def _column(model: type[BaseModel], name: str) -> str:
     columns = column_names(model)
     if name in columns:
         return columns[name]
     if name in columns.values():
         return name
-    raise UnknownColumn(name, [*columns, *columns.values()], where=f"of {table_name(model)}")
+    raise UnknownColumn(name, [*columns, *columns.values()], where=f"of {source_name(model)}")
+
+
+def source_name(model: type[BaseModel]) -> str:
+    """Return how messages call the table of a model."""
+    return f"model {model.__name__}" if is_unresolved(model) else str(table_name(model))
 
 
 def resolve_columns(
-    model: type[TableRow] | None, columns: Columns[Any] | str | None
+    model: type[BaseModel] | None, columns: Columns[Any] | str | None
 ) -> tuple[str, ...] | None:
     """Return column names for what a trigger was given (None: none was).
 
@@ -215,7 +253,12 @@ def resolve_columns(
     return tuple(dict.fromkeys(n if model is None else _column(model, n) for n in names))
 
 
-def read_row(model: type[ModelT], values: dict[str, Any], unchanged: frozenset[str]) -> ModelT:
+RowModelT = TypeVar("RowModelT", bound=TableRow)
+
+
+def read_row(
+    model: type[RowModelT], values: dict[str, Any], unchanged: frozenset[str]
+) -> RowModelT:
     """Validate what a change carries of a row. Raises pydantic's ValidationError.
 
     A row with all the model's columns is validated as a whole, a part of one field by field.
@@ -273,9 +316,15 @@ def _without_default(schema: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """The tables an application knows, with their columns: what names are checked against."""
+    """The tables an application knows, with their columns: what names are checked against.
+
+    ``models`` are the row models they were taken from; ``is_partial``: there may be tables that
+    are not known yet.
+    """
 
     tables: Mapping[str, frozenset[str]]
+    models: tuple[type[BaseModel], ...] = ()
+    is_partial: bool = False
 
     @classmethod
     def from_module(cls, module: ModuleType) -> Database:
@@ -285,22 +334,56 @@ class Database:
 
             database = Database.from_module(database_types)
         """
-        tables: dict[str, frozenset[str]] = {}
-        for _, member in getmembers(module, isclass):
-            if issubclass(member, TableRow) and member.__table_name__ is not None:
-                name = str(member.__table_name__)
-                known = tables.get(name, frozenset())
-                tables[name] = known | frozenset(column_names(member).values())
-        if not tables:
+        models = [
+            member
+            for _, member in getmembers(module, isclass)
+            if issubclass(member, TableRow) and member.__table_name__ is not None
+        ]
+        if not models:
             raise DefinitionInvalid(
                 f"module {module.__name__} defines no row models",
                 hint='Row models are classes such as Users(TableRow, table="public.users").',
             )
-        return cls(tables)
+        return cls._of(models)
+
+    @classmethod
+    def from_supabase(
+        cls, module: ModuleType | str, tables: Mapping[str, str] | None = None
+    ) -> Database:
+        """Take the models that ``supabase gen types --lang=python`` prints.
+
+        ``module`` is the imported module, or its name: then a file that Python cannot read is
+        reported by column. Its classes name no table: ``tables`` says ``schema.table`` by class
+        name, and what it leaves out is found in the live catalog at registration. Triggers take
+        the classes as they are; rows are read as the router sends them. Raises DefinitionInvalid,
+        UnknownModel.
+
+            database = Database.from_supabase(database_types, {"PublicMovies": "public.movies"})
+        """
+        models = supabase.load(module)
+        named = {name: TableName.parse(table) for name, table in (tables or {}).items()}
+        for name in named:
+            if name not in models:
+                raise supabase.UnknownModel(name, models)
+        for name, model in models.items():
+            adopt(model, named.get(name))
+        found = cls._of([models[name] for name in named])
+        return cls(found.tables, tuple(models.values()), is_partial=len(named) < len(models))
+
+    @classmethod
+    def _of(cls, models: Sequence[type[BaseModel]]) -> Database:
+        tables: dict[str, frozenset[str]] = {}
+        for model in models:
+            name = str(table_name(model))
+            known = tables.get(name, frozenset())
+            tables[name] = known | frozenset(column_names(model).values())
+        return cls(tables, tuple(models))
 
     def check(self, table: TableName, columns: Iterable[str] = ()) -> None:
         """Raise UnknownTable or UnknownColumn for a name this database does not have."""
         known = self.tables.get(str(table))
+        if known is None and self.is_partial:
+            return
         if known is None:
             raise UnknownTable(str(table), self.tables)
         for column in columns:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeAlias, get_args, overload
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 from pydantic_core import to_json
 from typing_extensions import TypeVar, override
 
@@ -28,10 +28,15 @@ from conductor.rows import (
     TableName,
     TableRow,
     column_names,
+    is_adopted,
+    is_unresolved,
     read_row,
     resolve_columns,
+    row_model,
+    source_name,
     table_name,
 )
+from conductor.supabase import check_model
 
 P = TypeVar("P")
 E_co = TypeVar("E_co", covariant=True, default=Any)
@@ -305,20 +310,46 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         when: str | None = None,
     ) -> None:
         self._model = _model(row)
-        self.table = TableName.parse(row) if isinstance(row, str) else table_name(row)
+        self._table = TableName.parse(row) if isinstance(row, str) else None
         wanted = _operations(operations)
         if changed is not None and "update" not in wanted:
             raise DefinitionInvalid("changed= is about updates, and this trigger has none")
-        self.filter = ChangeFilter(
-            schema=self.table.schema,
-            table=self.table.table,
-            operations=wanted,
-            columns=resolve_columns(self._model, columns) or _all_columns(self._model),
-            changed=resolve_columns(self._model, changed),
-            when=when,
-        )
+        self._operations = wanted
+        self._columns = resolve_columns(self._model, columns) or _all_columns(self._model)
+        self._changed = resolve_columns(self._model, changed)
+        self._when = when
         if when is not None:
             self._check_when(filters.compile(when), wanted)
+
+    @property
+    def model(self) -> type[BaseModel] | None:
+        """The row model it was given; None for a table by name."""
+        return self._model
+
+    @property
+    def model_to_resolve(self) -> type[BaseModel] | None:
+        """The model whose table is not known before registration; None when it is known."""
+        return self._model if is_unresolved(self._model) else None
+
+    @property
+    def table(self) -> TableName:
+        """The table. Raises DefinitionInvalid as long as there is a `model_to_resolve`."""
+        if self._table is None and self._model is not None:
+            self._table = table_name(self._model)
+        assert self._table is not None  # noqa: S101 - a name or a model was given
+        return self._table
+
+    @property
+    def filter(self) -> ChangeFilter:
+        """What is stored of it. Raises as `table` does."""
+        return ChangeFilter(
+            schema=self.table.schema,
+            table=self.table.table,
+            operations=self._operations,
+            columns=self._columns,
+            changed=self._changed,
+            when=self._when,
+        )
 
     @property
     @override
@@ -331,13 +362,14 @@ class OnChange(Trigger[E_co], Generic[E_co]):
     @override
     def claims(self) -> frozenset[str]:
         """The operations on the table."""
-        return frozenset(f"{op} on {self.table}" for op in self.filter.operations)
+        where = str(self.table) if self.model_to_resolve is None else repr(self._model)
+        return frozenset(f"{op} on {where}" for op in self._operations)
 
     @override
     def accepts(self, envelope: dict[str, Any]) -> bool:
         """Return whether the job stands for a change of this table and an operation of these."""
         return (
-            envelope.get("op") in self.filter.operations
+            envelope.get("op") in self._operations
             and envelope.get("table") == self.table.table
             and envelope.get("schema") == self.table.schema
         )
@@ -356,7 +388,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
     def _check_when(self, when: filters.Filter, operations: frozenset[Operation]) -> None:
         filters.check_names(when, filters.CHANGE_NAMES)
         if self._model is not None:
-            filters.check_columns(when, _all_columns(self._model) or (), f"of {self.table}")
+            columns = column_names(self._model).values()
+            filters.check_columns(when, columns, f"of {source_name(self._model)}")
         read = when.references
         if read.reads_changed and "update" not in operations:
             raise FilterInvalid(f"filter {when.source!r}: `changed` is about updates")
@@ -391,7 +424,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
     def _row(self, values: dict[str, Any], unchanged: frozenset[str]) -> Any:
         if self._model is None:
             return PlainRow(values, self.table, unchanged)
-        return read_row(self._model, values, unchanged)
+        return read_row(row_model(self._model), values, unchanged)
 
 
 def _check_event_filter(event: EventDefinition[Any], when: filters.Filter) -> None:
@@ -404,14 +437,20 @@ def _check_event_filter(event: EventDefinition[Any], when: filters.Filter) -> No
             )
 
 
-def _model(row: Any) -> type[TableRow] | None:
+def _model(row: Any) -> type[BaseModel] | None:
     if isinstance(row, str):
         return None
     if isinstance(row, type) and issubclass(row, TableRow):
+        table_name(row)
         return row
+    if is_adopted(row):
+        adopted: type[BaseModel] = row
+        check_model(adopted)
+        return adopted
     raise DefinitionInvalid(
         f"OnChange takes a row model or 'schema.table', not {row!r}",
-        hint='Row models are classes such as Users(TableRow, table="public.users").',
+        hint='Row models are classes such as Users(TableRow, table="public.users"), or the models'
+        " of a module that Database.from_supabase has taken.",
     )
 
 
@@ -426,5 +465,9 @@ def _operations(operations: tuple[str, ...]) -> frozenset[Operation]:
     return frozenset(wanted)
 
 
-def _all_columns(model: type[TableRow] | None) -> tuple[str, ...] | None:
-    return None if model is None else tuple(column_names(model).values())
+def _all_columns(model: type[BaseModel] | None) -> tuple[str, ...] | None:
+    """Return what is captured when a trigger does not say: the fields of a row model.
+
+    A model of another generator has fields for generated columns, which the WAL does not hold.
+    """
+    return None if model is None or is_adopted(model) else tuple(column_names(model).values())

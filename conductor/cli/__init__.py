@@ -1,4 +1,4 @@
-"""The console script `conductor`: migrate, worker, invoke, emit, jobs, gen.
+"""The console script `conductor`: migrate, worker, invoke, emit, jobs, gen, check.
 
 Thin: settings in, one action called, its result printed. A failure that has a name is one line
 ``error: …`` and one line ``hint: …`` on standard error and an exit code that says of which kind;
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+EXIT_DIFFERENT: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_UNAVAILABLE: Final = 69
 EXIT_BUG: Final = 70
@@ -185,6 +186,34 @@ def cancel_job(
 
     _run(lambda: actions.cancel_job(_settings(), job, reason))
     typer.echo(f"cancelled {job}")
+
+
+@app.command()
+def check(
+    conductor: Annotated[str, typer.Argument(help="MODULE:conductor.")],
+    db_url: Annotated[
+        str | None,
+        typer.Option("--db-url", help="Where the tables are, if elsewhere.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare an application's models and triggers with the live catalog.
+
+    Prints one line for each difference, with what would end it, and exits with 1 if there are any.
+    """
+    from conductor.cli import actions  # noqa: PLC0415 - lazy
+
+    found = _run(lambda: actions.check(_settings(), conductor, db_url))
+    if as_json:
+        from conductor.cli import output  # noqa: PLC0415 - lazy
+
+        output.print_json([finding.to_json() for finding in found])
+    else:
+        for finding in found:
+            typer.echo(str(finding))
+        typer.echo(f"{len(found)} differences" if found else "no differences", err=True)
+    if found:
+        raise typer.Exit(EXIT_DIFFERENT)
 
 
 @generate_types.command("python")

@@ -16,11 +16,14 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
+from pydantic import SecretStr
 
 from conductor import migrations
+from conductor.cli.checking import compare
 from conductor.cli.loading import load_conductor, load_orchestrator
 from conductor.codegen.reader import read_schemas
 from conductor.codegen.rendering import render_module
+from conductor.comparison import Finding
 from conductor.config import PREFIX, Settings
 from conductor.contract import INTERNAL_QUEUE
 from conductor.enqueue import hint_queue
@@ -165,6 +168,16 @@ async def generate_models(settings: Settings, schemas: Sequence[str]) -> str:
     """Return the source of row models for the tables of some schemas. Raises UnknownSchema."""
     async with _connected(settings) as (connection, _):
         return render_module(await read_schemas(connection, schemas), schemas)
+
+
+async def check(settings: Settings, path: str, db_url: str | None) -> list[Finding]:
+    """Return every difference between an application and the database of its tables."""
+    if settings.dsn is not None:  # a secret file's, too: applications look in the environment
+        os.environ[f"{PREFIX}DSN"] = settings.conninfo
+    async with load_conductor(path) as conductor:
+        dsn = SecretStr(db_url or conductor.dsn)
+        async with _connected(settings.model_copy(update={"dsn": dsn})) as (connection, _):
+            return await compare(connection, conductor)
 
 
 def parse_instant(text: str | None) -> datetime | None:

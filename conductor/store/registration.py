@@ -203,6 +203,11 @@ class RegistrationStore:
                 facts[name] = replace(facts[name], parts=(*facts[name].parts, part))
         return facts
 
+    async def table_keys(self) -> list[tuple[str, str]]:
+        """Return schema and name of every table of the application."""
+        cursor = await self._connection.execute(_QUERIES["table_keys"])
+        return await cursor.fetchall()
+
     async def table_names(self) -> list[str]:
         """Return every ``schema.table`` of the application, for the nearest name."""
         cursor = self._connection.cursor(row_factory=scalar_row)

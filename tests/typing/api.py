@@ -129,7 +129,7 @@ OnChange(Users, "upsert")  # type: ignore[call-overload]  # no such operation
 OnChange(Users, "update", changed=lambda u: u.emial)  # type: ignore[call-overload]  # no such column
 OnChange(Users, "insert", changed=lambda u: u.email)  # type: ignore[call-overload]  # of updates
 OnChange(Users, "truncate", when="op == 1")  # type: ignore[call-overload]  # has no row
-OnChange(SendEmail)  # type: ignore[type-var]  # not a row model
+OnChange(EmailSent)  # type: ignore[type-var]  # not a model
 
 # --- handlers --------------------------------------------------------------------------------
 

@@ -200,6 +200,14 @@ join pg_catalog.pg_class c on c.oid = p.oid
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 order by p.schema, p.name, not p.asked, quoted
 
+-- name: table_keys
+-- Every table of the application: schema and name.
+select n.nspname::text, c.relname::text
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'conductor')
+    and n.nspname not like 'pg\_toast%%' and n.nspname not like 'pg\_temp%%'
+order by 1, 2
+
 -- name: table_names
 select n.nspname || '.' || c.relname
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace

@@ -1,0 +1,92 @@
+"""Reading what `conductor.comparison` compares an application with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from psycopg import AsyncConnection
+from pydantic import BaseModel
+
+from conductor.client import Conductor
+from conductor.codegen.reader import read_schemas, read_tables
+from conductor.codegen.rendering import render_module
+from conductor.comparison import (
+    Finding,
+    compare_models,
+    compare_module,
+    compare_triggers,
+    generated_schemas,
+)
+from conductor.definitions import Task
+from conductor.errors import ConductorError
+from conductor.registration import Registration, find_table
+from conductor.rows import TableName, adopt, is_unresolved, table_name
+from conductor.store.registration import RegistrationStore
+from conductor.triggers import OnChange
+
+
+async def compare(connection: AsyncConnection[Any], conductor: Conductor[Any]) -> list[Finding]:
+    """Return every difference, tables in order. ``connection`` is to the database of the tables."""
+    store = RegistrationStore(connection)
+    tables = [TableName(*key) for key in await store.table_keys()]
+    registration = Registration(conductor.app, conductor.version, tuple(conductor.tasks.values()))
+    findings = _resolve(registration, tables)
+    tasks = [task for task in registration.tasks if not _is_unresolved(task)]
+    models = [model for model in _models(conductor, tasks) if not is_unresolved(model)]
+    known = [str(table) for table in tables]
+    catalog = await read_tables(connection, [table_name(model) for model in models])
+    findings += compare_models(models, catalog, known)
+    wanted = {
+        (trigger.table.schema, trigger.table.table)
+        for task in tasks
+        for trigger in task.triggers
+        if isinstance(trigger, OnChange)
+    }
+    facts = await store.describe_tables(sorted(wanted))
+    findings += compare_triggers(tasks, facts, known)
+    for module in sorted({model.__module__ for model in models}):
+        findings += await _compare_module(connection, module)
+    return sorted(findings, key=lambda found: (found.table, found.column or "", found.task or ""))
+
+
+def _resolve(registration: Registration, tables: list[TableName]) -> list[Finding]:
+    findings: list[Finding] = []
+    for model, task in registration.models_to_resolve.items():
+        try:
+            adopt(model, find_table(model, task, tables))
+        except ConductorError as error:
+            findings.append(Finding(model.__name__, str(error), error.hint, task=task))
+    return findings
+
+
+def _is_unresolved(task: Task[Any, Any]) -> bool:
+    return any(
+        isinstance(trigger, OnChange) and trigger.model_to_resolve is not None
+        for trigger in task.triggers
+    )
+
+
+def _models(
+    conductor: Conductor[Any], tasks: Iterable[Task[Any, Any]]
+) -> dict[type[BaseModel], None]:
+    """Return the models of the database and of triggers, each once."""
+    known = dict.fromkeys(conductor.database.models if conductor.database is not None else ())
+    for task in tasks:
+        for trigger in task.triggers:
+            if isinstance(trigger, OnChange) and trigger.model is not None:
+                known[trigger.model] = None
+    return known
+
+
+async def _compare_module(connection: AsyncConnection[Any], module: str) -> list[Finding]:
+    schemas = generated_schemas(module) if module in sys.modules else None
+    if schemas is None:
+        return []
+    try:
+        source = render_module(await read_schemas(connection, schemas), schemas)
+    except ConductorError as error:
+        return [Finding(module, str(error), error.hint)]
+    found = compare_module(module, source)
+    return [] if found is None else [found]
