@@ -4,6 +4,7 @@
 
 PYTHON ?= $(firstword $(shell command -v python3.11 python3) python3.11)
 BIN := .venv/bin
+MONOREPO := examples/monorepo
 SOURCES := $(wildcard cdc conductor tools examples benchmarks tests)
 
 .PHONY: .venv test check lint types demo bench format clean
@@ -20,6 +21,8 @@ lint: .venv
 
 types: .venv
 	$(BIN)/mypy $(SOURCES)
+	MYPYPATH=$(MONOREPO)/schemas/src:$(MONOREPO)/worker/src:$(MONOREPO)/api/src \
+		$(BIN)/mypy -m myapp_worker.main -m myapp_api.main
 	$(BIN)/pyright
 	$(BIN)/pyright --project tests/typing
 

@@ -56,8 +56,6 @@ class _Module:
         head = [
             *docstring(f"Row models of database tables.\n\n{how}", ""),
             "",
-            "# ruff: noqa",
-            "",
             *imports(
                 ((name, IMPORTS[name]) for name in sorted(self._used & IMPORTS.keys())), "conductor"
             ),

@@ -1,0 +1,1 @@
+"""What the worker and the API share: definitions alone, no handler and no connection."""
