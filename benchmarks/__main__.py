@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import router, snapshot, worker, writer
+from benchmarks import router, snapshot, steps, worker, writer
 from benchmarks.report import Result, store
 from benchmarks.stand import SETTINGS, Stand
 from tools.localpg import PostgresServer, find_binaries
@@ -29,6 +29,7 @@ async def run(
     benchmarks: Mapping[str, Callable[[Stand], Awaitable[list[Result]]]] = {
         "router": lambda stand: router.measure(stand, runs, scale),
         "worker": lambda stand: worker.measure(stand, runs, scale),
+        "steps": lambda stand: steps.measure(stand, runs, scale),
         "snapshot": lambda stand: snapshot.measure(stand, seconds),
         "writer": lambda stand: writer.measure_slowdown(stand, runs, write_seconds),
         "latency": lambda stand: writer.measure_latency(stand, write_seconds),

@@ -55,6 +55,11 @@ insert into conductor.jobs (queue, task, payload)
 select 'bench', 'noop', json_build_object('user_id', n, 'email', 'user' || n || '@example.com')
 from generate_series(1, %(count)s) n;
 
+-- name: enqueue_two_steps
+insert into conductor.jobs (queue, task, payload)
+select 'bench', 'two-steps', json_build_object('user_id', n, 'email', 'user' || n || '@example.com')
+from generate_series(1, %(count)s) n;
+
 -- name: analyze_jobs
 analyze conductor.jobs;
 

@@ -38,14 +38,22 @@ class Row(TableRow, table="bench.rows"):
 
 
 noop_task = define_task("noop", payload=Registration, queue="bench")
+two_steps_task = define_task("two-steps", payload=Registration, returns=int, queue="bench")
 late_task = define_task("late", payload=None, returns=float)
 dsn = os.environ.get("CONDUCTOR_DSN", "")
-conductor = Conductor(dsn, tasks=[noop_task, late_task], app="bench")
+conductor = Conductor(dsn, tasks=[noop_task, two_steps_task, late_task], app="bench")
 
 
 @conductor.task(noop_task)
 async def noop(event: Invocation[Registration], ctx: Context[None]) -> None:
     """Do nothing."""
+
+
+@conductor.task(two_steps_task)
+async def two_steps(event: Invocation[Registration], ctx: Context[None]) -> int:
+    """Keep two results, one after the other."""
+    first = await ctx.step("first", lambda: event.payload.user_id, returns=int)
+    return await ctx.step("second", lambda: first + 1, returns=int)
 
 
 @conductor.task("capture", OnChange(Row, "insert"), queue="captured")
@@ -60,5 +68,6 @@ async def late(event: Insert[Row], _ctx: Context[None]) -> float:
 
 
 jobs = Orchestrator(conductor, tasks=[noop])
+durable = Orchestrator(conductor, tasks=[two_steps])
 routing = Orchestrator(conductor, tasks=[capture])
 latency = Orchestrator(conductor, tasks=[late])

@@ -116,6 +116,7 @@ class _Pending:
     size_bytes: int = 0
     cut: int = 0
     dead_cut: int = 0
+    wait_cut: int = 0
     end_lsn: int | None = None
     since_s: float = 0.0
     commit_time_us: int = 0
@@ -218,7 +219,7 @@ class Pipeline:
         feed, reader, pending = self._reader.feed, self._reader, self._pending
         routed, route = pending.routed, self._router.route
         relation_of = reader.relations.get
-        done, size_bytes = len(routed.specs), 0
+        done, size_bytes = len(routed.specs) + len(routed.waits), 0
         kinds: Counter[type] = Counter()
         marker: Marker | None = None
         for frame in frames:
@@ -246,7 +247,7 @@ class Pipeline:
                 marker = self._take_rare(event, payload)
                 if marker is not None:
                     break
-        if len(routed.specs) > done:
+        if len(routed.specs) + len(routed.waits) > done:
             pending.size_bytes += size_bytes
         self._metrics.read(kinds, size_bytes, routed.unmatched)
         routed.unmatched = 0
@@ -288,6 +289,7 @@ class Pipeline:
         pending, routed = self._pending, self._pending.routed
         pending.cut = len(routed.specs)
         pending.dead_cut = len(routed.dead_letters)
+        pending.wait_cut = len(routed.waits)
         if pending.end_lsn is None:
             pending.since_s = time.monotonic()
         pending.end_lsn = end_lsn
@@ -354,7 +356,8 @@ class Pipeline:
         pending = self._pending
         if pending.size_bytes >= PENDING_LIMIT_BYTES:
             return True
-        whole = pending.cut or pending.dead_cut or pending.stamps or self._sink.is_open
+        cuts = pending.cut or pending.dead_cut or pending.wait_cut
+        whole = cuts or pending.stamps or self._sink.is_open
         return bool(whole) and pending.end_lsn is not None
 
     async def _write(self) -> None:
@@ -409,6 +412,7 @@ class Pipeline:
             self._status_due.set()
         heads, self._uncommitted = self._uncommitted, Counter()
         self._hints.update(self._router.queue_of(head) for head in heads)
+        self._hints |= await self._sink.wake()
         self._metrics.committed(
             Committed(
                 jobs_by_head=heads,
@@ -427,8 +431,12 @@ class Pipeline:
         self._room.set()
         if pending.end_lsn is None:
             self._pending = _Pending()
-            return Batch(routed.specs, routed.dead_letters), 0
-        rest = Routed(routed.specs[pending.cut :], routed.dead_letters[pending.dead_cut :])
+            return Batch(routed.specs, routed.dead_letters, waits=routed.waits), 0
+        rest = Routed(
+            routed.specs[pending.cut :],
+            routed.dead_letters[pending.dead_cut :],
+            routed.waits[pending.wait_cut :],
+        )
         share = len(rest.specs) / (len(routed.specs) or 1)
         self._pending = _Pending(rest, size_bytes=int(pending.size_bytes * share))
         batch = Batch(
@@ -436,6 +444,7 @@ class Pipeline:
             routed.dead_letters[: pending.dead_cut],
             pending.stamps,
             pending.end_lsn,
+            routed.waits[: pending.wait_cut],
         )
         return batch, pending.commit_time_us
 

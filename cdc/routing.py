@@ -33,7 +33,7 @@ from cdc.wire.messages import (
 )
 from conductor import filters
 from conductor.contract import JobSpec, encode_position
-from conductor.matching import ChangeFilter, Operation, Subscription
+from conductor.matching import ChangeFilter, Operation, Subscription, change_topic
 
 _OPERATIONS: Final[dict[type, Operation]] = {
     Insert: "insert",
@@ -64,6 +64,9 @@ class Routed:
 
     specs: list[JobSpec] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    waits: list[tuple[str, JobSpec]] = field(default_factory=list)
+    """What jobs may wait for, with its topic: like a job's specification, but it becomes none."""
+
     unmatched: int = 0
 
 
@@ -78,6 +81,7 @@ class Router:
         self._generation = generation
         self._active: dict[int, Subscription] = {}
         self._queues: dict[bytes, str] = {}
+        self._topics: dict[bytes, str] = {}
         self._plans: dict[int, _TablePlan] = {}
         self._commit_lsn = 0
         self._position = b""
@@ -96,6 +100,9 @@ class Router:
         for subscription in subscriptions:
             self._active[subscription.id] = subscription
             self._queues[subscription.head] = subscription.queue
+            wanted = subscription.filter
+            if isinstance(wanted, ChangeFilter) and wanted.waits:
+                self._topics[subscription.head] = change_topic(wanted)
         self._plans.clear()
 
     def retire(self, ids: Iterable[int]) -> None:
@@ -110,7 +117,8 @@ class Router:
 
     def wants(self, shape: RelationShape) -> bool:
         """Tell whether any active subscription concerns this table."""
-        return bool(self._plan(shape).routes)
+        plan = self._plan(shape)
+        return bool(plan.routes) or plan.waits is not None
 
     def begin(self, commit_lsn: int, commit_time_us: int) -> None:
         """Start on the changes of the transaction that committed here."""
@@ -137,6 +145,8 @@ class Router:
         plan = self._plans.get(shape.oid)
         if plan is None or plan.shape is not shape:
             plan = self._plan(shape)
+        if plan.waits is not None:
+            self._route_waits(plan.waits, change, ordinal, raw, out)
         routes = plan.routes_by_kind[type(change)]
         if plan.has_filters:
             routes = self._admitted(routes, shape, change, ordinal, raw, out)
@@ -149,6 +159,22 @@ class Router:
             self._append(routes, shape, change, ordinal, out.specs)
         except (ValueUndecodable, ProtocolError):
             self._append_singly(routes, shape, change, ordinal, raw, out)
+
+    def _route_waits(
+        self, plan: "_TablePlan", change: Change, ordinal: int, raw: bytes, out: Routed
+    ) -> None:
+        """Append what jobs may wait for of one change."""
+        found, shape = Routed(), plan.shape
+        routes: Sequence[_Route] = plan.routes_by_kind[type(change)]
+        if plan.has_filters:
+            routes = self._admitted(routes, shape, change, ordinal, raw, found)
+        try:
+            self._append(routes, shape, change, ordinal, found.specs)
+        except (ValueUndecodable, ProtocolError):
+            found.specs.clear()
+            self._append_singly(routes, shape, change, ordinal, raw, found)
+        out.waits += [(self._topics[spec.head], spec) for spec in found.specs]
+        out.dead_letters += found.dead_letters
 
     def _append(
         self,
@@ -243,28 +269,39 @@ class Router:
     def _plan(self, shape: RelationShape) -> "_TablePlan":
         plan = self._plans.get(shape.oid)
         if plan is None or plan.shape is not shape:
-            plan = self._plans[shape.oid] = _TablePlan(shape, self.active)
+            plan = self._plans[shape.oid] = _TablePlan.of(shape, self.active)
         return plan
 
 
 class _TablePlan:
     """What the active subscriptions want of one table in its present shape."""
 
-    __slots__ = ("has_filters", "routes", "routes_by_kind", "shape")
+    __slots__ = ("has_filters", "routes", "routes_by_kind", "shape", "waits")
 
-    def __init__(self, shape: RelationShape, subscriptions: Sequence[Subscription]) -> None:
+    def __init__(self, shape: RelationShape, routes: "Sequence[_Route]") -> None:
         self.shape = shape
-        self.routes = [
-            _Route(s, s.filter, shape)
-            for s in subscriptions
-            if isinstance(s.filter, ChangeFilter)
-            and (s.filter.schema, s.filter.table) == (shape.schema, shape.name)
-        ]
+        self.routes = routes
+        self.waits: _TablePlan | None = None  # those whose changes jobs wait for
         self.has_filters = any(route.when is not None for route in self.routes)
         self.routes_by_kind: dict[type, list[_Route]] = {
             kind: [route for route in self.routes if operation in route.operations]
             for kind, operation in _OPERATIONS.items()
         }
+
+    @classmethod
+    def of(cls, shape: RelationShape, subscriptions: Sequence[Subscription]) -> "_TablePlan":
+        """Compile the subscriptions that concern the table."""
+        found = [
+            (s.filter.waits, _Route(s, s.filter, shape))
+            for s in subscriptions
+            if isinstance(s.filter, ChangeFilter)
+            and (s.filter.schema, s.filter.table) == (shape.schema, shape.name)
+        ]
+        plan = cls(shape, [route for waits, route in found if not waits])
+        awaited = [route for waits, route in found if waits]
+        if awaited:
+            plan.waits = cls(shape, awaited)
+        return plan
 
 
 class _Route:

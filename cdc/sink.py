@@ -15,7 +15,9 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import orjson
 import psycopg
 
 from cdc import queries
@@ -23,6 +25,7 @@ from cdc.errors import FenceLost, QueueUnavailable, SinkError
 from cdc.lsn import Lsn
 from cdc.routing import DeadLetter
 from conductor.contract import COPY_HEADER, COPY_TRAILER, JobSpec, encode_copy_rows
+from conductor.matching import matched_values
 
 DURABLE_EVERY_S = 0.2
 _TAKEOVER_TIMEOUT_MS = 3_000
@@ -60,6 +63,7 @@ class Batch:
     dead_letters: list[DeadLetter] = field(default_factory=list)
     stamps: list[Stamp] = field(default_factory=list)
     end_lsn: int | None = None
+    waits: list[tuple[str, JobSpec]] = field(default_factory=list)  # what jobs may wait for
 
 
 class Sink:
@@ -75,6 +79,7 @@ class Sink:
         self._slot = slot
         self._run_at_us: int | None = None  # not None: a transaction is open
         self._is_first_piece = True
+        self._waiting: set[int] = set()  # jobs that word was left for
         self._durable_at_s = time.monotonic()
 
     @classmethod
@@ -137,6 +142,8 @@ class Sink:
                 await self._copy(batch.specs, batch)
             if batch.dead_letters:
                 await self._insert_dead_letters(batch.dead_letters)
+            if batch.waits:
+                await self._leave_word(batch.waits)
             for stamp in batch.stamps:
                 await self._stamp(stamp)
             if batch.end_lsn is not None:
@@ -169,6 +176,18 @@ class Sink:
             async with _queue_errors():
                 await self._connection.rollback()
             self._run_at_us = None
+
+    async def wake(self) -> set[str]:
+        """Wake the jobs that word was left for, after the commit; return their queues.
+
+        In a transaction of its own, which waits for nobody: workers wake the others soon.
+        """
+        jobs, self._waiting = self._waiting, set()
+        if not jobs:
+            return set()
+        async with _queue_errors():
+            cursor = await self._connection.execute(queries.WAKE, {"jobs": sorted(jobs)})
+            return {str(queue) for (queue,) in await cursor.fetchall()}
 
     async def hint(self, queues: Iterable[str]) -> None:
         """Tell the workers of these queues that there are jobs. A hint: they poll as well."""
@@ -226,6 +245,27 @@ class Sink:
             await self._copy_around_refused(specs[middle:], batch)
         else:
             await self._connection.execute(queries.RELEASE_SAVEPOINT)
+
+    async def _leave_word(self, waits: Sequence[tuple[str, JobSpec]]) -> None:
+        """Tell who waits for these changes. Who waits is read here, after they were received."""
+        topics = sorted({topic for topic, _ in waits})
+        cursor = await self._connection.execute(queries.WAIT_FIELDS, {"topics": topics})
+        known = [(str(topic), str(fields)) for topic, fields in await cursor.fetchall()]
+        probes = [
+            (topic, fields, matched, str(Lsn(int.from_bytes(spec.position[-8:], "big"))), payload)
+            for topic, spec in waits
+            for of, fields in known
+            if of == topic
+            and (matched := matched_values(fields, _row_of(spec.payload))) is not None
+            and (payload := spec.payload.decode())
+        ]
+        if probes:
+            names = ("topics", "fields", "matched", "lsns", "payloads")
+            columns = [list(column) for column in zip(*probes, strict=True)]
+            cursor = await self._connection.execute(
+                queries.ADD_WAKEUPS, dict(zip(names, columns, strict=True))
+            )
+            self._waiting.update(int(str(job)) for (job,) in await cursor.fetchall())
 
     async def _insert_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
         await self._connection.execute(
@@ -291,6 +331,15 @@ async def _end_previous(
         await connection.execute(
             queries.TERMINATE_BACKEND, {"pid": pid, "timeout_ms": _TAKEOVER_TIMEOUT_MS}
         )
+
+
+def _row_of(payload: bytes) -> Any:
+    """Return the row of a change's payload: the new one, or else the old; None: it has none."""
+    try:
+        change = orjson.loads(payload)
+    except orjson.JSONDecodeError:  # json takes what is no text: "\\ud800"
+        return None
+    return change.get("new") or change.get("old")
 
 
 def _refused(spec: JobSpec, error: psycopg.Error) -> DeadLetter:

@@ -7,7 +7,7 @@ is imported. This module must not do I/O.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, overload
@@ -38,6 +38,7 @@ class TaskOptions(TypedDict, total=False):
     retention: timedelta
     timeout_s: float | None
     priority: int
+    waits: Sequence[OnChange[Any]]
 
 
 class Binder(Generic[E, P, R, D]):
@@ -91,6 +92,12 @@ def _check_options(task: str, options: TaskOptions) -> None:
     timeout_s = options.get("timeout_s")
     if timeout_s is not None and timeout_s <= 0:
         raise DefinitionInvalid(f"timeout_s of task {task!r} is not positive")
+    for wait in options.get("waits", ()):
+        if not isinstance(wait, OnChange):
+            raise DefinitionInvalid(
+                f"{wait!r} is not a change that task {task!r} can wait for",
+                hint='Such as waits=[OnChange(Payments, "insert")].',
+            )
     if not -32767 <= options.get("priority", 0) <= 32767:
         raise DefinitionInvalid(f"priority of task {task!r} is not between -32767 and 32767")
 

@@ -119,18 +119,9 @@ def expected_event(event: EventDefinition[Any], match: Match | None, when: str |
 
 def expected_change(change: OnChange[Any], match: Match | None) -> Expected:
     """Return what a wait for a change stores. Raises OptionInvalid."""
-    wanted = change.filter
     fields, matched = _match_key(match)
-    return Expected(
-        "change",
-        change,
-        Wanted(
-            topic=change_topic(wanted.schema, wanted.table),
-            fields=fields,
-            matched=matched,
-            condition=to_json(wanted.to_json()),
-        ),
-    )
+    wanted = Wanted(topic=change_topic(change.filter), fields=fields, matched=matched)
+    return Expected("change", change, wanted)
 
 
 def _match_key(match: Match | None) -> tuple[str, str]:

@@ -247,7 +247,7 @@ class Conductor(Generic[D]):
         if task.name in self.tasks:
             raise DefinitionInvalid(f"task {task.name!r} has a handler already")
         if self.database is not None:
-            check_tables(task.triggers, self.database)
+            check_tables((*task.triggers, *task.waits), self.database)
         for trigger in task.triggers:
             if isinstance(trigger, OnEvent):
                 add(self.events, trigger.event, "event")

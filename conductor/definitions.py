@@ -22,7 +22,7 @@ from conductor.errors import DefinitionInvalid, PayloadInvalid, ResultInvalid
 from conductor.retry import RetryPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from conductor.job import JobInfo, TriggerKind
 
@@ -206,6 +206,11 @@ class Trigger(ABC, Generic[E_co]):
     def claims(self) -> frozenset[str]:
         """What it fires on: no two triggers of a task may share any of it."""
 
+    @property
+    def topic(self) -> str:
+        """What a job waits for that waits for this."""
+        return self.name
+
     @abstractmethod
     def accepts(self, envelope: dict[str, Any]) -> bool:
         """Return whether a job of this trigger's kind with this (parsed) payload is its own."""
@@ -220,7 +225,8 @@ class Task(Generic[P, R]):
     """A task that can run: definition, triggers and handler, bound by `@conductor.task`.
 
     ``retention`` is how long a finished job stays in history; ``timeout_s`` bounds one attempt;
-    ``priority``: higher runs first. ``is_sync`` handlers run in threads.
+    ``priority``: higher runs first. ``is_sync`` handlers run in threads. ``waits`` are the changes
+    that its handler waits for (`ctx.wait_for_change`).
     """
 
     definition: TaskDefinition[P, R]
@@ -233,6 +239,7 @@ class Task(Generic[P, R]):
     retention: timedelta = DEFAULT_RETENTION
     timeout_s: float | None = None
     priority: int = 0
+    waits: Sequence[Trigger[Any]] = ()
 
     @property
     def name(self) -> str:
@@ -243,6 +250,11 @@ class Task(Generic[P, R]):
     def queue(self) -> str:
         """The queue its jobs wait in."""
         return self.definition.queue
+
+    @cached_property
+    def awaitable(self) -> frozenset[str]:
+        """The topics of the changes that its handler may wait for."""
+        return frozenset(trigger.topic for trigger in self.waits)
 
     @cached_property
     def _by_kind(self) -> dict[str, tuple[Trigger[Any], ...]]:

@@ -15,7 +15,7 @@ import asyncio
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from orjson import loads
 
@@ -27,6 +27,7 @@ from conductor.errors import (
     FilterFailed,
     StepMisplaced,
     WaitTimeout,
+    WaitUndeclared,
 )
 from conductor.replay import Replay, check_step_name
 from conductor.store.steps import Call, NewJob, StepWrite, StoredStep, Wanted, Write
@@ -37,9 +38,7 @@ if TYPE_CHECKING:
 
     from psycopg import AsyncConnection, Connection
 
-    from conductor.checkpoints import Checkpoints
     from conductor.job import JobInfo, JobPort
-    from conductor.transactions import Transactions
 
 TIMED_OUT: Final = "timed out"
 DONE: Final = "completed"
@@ -65,12 +64,37 @@ class Deadline:
         return cls(delay_s=timeout)
 
 
+class StepLog(Protocol):
+    """Where steps are kept: `conductor.checkpoints`, or what a test puts in its place."""
+
+    async def load(self, job: int) -> list[StoredStep]:
+        """Return what earlier runs of a job have written."""
+
+    async def load_settled(self, job: int) -> list[StoredStep]:
+        """Return a job's steps once no transaction that writes one is under way."""
+
+    async def write(self, step: Write) -> StoredStep:
+        """Write a step; return it as stored. Raises FenceLost."""
+
+
+class TransactionRunner(Protocol):
+    """What runs transactions: `conductor.transactions`, or what a test puts in its place."""
+
+    async def run(
+        self, step: StepWrite, work: Callable[[AsyncConnection[Any]], Awaitable[bytes]]
+    ) -> bytes:
+        """Do the work and write the step with what it returns."""
+
+    def run_blocking(self, step: StepWrite, work: Callable[[Connection[Any]], bytes]) -> bytes:
+        """Likewise, in a thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What the runs of a worker share. ``port``: what handles of started jobs go through."""
 
-    checkpoints: Checkpoints
-    transactions: Transactions
+    checkpoints: StepLog
+    transactions: TransactionRunner
     port: JobPort
 
 
@@ -88,6 +112,7 @@ class Run:
         "_parked",
         "_replay",
         "_rounds",
+        "awaitable",
         "cancelled",
         "info",
         "path",
@@ -101,6 +126,7 @@ class Run:
         self.path: asyncio.Task[Any] | None = None  # the sequential path; None: a thread's
         self.stepped = info.fence > 1  # it may have steps
         self.cancelled = False
+        self.awaitable: frozenset[str] = frozenset()  # topics of changes that are captured for it
         self._replay: Replay | None = None
         self._open = 0  # awaits of the context, parked ones included
         self._parked: list[StoredStep] = []
@@ -228,6 +254,8 @@ class Run:
 
     async def expect(self, name: str, kind: str, wanted: Wanted, deadline: Deadline) -> StoredStep:
         """Come to a step that waits for an event or a change, from now on."""
+        if kind == "change" and wanted.topic not in self.awaitable:
+            raise WaitUndeclared(f"wait {name!r} is for a change that its task does not name")
         place, stored = await self.reach(name, kind)
         if stored is None:
             stored = await self._call(name, place, kind, wants=wanted, delay_s=deadline.delay_s)

@@ -258,6 +258,12 @@ class StepMisplaced(ConductorError):
     hint = "Do it before or after the transaction."
 
 
+class WaitUndeclared(ConductorError):
+    """A change is waited for that the task does not name: nobody would notice it."""
+
+    hint = "Name it with the task: @conductor.task(…, waits=[payment_made])."
+
+
 class ChildFailed(JobFailed):
     """A job that was awaited (`ctx.invoke`) has failed. Every later run sees the same."""
 
@@ -292,6 +298,21 @@ class ResultGone(ConductorError):
     """The job has ended and its history is no longer kept."""
 
     hint = "Raise the task's retention if results are read."
+
+
+# --- testing a handler -----------------------------------------------------------------------
+
+
+class StillWaiting(ConductorError):
+    """A handler under test waits for something that the test does not bring."""
+
+    hint = "Give it before the run: rehearsal.bring(event, payload)."
+
+
+class Unanswered(ConductorError):
+    """A handler under test invokes a task that the test gives no answer for."""
+
+    hint = "Give it before the run: rehearsal.answer(task, result)."
 
 
 # --- the database ----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2s
 from typing import Any, Final, Literal
 
 from orjson import OPT_SORT_KEYS, dumps, loads
@@ -28,10 +29,12 @@ class ChangeFilter:
     columns: tuple[str, ...] | None = None  # None: every column
     changed: tuple[str, ...] | None = None  # updates only when one of these differs
     when: str | None = None  # CEL
+    waits: bool = False  # for jobs that wait: a change makes no job, it wakes those
 
     def to_json(self) -> dict[str, Any]:
         """Return the stored definition; `ChangeFilter.from_json` reads it back."""
-        return {
+        waits = {"waits": True} if self.waits else {}
+        return waits | {
             "schema": self.schema,
             "table": self.table,
             "operations": sorted(self.operations),
@@ -51,6 +54,7 @@ class ChangeFilter:
             columns=None if columns is None else tuple(columns),
             changed=None if changed is None else tuple(changed),
             when=definition.get("when"),
+            waits=definition.get("waits", False),
         )
 
 
@@ -119,9 +123,11 @@ def event_topic(event: str) -> str:
     return f"event:{event}"
 
 
-def change_topic(schema: str, table: str) -> str:
-    """Return the topic that steps wait for when they wait for a change of a table."""
-    return f"change:{schema}.{table}"
+def change_topic(wanted: ChangeFilter) -> str:
+    """Return the topic that steps wait for when they wait for changes like these."""
+    definition = {**wanted.to_json(), "waits": True}
+    digest = blake2s(_json(definition).encode(), digest_size=8).hexdigest()
+    return f"change:{wanted.schema}.{wanted.table}:{digest}"
 
 
 def match_key(match: Mapping[str, Any] | None) -> tuple[str, str]:

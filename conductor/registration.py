@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from conductor.contract import INTERNAL_QUEUE
 from conductor.cron import next_fire
 from conductor.definitions import EventDefinition, Task
 from conductor.errors import CaptureTimeout, RegistrationRefused, UnknownTable
-from conductor.matching import ChangeFilter
+from conductor.matching import ChangeFilter, EventFilter
 from conductor.rows import TableName, adopt
 from conductor.store.registration import (
     EventRow,
@@ -71,7 +71,7 @@ class Registration:
         return [
             (task.name, trigger.filter)
             for task in self.tasks
-            for trigger in task.triggers
+            for trigger in (*task.triggers, *task.waits)
             if isinstance(trigger, OnChange)
         ]
 
@@ -81,7 +81,7 @@ class Registration:
         return {
             trigger.model_to_resolve: task.name
             for task in self.tasks
-            for trigger in task.triggers
+            for trigger in (*task.triggers, *task.waits)
             if isinstance(trigger, OnChange) and trigger.model_to_resolve is not None
         }
 
@@ -118,19 +118,30 @@ class Registration:
     def subscription_rows(self) -> list[SubscriptionRow]:
         """Return the subscriptions as they are stored."""
         return [
-            SubscriptionRow(
-                task=task.name,
-                trigger=trigger.name,
-                kind="change" if isinstance(trigger, OnChange) else "event",
-                source=DEFAULT_SOURCE,
-                queue=task.queue,
-                rank=-task.priority,
-                definition=trigger.filter.to_json(),
-            )
+            _subscription_row(task, trigger.name, trigger.filter)
             for task in self.tasks
             for trigger in task.triggers
             if isinstance(trigger, (OnChange, OnEvent))
+        ] + [
+            _subscription_row(task, f"wait:{trigger.topic}", replace(trigger.filter, waits=True))
+            for task in self.tasks
+            for trigger in task.waits
+            if isinstance(trigger, OnChange)
         ]
+
+
+def _subscription_row(
+    task: Task[Any, Any], trigger: str, wanted: ChangeFilter | EventFilter
+) -> SubscriptionRow:
+    return SubscriptionRow(
+        task=task.name,
+        trigger=trigger,
+        kind="change" if isinstance(wanted, ChangeFilter) else "event",
+        source=DEFAULT_SOURCE,
+        queue=task.queue,
+        rank=-task.priority,
+        definition=wanted.to_json(),
+    )
 
 
 def _task_row(task: Task[Any, Any]) -> TaskRow:

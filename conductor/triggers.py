@@ -20,7 +20,13 @@ from conductor.cron import check
 from conductor.definitions import EventDefinition, TaskDefinition, Trigger, payload_invalid
 from conductor.errors import DefinitionInvalid, FilterInvalid, UnknownField
 from conductor.events import Change, Delete, Emitted, Insert, Invocation, Tick, Truncate, Update
-from conductor.matching import OPERATIONS, ChangeFilter, EventFilter, Operation
+from conductor.matching import (
+    OPERATIONS,
+    ChangeFilter,
+    EventFilter,
+    Operation,
+    change_topic,
+)
 from conductor.rows import (
     Columns,
     ModelT,
@@ -357,6 +363,12 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         """``change:``, the table and the operations."""
         operations = ",".join(op for op in OPERATIONS if op in self.filter.operations)
         return f"change:{self.table}:{operations}"
+
+    @property
+    @override
+    def topic(self) -> str:
+        """What a job waits for that waits for such a change."""
+        return change_topic(self.filter)
 
     @property
     @override

@@ -72,6 +72,7 @@ class Execution(Run):
         super().__init__(job.info, surroundings.services)
         self.job = job
         self.task = surroundings.tasks[job.info.task]
+        self.awaitable = self.task.awaitable
         self.handle: asyncio.Task[None] | None = None
         self.thread: asyncio.Future[Any] | None = None
         self.interruption: Interruption | None = None

@@ -310,3 +310,51 @@ def synchronous(client: SyncConductor, connection: psycopg.Connection) -> None:
     client.emit(user_created, UserCreated(email=""))
     client.invoke(send_email, Resize(id=1, width=1))  # type: ignore[misc]
     client.emit(user_created, SendEmail(to=""))  # type: ignore[misc]
+
+
+# --- durable calls ---------------------------------------------------------------------------
+
+on_user = OnChange(Users, "insert")
+
+
+async def durable(ctx: Context[Deps]) -> None:
+    assert_type(await ctx.invoke("a", send_email, SendEmail(to=""), timeout=5), EmailSent)
+    assert_type(await ctx.invoke("b", send, SendEmail(to="")), EmailSent)
+    assert_type(await ctx.invoke("c", nightly), None)
+    assert_type(await ctx.start("d", send_email, SendEmail(to="")), JobHandle[EmailSent])
+    await ctx.emit("e", user_created, UserCreated(email=""))
+    await ctx.emit("f", started)
+    assert_type(await ctx.wait_for_event("g", user_created, match={"email": ""}), UserCreated)
+    assert_type(await ctx.wait_for_change("h", on_user, timeout=5), Insert[Users])
+    assert_type(await (await ctx.subscribe("i", user_created)).wait(), UserCreated)
+    assert_type(await (await ctx.subscribe("j", on_user)).wait(timeout=5), Insert[Users])
+    assert_type(
+        await ctx.gather(
+            ctx.invoke("k", send_email, SendEmail(to="")), ctx.step("l", lambda: 1, returns=int)
+        ),
+        tuple[EmailSent, int],
+    )
+    match await ctx.wait_for_any("m", ctx.wait_for_event("n", user_created), ctx.sleep("o", 5)):
+        case (0, created):
+            assert_type(created, UserCreated)
+        case (1, nothing):
+            assert_type(nothing, None)
+    assert_type(await ctx.transaction("p", count_users), int)
+
+
+async def count_users(connection: psycopg.AsyncConnection[Any]) -> int:
+    return (await connection.execute("select 1")).rowcount
+
+
+async def wrong_durable(ctx: Context[Deps]) -> None:
+    await ctx.invoke("a", send_email, Resize(id=1, width=1))  # type: ignore[misc]  # wrong payload
+    await ctx.invoke("a", send_email)  # type: ignore[arg-type]  # no payload
+    await ctx.emit("a", user_created, OrderPlaced(total=1))  # type: ignore[misc]  # wrong payload
+    await ctx.wait_for_event("a", send_email)  # type: ignore[arg-type]  # a task
+    await ctx.wait_for_change("a", Users)  # type: ignore[arg-type]  # not a change
+
+
+def blocking(ctx: SyncContext[Deps]) -> None:
+    assert_type(ctx.invoke("a", send_email, SendEmail(to="")), EmailSent)
+    assert_type(ctx.wait_for_event("b", user_created), UserCreated)
+    assert_type(ctx.wait_for_change("c", on_user), Insert[Users])

@@ -46,7 +46,8 @@ returning s.job, s.name, s.position, s.kind, s.result, s.wake_at,
 -- name: write_calls
 -- Likewise steps that make a job, wait for something, or give up waiting; all in one transaction with
 -- what they make. The outcome of a step that is there already stays. cancels: when the wait is given
--- up, the job that it waited for is to be cancelled.
+-- up, the job that it waited for is to be cancelled. What was committed in the source before a wait
+-- for a change never matches; of a source elsewhere, what was routed before.
 with asked as materialized (
     select c.*, case when c.task is not null then nextval('conductor.jobs_id_seq') end as made
     from rows from (
@@ -80,7 +81,14 @@ stepped as (
         coalesce(a.wake_at, conductor.now() + make_interval(secs => a.delay_s)), a.made, a.topic,
         a.fields, a.matched, a.condition,
         case when a.topic is not null then pg_current_snapshot() end,
-        case when a.topic is not null then pg_current_wal_insert_lsn() end
+        case when a.kind = 'change' then coalesce((
+            select case
+                when p.database = current_database() and p.system_identifier = (
+                    select c.system_identifier::text from pg_control_system() c)
+                then pg_current_wal_insert_lsn()
+                else p.routed_lsn end
+            from conductor.progress p where p.source = 'default' order by p.slot limit 1
+        ), '0/0') end
     from asked a
     join owned o on o.id = a.job and o.fence = a.fence
     on conflict (job, name) do update set outcome = coalesce(s.outcome, excluded.outcome)

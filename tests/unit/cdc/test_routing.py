@@ -11,7 +11,7 @@ from cdc.relations import RelationCache, RelationShape
 from cdc.routing import Change, Routed, Router
 from cdc.wire.messages import UNCHANGED, Column, Delete, Insert, Relation, Truncate, Update
 from conductor.contract import JobSpec
-from conductor.matching import ChangeFilter, Subscription
+from conductor.matching import ChangeFilter, Subscription, change_topic
 
 COMMIT_LSN = 0x16B3748
 COMMIT_TIME_US = 1_714_564_800_000_001  # 2024-05-01T12:00:00.000001Z
@@ -329,3 +329,38 @@ def test_json_that_is_no_text_is_a_dead_letter_of_the_filter() -> None:
     routed = route(cache.get(OID), change, subscribe(1, when='new.data == ""'), subscribe(2))
     assert [number for number, _ in errors(routed)] == [1]
     assert len(routed.specs) == 1
+
+
+# --- what jobs wait for ----------------------------------------------------------------------
+
+
+def test_what_jobs_wait_for_becomes_no_job(shape: RelationShape) -> None:
+    waiting = subscribe(2, operations=["insert"], waits=True, when="new.id > 4")
+    router, out = Router(3, [subscribe(1), waiting]), Routed()
+    router.begin(COMMIT_LSN, COMMIT_TIME_US)
+    for number in (b"4", b"5"):
+        router.route(shape, Insert(OID, [number, b"a", None]), 0, b"raw", out)
+    assert [spec.head for spec in out.specs] == [subscribe(1).head] * 2
+    assert [(topic, json.loads(spec.payload)["new"]["id"]) for topic, spec in out.waits] == [
+        (change_topic(wanted(waiting)), 5)
+    ]
+
+
+def test_a_table_that_jobs_alone_wait_for_is_wanted(shape: RelationShape) -> None:
+    router = Router(3, [subscribe(2, operations=["insert"], waits=True)])
+    assert router.wants(shape)
+    router.retire([2])
+    assert not router.wants(shape)
+
+
+def test_a_bad_value_is_no_word_but_a_dead_letter(shape: RelationShape) -> None:
+    router, out = Router(3, [subscribe(2, waits=True)]), Routed()
+    router.begin(COMMIT_LSN, COMMIT_TIME_US)
+    router.route(shape, Insert(OID, [b"7", b"a", b"\xff"]), 0, b"raw", out)
+    assert (out.specs, out.waits) == ([], [])
+    assert [letter.subscription for letter in out.dead_letters] == [2]
+
+
+def wanted(subscription: Subscription) -> ChangeFilter:
+    assert isinstance(subscription.filter, ChangeFilter)
+    return subscription.filter

@@ -1,0 +1,306 @@
+"""Running one handler with no database.
+
+The real context runs on steps kept in memory. What other tasks would return, what events and
+changes would bring, is given beforehand; sleeps and deadlines pass at once. At every suspension
+the handler runs again from the top, as it would: one whose replay goes another way fails here too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from inspect import isawaitable
+from typing import Any, Final, overload
+
+from orjson import dumps, loads
+from typing_extensions import TypeVar
+
+from conductor.codec import Codec
+from conductor.context import Context
+from conductor.definitions import EventDefinition, Task, TaskDefinition
+from conductor.durable import Run, Services, is_over
+from conductor.errors import StillWaiting, Unanswered
+from conductor.events import Change
+from conductor.job import JobHandle, JobInfo
+from conductor.matching import event_topic, matched_values
+from conductor.store.steps import Call, NewJob, StepWrite, StoredStep, Write
+from conductor.synchronous import Suspension, SyncContext
+from conductor.testing.changes import EPOCH, envelope
+from conductor.triggers import OnChange
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+_ANY: Final[Codec[Any]] = Codec(Any)
+
+
+class Rehearsal:
+    """Runs handlers with no database; see the package.
+
+    ``deps`` is what handlers find in ``ctx.deps``, ``connection`` what the function of a
+    ``ctx.transaction`` gets.
+    """
+
+    def __init__(self, deps: Any = None, connection: Any = None) -> None:
+        self.deps, self.connection = deps, connection
+        self.steps: dict[str, StoredStep] = {}
+        """What the handler has stored, by name."""
+        self.runs = 0
+        self.now = EPOCH
+        self._answers: dict[str, tuple[TaskDefinition[Any, Any], Any]] = {}
+        self._messages: dict[str, deque[tuple[Any, bytes]]] = defaultdict(deque)
+        self._made: list[tuple[str, NewJob]] = []
+        self._cancelled: list[int] = []
+
+    # --- before the run ----------------------------------------------------------------------
+
+    @overload
+    def answer(
+        self, task: TaskDefinition[P, R] | Task[P, R], result: Callable[[P], R | Awaitable[R]]
+    ) -> None: ...
+    @overload
+    def answer(
+        self, task: TaskDefinition[P, R] | Task[P, R], result: R | BaseException
+    ) -> None: ...
+    def answer(self, task: TaskDefinition[Any, Any] | Task[Any, Any], result: Any) -> None:
+        """Say what a task returns when it is invoked: a result, an error, a function of payloads.
+
+        An error is what the child fails with: the handler sees ChildFailed.
+        """
+        definition = task.definition if isinstance(task, Task) else task
+        self._answers[definition.name] = (definition, result)
+
+    @overload
+    def bring(self, source: EventDefinition[P], message: P) -> None: ...
+    @overload
+    def bring(self, source: OnChange[Any], message: Change[Any]) -> None: ...
+    def bring(self, source: EventDefinition[Any] | OnChange[Any], message: Any) -> None:
+        """Bring an event or a change to who waits for it; the first that matches takes it."""
+        if isinstance(source, EventDefinition):
+            document = source.encode_payload(message)
+            self._messages[event_topic(source.name)].append((loads(document), document))
+            return
+        document = envelope(message)
+        change = loads(document)
+        row = change.get("new") or change.get("old")
+        self._messages[source.topic].append((row, document))
+
+    def given(self, name: str, result: Any, *, kind: str = "step") -> None:
+        """Let a step (``kind`` "transaction": of that kind) be done already, with this result."""
+        self.steps[name] = StoredStep(name, None, kind, _ANY.encode(result), None, due=False)
+
+    # --- the run -----------------------------------------------------------------------------
+
+    async def run(self, task: Task[Any, R], event: Any, *, attempt: int = 0, **job: Any) -> R:
+        """Run the handler with an event until it returns; return its result, or raise its error.
+
+        ``event`` is what the handler gets: ``Invocation(payload)``, ``inserted(row)``, …; ``job``
+        are fields of `JobInfo`. The result passes the task's declared type. Raises StillWaiting and
+        Unanswered.
+        """
+        services = Services(_Log(self), _Transactions(self.connection), _Port())
+        while True:
+            self.runs += 1
+            run = _Run(_job(task, attempt, self.runs, job), services)
+            run.awaitable = task.awaitable
+            try:
+                value = await run.perform(task, event, self.deps)
+            except _Suspended as suspended:
+                self._pass(suspended)
+            else:
+                result: R = task.definition.decode_result(task.encode_result(value))
+                return result
+
+    def _pass(self, suspended: _Suspended) -> None:
+        """Let time pass until the first of what the handler waits for."""
+        if suspended.wake_at is None:
+            waiting = [step.name for step in self.steps.values() if not is_over(step)]
+            raise StillWaiting(f"the handler waits for {', '.join(map(repr, waiting))}")
+        self.now = max(self.now, suspended.wake_at)
+        for step in self.steps.values():
+            step.due = step.wake_at is not None and step.wake_at <= self.now
+
+    # --- after the run -----------------------------------------------------------------------
+
+    def invoked(self, task: TaskDefinition[P, Any] | Task[P, Any]) -> list[P]:
+        """Return the payloads that a task was invoked or started with, in order."""
+        definition = task.definition if isinstance(task, Task) else task
+        return [
+            definition.decode_payload(made.payload)
+            for _, made in self._made
+            if made.task == definition.name
+        ]
+
+    def emitted(self, event: EventDefinition[P]) -> list[P]:
+        """Return the payloads that an event was emitted with, in order."""
+        found = (loads(made.payload) for kind, made in self._made if kind == "emit")
+        return [
+            event.decode_payload(dumps(message["payload"]))
+            for message in found
+            if message["event"] == event.name
+        ]
+
+    @property
+    def cancelled(self) -> list[int]:
+        """The ids of the jobs whose end the handler asked for."""
+        return list(self._cancelled)
+
+    # --- what the steps do -------------------------------------------------------------------
+
+    async def write(self, write: Write) -> StoredStep:
+        """Keep a step, and do what it asks for."""
+        step = self.steps.get(write.name)
+        if step is None:
+            step = self.steps[write.name] = self._new(write)
+            if isinstance(write, Call):
+                await self._call(write, step)
+        elif isinstance(write, Call) and step.outcome is None:
+            step.outcome = write.outcome
+        if isinstance(write, Call) and write.cancels is not None:
+            self._cancelled.append(write.cancels)
+        return step
+
+    def _new(self, write: Write) -> StoredStep:
+        wake_at = write.wake_at
+        if write.delay_s is not None:
+            wake_at = self.now + timedelta(seconds=write.delay_s)
+        due = wake_at is not None and wake_at <= self.now
+        return StoredStep(write.name, write.position, write.kind, write.result, wake_at, due)
+
+    async def _call(self, call: Call, step: StoredStep) -> None:
+        step.outcome = call.outcome
+        if call.makes is not None:
+            self._made.append((call.kind, call.makes))
+            step.child = len(self._made)
+            if call.kind == "invoke":
+                await self._answer(call.makes, step)
+        if call.wants is not None:
+            wants, messages = call.wants, self._messages[call.wants.topic]
+            for message in messages:
+                if matched_values(wants.fields, message[0]) == wants.matched:
+                    messages.remove(message)
+                    step.outcome, step.result = "completed", message[1]
+                    return
+
+    async def _answer(self, made: NewJob, step: StoredStep) -> None:
+        if made.task not in self._answers:
+            raise Unanswered(f"task {made.task!r} is invoked")
+        definition, result = self._answers[made.task]
+        try:
+            value = await _answered(result, definition.decode_payload(made.payload))
+        except Exception as error:  # noqa: BLE001 - it is the child's
+            description = {"type": type(error).__name__, "message": str(error)}
+            step.outcome, step.result = "failed", dumps(description)
+        else:
+            step.outcome, step.result = "completed", definition.returns.encode(value)
+
+
+async def _answered(result: Any, payload: Any) -> Any:
+    """Return what a child returns, or raise what it fails with."""
+    if isinstance(result, BaseException):
+        raise result
+    if callable(result):
+        result = result(payload)
+    return await result if isawaitable(result) else result
+
+
+class _Suspended(Exception):  # noqa: N818 - not an error
+    """The run has ended in a durable wait."""
+
+    def __init__(self, wake_at: datetime | None) -> None:
+        super().__init__()
+        self.wake_at = wake_at
+
+
+class _Run(Run):
+    """A run of a rehearsal."""
+
+    __slots__ = ("_suspended", "_task")
+
+    async def perform(self, task: Task[Any, Any], event: Any, deps: Any) -> Any:
+        """Run the handler. Raises _Suspended."""
+        self._suspended: _Suspended | None = None
+        if task.is_sync:
+            context = SyncContext(self, deps, asyncio.get_running_loop())
+            try:
+                return await asyncio.to_thread(task.handler, event, context)
+            except Suspension as suspension:
+                raise _Suspended(suspension.step.wake_at) from None
+        self._task = asyncio.ensure_future(task.handler(event, Context(self, deps)))
+        self.path = self._task
+        try:
+            return await self._task
+        except asyncio.CancelledError:
+            if self._suspended is None:
+                raise
+            raise self._suspended from None
+        finally:
+            self.end()
+
+    def suspend(self, wake_at: datetime | None, *, waits: bool) -> None:  # noqa: ARG002 - time tells
+        """End the run here."""
+        self._suspended = _Suspended(wake_at)
+        self.cancelled = True
+        self._task.cancel()
+
+
+class _Log:
+    """The steps of a rehearsal, as a run asks for them."""
+
+    def __init__(self, rehearsal: Rehearsal) -> None:
+        self._rehearsal = rehearsal
+
+    async def load(self, job: int) -> list[StoredStep]:  # noqa: ARG002 - there is one
+        return list(self._rehearsal.steps.values())
+
+    async def load_settled(self, job: int) -> list[StoredStep]:
+        return await self.load(job)
+
+    async def write(self, step: Write) -> StoredStep:
+        return await self._rehearsal.write(step)
+
+
+class _Transactions:
+    """Transactions on whatever connection the test gives."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def run(self, step: StepWrite, work: Callable[[Any], Awaitable[bytes]]) -> bytes:
+        step.result = await work(self._connection)
+        return step.result
+
+    def run_blocking(self, step: StepWrite, work: Callable[[Any], bytes]) -> bytes:
+        step.result = work(self._connection)
+        return step.result
+
+
+class _Port:
+    """Started jobs of a rehearsal never run."""
+
+    async def job_result(self, handle: JobHandle[Any], timeout_s: float | None) -> Any:  # noqa: ARG002
+        raise StillWaiting(f"a job of task {handle.task!r} that was started is never run")
+
+    async def cancel(self, job: int, reason: str | None = None) -> bool:  # noqa: ARG002
+        return True
+
+
+def _job(task: Task[Any, Any], attempt: int, fence: int, fields: dict[str, Any]) -> JobInfo:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    values: dict[str, Any] = {
+        "id": 1,
+        "trigger": "invoke",
+        "crashes": 0,
+        "priority": task.priority,
+        "key": None,
+        "run_at": at,
+        "created_at": at,
+        "metadata": None,
+        "app": None,
+        "version": task.version,
+        "idempotency_key": "job:1",
+        **fields,
+    }
+    return JobInfo(task=task.name, queue=task.queue, attempt=attempt, fence=fence + 1, **values)

@@ -1,0 +1,137 @@
+"""Jobs that wait for a row: an orchestrator and a sidecar on one database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from conductor import Conductor, Context, JobHandle, OnChange, Orchestrator, TableRow, define_task
+from conductor.errors import JobFailed
+from tests.integration.conftest import Queue
+from tests.integration.sidecar import drop_slot, running
+
+pytestmark = pytest.mark.anyio
+
+
+class Payments(TableRow, table="public.payments"):
+    id: int
+    order_id: int
+    amount: int
+
+
+settle = define_task("settle", payload=int, returns=Any)
+large_payment = OnChange(Payments, "insert", when="new.amount > 0")
+
+
+class Office:
+    """An application whose task waits for payments."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.conductor = Conductor(queue.database.dsn, tasks=[settle])
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Run a sidecar and an orchestrator until the end of the block."""
+        create = (
+            "create table payments (id bigint generated always as identity primary key,"
+            " order_id bigint, amount int)"
+        )
+        await self.queue.rows(create)
+        async with running(self.queue.database):
+            orchestrator = Orchestrator(self.conductor)
+            await orchestrator.start(wait_captured_s=30)
+            yield
+            await orchestrator.stop()
+        drop_slot(self.queue.database)
+        await self.conductor.close()
+
+    async def wait(self, *orders: int) -> list[JobHandle[Any]]:
+        handles = await self.conductor.invoke_many(settle, orders)
+        await self.queue.until(
+            "select count(*) = %s from conductor.jobs where state = 'waiting'", len(orders)
+        )
+        return handles
+
+    async def pay(self, order: int, amount: int = 1) -> None:
+        await self.queue.rows(
+            "insert into payments (order_id, amount) values (%s, %s)", order, amount
+        )
+
+
+async def test_a_change_wakes_who_waits_for_it(queue: Queue) -> None:
+    office = Office(queue)
+
+    @office.conductor.task(settle, waits=[large_payment])
+    async def handler(event: Any, ctx: Context[None]) -> Any:
+        change = await ctx.wait_for_change(
+            "paid", large_payment, match={"order_id": event.payload}, timeout=60
+        )
+        return [change.op, change.new.order_id, change.new.amount]
+
+    async with office.open():
+        one, two, three = await office.wait(1, 2, 3)
+        await office.pay(4, 40)
+        await office.pay(2, 0)  # the filter says no
+        await office.pay(2, 20)
+        await office.pay(2, 21)
+        assert await two.result(timeout_s=20) == ["insert", 2, 20]
+        await queue.rows("insert into payments (order_id, amount) values (1, 10), (3, 30)")
+        assert await one.result(timeout_s=20) == ["insert", 1, 10]
+        assert await three.result(timeout_s=20) == ["insert", 3, 30]
+    assert await queue.value("select count(*) from conductor.jobs") == 0
+
+
+async def test_what_was_committed_before_does_not_match(queue: Queue) -> None:
+    office = Office(queue)
+
+    @office.conductor.task(settle, waits=[large_payment])
+    async def handler(_event: Any, ctx: Context[None]) -> Any:
+        await office.pay(1, 5)
+        payment = await ctx.subscribe("paid", large_payment, match={"order_id": 1})
+        if ctx.job.fence == 1:
+            asked.set()
+        return (await payment.wait()).new.amount
+
+    asked = asyncio.Event()
+    async with office.open():
+        (handle,) = await office.wait(1)
+        await asked.wait()
+        row = "select routed_lsn >= (select seen_lsn from conductor.steps) from conductor.progress"
+        await queue.until(row)
+        await queue.until("select state = 'waiting' from conductor.job where id = %s", handle.id)
+        await office.pay(1, 6)
+        assert await handle.result(timeout_s=20) == 6
+
+
+async def test_nothing_is_lost_between_subscribing_and_waiting(queue: Queue) -> None:
+    office = Office(queue)
+
+    @office.conductor.task(settle, waits=[large_payment])
+    async def handler(event: Any, ctx: Context[None]) -> Any:
+        order = event.payload
+        payment = await ctx.subscribe("paid", large_payment, match={"order_id": order})
+        await ctx.step("ask", lambda: office.pay(order, order), returns=None)
+        return (await payment.wait(timeout=60)).new.amount
+
+    async with office.open():
+        handles = await office.conductor.invoke_many(settle, range(1, 51))
+        results = [await handle.result(timeout_s=30) for handle in handles]
+    assert results == list(range(1, 51))
+
+
+async def test_a_change_must_be_named_with_the_task(queue: Queue) -> None:
+    office = Office(queue)
+
+    @office.conductor.task(settle)
+    async def handler(_event: Any, ctx: Context[None]) -> Any:
+        await ctx.wait_for_change("paid", large_payment)
+
+    async with office.open():
+        handle = await office.conductor.invoke(settle, 1)
+        with pytest.raises(JobFailed, match="WaitUndeclared"):
+            await handle.result(timeout_s=20)

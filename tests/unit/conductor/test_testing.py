@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from conductor import (
+    ChildFailed,
+    Conductor,
+    Context,
+    Insert,
+    Invocation,
+    OnChange,
+    SyncContext,
+    TableRow,
+    WaitTimeout,
+    define_event,
+    define_task,
+)
+from conductor.errors import StepOrderChanged
+from conductor.testing import (
+    Rehearsal,
+    StillWaiting,
+    Unanswered,
+    deleted,
+    inserted,
+    truncated,
+    updated,
+)
+from examples.fulfilment.models import (
+    Mail,
+    Orders,
+    Payments,
+    Shipped,
+    Weigh,
+    Weighed,
+    order_shipped,
+    send_mail,
+    weigh,
+)
+from examples.fulfilment.workflow import create, order_paid
+
+pytestmark = pytest.mark.anyio
+
+
+class Order(BaseModel):
+    id: int
+
+
+class Users(TableRow, table="public.users"):
+    id: int
+    email: str
+
+
+charge = define_task("charge", payload=Order, returns=int)
+checkout = define_task("checkout", payload=Order, returns=list[Any])
+paid = define_event("paid", payload=Order)
+conductor = Conductor("", tasks=[charge, checkout], events=[paid])
+
+
+def handled(handler: Any, **options: Any) -> Any:
+    return Conductor("", tasks=[checkout]).task(checkout, **options)(handler)
+
+
+async def test_steps_run_once_and_children_are_answered() -> None:
+    ran: list[str] = []
+
+    async def handler(event: Invocation[Order], ctx: Context[str]) -> list[Any]:
+        await ctx.step("note", lambda: ran.append("note"), returns=None)
+        await ctx.sleep("a day", timedelta(days=1))
+        price = await ctx.invoke("charge", charge, event.payload)
+        await ctx.emit("tell", paid, event.payload)
+        handle = await ctx.start("again", charge, Order(id=9))
+        await ctx.cancel(handle)
+        return [price, ctx.deps]
+
+    rehearsal = Rehearsal(deps="deps")
+    rehearsal.answer(charge, lambda order: order.id * 10)
+    began = rehearsal.now
+    assert await rehearsal.run(handled(handler), Invocation(Order(id=7))) == [70, "deps"]
+    assert (ran, rehearsal.runs) == (["note"], 2)
+    assert rehearsal.now == began + timedelta(days=1)
+    assert rehearsal.invoked(charge) == [Order(id=7), Order(id=9)]
+    assert rehearsal.emitted(paid) == [Order(id=7)]
+    assert rehearsal.cancelled == [3]
+
+
+async def test_a_child_fails() -> None:
+    async def handler(event: Invocation[Order], ctx: Context[None]) -> list[Any]:
+        try:
+            await ctx.invoke("charge", charge, event.payload)
+        except ChildFailed as error:
+            return [error.error["message"]]
+        return []
+
+    rehearsal = Rehearsal()
+    rehearsal.answer(charge, ValueError("no money"))
+    assert await rehearsal.run(handled(handler), Invocation(Order(id=7))) == ["no money"]
+
+
+async def test_what_is_not_given_is_said() -> None:
+    async def invoking(event: Invocation[Order], ctx: Context[None]) -> list[Any]:
+        return [await ctx.invoke("charge", charge, event.payload)]
+
+    async def waiting(_event: Invocation[Order], ctx: Context[None]) -> list[Any]:
+        return [await ctx.wait_for_event("paid", paid)]
+
+    with pytest.raises(Unanswered, match="'charge'"):
+        await Rehearsal().run(handled(invoking), Invocation(Order(id=7)))
+    with pytest.raises(StillWaiting, match="'paid'"):
+        await Rehearsal().run(handled(waiting), Invocation(Order(id=7)))
+
+
+async def test_events_and_deadlines() -> None:
+    async def handler(event: Invocation[Order], ctx: Context[None]) -> list[Any]:
+        found: list[Any] = []
+        for number in range(2):
+            try:
+                match = {"id": event.payload.id}
+                order = await ctx.wait_for_event(f"{number}", paid, match=match, timeout=60)
+                found.append(order.id)
+            except WaitTimeout:
+                found.append("late")
+        return found
+
+    rehearsal = Rehearsal()
+    rehearsal.bring(paid, Order(id=1))
+    rehearsal.bring(paid, Order(id=7))
+    assert await rehearsal.run(handled(handler), Invocation(Order(id=7))) == [7, "late"]
+
+
+async def test_a_thread() -> None:
+    def handler(event: Invocation[Order], ctx: SyncContext[None]) -> list[Any]:
+        ctx.sleep("nap", 60)
+        return [ctx.invoke("charge", charge, event.payload)]
+
+    rehearsal = Rehearsal()
+    rehearsal.answer(charge, 3)
+    assert await rehearsal.run(handled(handler), Invocation(Order(id=7))) == [3]
+    assert rehearsal.runs == 2
+
+
+async def test_a_replay_that_goes_another_way_fails() -> None:
+    runs: list[int] = []
+
+    async def handler(_event: Invocation[Order], ctx: Context[None]) -> list[Any]:
+        runs.append(1)
+        await ctx.step(f"run {len(runs)}", lambda: 1)
+        await ctx.sleep("nap", 60)
+        return []
+
+    with pytest.raises(StepOrderChanged):
+        await Rehearsal().run(handled(handler), Invocation(Order(id=7)))
+
+
+async def test_the_workflow_of_the_example(rehearsal: Rehearsal) -> None:
+    task = create("").tasks["fulfil"]
+    rehearsal.given("reserve", True, kind="transaction")
+    rehearsal.given("ship", None, kind="transaction")
+    rehearsal.answer(weigh, lambda asked: Weighed(weight_g=asked.quantity * 100))
+    rehearsal.answer(send_mail, None)
+    rehearsal.bring(order_paid, inserted(Payments(order_id=7, amount=30)))
+    event: Insert[Orders] = inserted(Orders(id=7, item="lamp", quantity=2))
+    await rehearsal.run(task, event, trigger="change")
+    assert rehearsal.invoked(weigh) == [Weigh(item="lamp", quantity=2)]
+    assert rehearsal.invoked(send_mail) == [
+        Mail(order_id=7, text="please pay"),
+        Mail(order_id=7, text="thanks for 30"),
+    ]
+    assert rehearsal.emitted(order_shipped) == [Shipped(order_id=7, weight_g=200)]
+
+
+async def test_an_order_that_nobody_pays_for(rehearsal: Rehearsal) -> None:
+    rehearsal.given("reserve", True, kind="transaction")
+    rehearsal.given("release", None, kind="transaction")
+    task = create("").tasks["fulfil"]
+    began = rehearsal.now
+    await rehearsal.run(task, inserted(Orders(id=7, item="lamp", quantity=2)))
+    assert rehearsal.emitted(order_shipped) == []
+    assert rehearsal.now - began == timedelta(days=14)
+
+
+def test_changes() -> None:
+    one, two = Users(id=1, email="a"), Users(id=1, email="b")
+    assert inserted(one).new is one
+    assert updated(two, one).changed == {"email"}
+    assert updated(two).new is two
+    assert deleted(one).old is one
+    assert truncated(Users, cascade=True).cascade
+    assert OnChange(Users).table.table == inserted(one).table
