@@ -1,0 +1,192 @@
+"""`docs/defining-tasks-and-events.md`, run from end to end: every block of it, in its order.
+
+A Python block goes to the file that its first line names, SQL to the database, a session is a
+doctest, a shell block runs. The type checkers read what a reader of the page would then have.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+from tests.integration.sidecar import query
+from tests.servers import ScratchDatabase, wait_until
+
+ROOT: Final = Path(__file__).parents[2]
+PAGE: Final = ROOT / "docs" / "defining-tasks-and-events.md"
+BLOCK: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE: Final = re.compile(r"# ([\w/]+\.py)\n")
+TIMEOUT_S: Final = 60.0
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+
+
+def blocks(language: str | None = None) -> list[Block]:
+    found = [Block(*match.groups()) for match in BLOCK.finditer(PAGE.read_text())]
+    return [block for block in found if language in {None, block.language}]
+
+
+def shell(database: ScratchDatabase, folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/bash", "-euo", "pipefail", "-c", script], cwd=folder,
+        env=environment(database, folder), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def environment(database: ScratchDatabase, folder: Path) -> dict[str, str]:
+    programs = Path(sys.executable).parent
+    return {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{folder}:{ROOT}",
+        "CONDUCTOR_DSN": database.dsn,
+        "CONDUCTOR_METRICS_PORT": "-1",
+        "CDC_SOURCE_DSN": database.source_dsn,
+        "CDC_SLOT": database.name,
+        "CDC_METRICS_PORT": "-1",
+    }
+
+
+def write_files(folder: Path) -> None:
+    """Write the page's modules; a file's blocks are one after another in it."""
+    (folder / "schemas").mkdir()
+    (folder / "schemas" / "__init__.py").touch()
+    for block in blocks("python"):
+        name = FILE.match(block.text)
+        assert name is not None, f"no file is named: {block.text[:60]}"
+        with (folder / name[1]).open("a") as file:
+            file.write(block.text + "\n\n")
+
+
+@pytest.fixture
+def page(database: ScratchDatabase, tmp_path: Path) -> Path:
+    """A folder as the page leaves it before anything runs: tables, modules, generated models."""
+    for block in blocks("sql"):
+        query(database.dsn, block.text)
+    write_files(tmp_path)
+    generate = blocks("sh")[0]
+    assert "gen types python" in generate.text
+    done = shell(database, tmp_path, generate.text)
+    assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+def test_every_block_is_of_a_kind_that_is_run() -> None:
+    assert {block.language for block in blocks()} == {"python", "sql", "sh", "pycon"}
+    files = {match[1] for block in blocks("python") if (match := FILE.match(block.text))}
+    assert files == {"schemas/tasks.py", "schemas/events.py", "worker.py", "api.py"}
+    assert len(blocks("sh")) == 3
+
+
+@pytest.mark.pg(15)
+def test_the_type_checkers_agree(page: Path) -> None:
+    (page / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
+    programs = Path(sys.executable).parent
+    for command in (
+        (programs / "mypy", "--strict", "--config-file=", "--cache-dir=.mypy_cache",
+         "worker.py", "api.py"),
+        (programs / "pyright", "--pythonpath", sys.executable),
+    ):  # fmt: skip
+        variables = {**os.environ, "MYPYPATH": str(ROOT)}
+        done = subprocess.run(
+            command, cwd=page, env=variables, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.pg(15)
+def test_wrong_names_end_as_the_page_says(page: Path, database: ScratchDatabase) -> None:
+    (session,) = blocks("pycon")
+    (page / "session.txt").write_text(session.text)
+    done = shell(database, page, "python -m doctest session.txt")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@contextmanager
+def process(folder: Path, database: ScratchDatabase, *command: str) -> Iterator[None]:
+    """A process that runs until the end of the block, and then ends as it should."""
+    with (folder / f"{command[0]}.log").open("wb") as log:
+        started = subprocess.Popen(
+            command, cwd=folder, env=environment(database, folder), stdout=log, stderr=log
+        )
+        try:
+            yield
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(30) == 0
+        finally:
+            started.kill()
+            started.wait()
+
+
+@pytest.mark.timeout(240)
+def test_the_page_runs(page: Path, database: ScratchDatabase) -> None:
+    _, prepare, run = (block.text for block in blocks("sh"))
+    done = shell(database, page, prepare)
+    assert (done.returncode, done.stderr) == (0, "no differences\n"), done.stdout
+    first, second, last = run.splitlines()
+    with (
+        process(page, database, *first.removesuffix(" &").split()),
+        process(page, database, *second.removesuffix(" &").split()),
+    ):
+        stamped = (
+            "select count(*) = 3 as done from conductor.activations where start_lsn is not null"
+        )
+        wait_until(lambda: query(database.dsn, stamped)[0]["done"], TIMEOUT_S, "capture")
+        done = shell(database, page, last)
+        assert (done.returncode, done.stdout) == (0, "True 19.0 cat.png@64\n"), done.stderr
+        query(database.dsn, "insert into users (email, name) values"
+              " ('ada@example.com', 'Ada'), ('bob@example.org', 'Bob')")  # fmt: skip
+        query(database.dsn, "update users set email = 'ada@example.net' where name = 'Ada'")
+        query(database.dsn, "update users set name = 'Bobby' where name = 'Bob'")
+        query(database.dsn, "delete from users where name = 'Bobby'")
+        wait_until(lambda: mails(database) >= EXPECTED_MAILS, TIMEOUT_S, "the mails")
+        ended = "select count(*) as n from conductor.history where outcome <> 'completed'"
+        wait_until(lambda: counts(database) == EXPECTED_RUNS, TIMEOUT_S, "the runs")
+        assert query(database.dsn, ended)[0]["n"] == 0
+        assert mails(database) == EXPECTED_MAILS
+
+
+EXPECTED_MAILS = {
+    ("user@example.com", "Hi"),
+    ("ada@example.com", "Hello Ada"),
+    ("ada@example.net", "No longer ada@example.com"),
+}
+EXPECTED_RUNS = {
+    ("send-email", "invoke"): 3,
+    ("process-order", "invoke"): 1,
+    ("process-data", "invoke"): 1,
+    ("make-thumbnail", "invoke"): 1,
+    ("on-user-created", "change"): 1,  # the other address is not of example.com
+    ("on-new-address", "change"): 1,  # the other update is of the name alone
+    ("greet", "event"): 1,
+    ("greet", "change"): 3,
+}
+
+
+def mails(database: ScratchDatabase) -> set[tuple[str, str]]:
+    rows = query(
+        database.dsn,
+        "select payload ->> 'to' as receiver, payload ->> 'subject' as subject"
+        " from conductor.history where task = 'send-email'",
+    )
+    return {(row["receiver"], row["subject"]) for row in rows}
+
+
+def counts(database: ScratchDatabase) -> dict[tuple[str, str], int]:
+    rows = query(
+        database.dsn,
+        "select task, trigger::text, count(*) from conductor.history"
+        " where queue = 'default' group by 1, 2",
+    )
+    return {(row["task"], row["trigger"]): row["count"] for row in rows}
