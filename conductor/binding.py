@@ -39,6 +39,7 @@ class TaskOptions(TypedDict, total=False):
     timeout_s: float | None
     priority: int
     waits: Sequence[OnChange[Any]]
+    version: str
 
 
 class Binder(Generic[E, P, R, D]):
@@ -68,13 +69,15 @@ def bind(
     _check_options(definition.name, options)
     _check_triggers(definition.name, triggers)
     _check_handler(definition.name, handler)
+    rest: Any = {name: value for name, value in options.items() if name != "version"}
     return Task(
         definition=definition,
         triggers=triggers,
         handler=handler,
         is_sync=not _is_async(handler),
         version=version,
-        **options,
+        code=options.get("version"),
+        **rest,
     )
 
 
@@ -163,7 +166,10 @@ def collect(kind: type[Any], source: Any, noun: str) -> dict[str, Any]:
 
 def add(known: dict[str, Any], definition: Any, noun: str) -> None:
     """Add a definition to those known by name. Raises DefinitionInvalid for a second of a name."""
-    if known.setdefault(definition.name, definition) is not definition:
+    first = known.setdefault(definition.name, definition)
+    if first is not definition:
+        places = " and ".join(filter(None, (first.defined_at, definition.defined_at)))
         raise DefinitionInvalid(
-            f"{noun} {definition.name!r} is defined twice", hint="Share one definition."
+            f"{noun} {definition.name!r} is defined twice{f', at {places}' if places else ''}",
+            hint="Share one definition.",
         )

@@ -245,7 +245,8 @@ class Conductor(Generic[D]):
 
     def _register(self, task: Task[Any, Any]) -> None:
         if task.name in self.tasks:
-            raise DefinitionInvalid(f"task {task.name!r} has a handler already")
+            first = self.tasks[task.name].defined_at
+            raise DefinitionInvalid(f"task {task.name!r} has a handler already, at {first}")
         if self.database is not None:
             check_tables((*task.triggers, *task.waits), self.database)
         for trigger in task.triggers:

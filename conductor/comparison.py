@@ -59,13 +59,17 @@ _SEQUENCES: Final = frozenset({list, set, tuple})
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One difference. ``fix`` says what would end it; ``column`` and ``task`` where it has one."""
+    """One difference. ``fix`` says what would end it.
+
+    ``column``, ``task`` and ``defined_at`` (its handler's ``file:line``) where it has them.
+    """
 
     table: str
     problem: str
     fix: str
     column: str | None = None
     task: str | None = None
+    defined_at: str | None = None
 
     def __str__(self) -> str:
         """Return it in one line."""
@@ -98,11 +102,18 @@ def compare_triggers(
 ) -> Iterator[Finding]:
     """Yield what hinders tasks from getting the changes they want."""
     for task in tasks:
-        for trigger in task.triggers:
+        for trigger in (*task.triggers, *task.waits):
             if isinstance(trigger, OnChange):
                 for error in _refusals(task.name, trigger, facts, known):
                     column = error.name if isinstance(error, UnknownColumn) else None
-                    yield Finding(str(trigger.table), str(error), error.hint, column, task.name)
+                    yield Finding(
+                        table=str(trigger.table),
+                        problem=str(error),
+                        fix=error.hint,
+                        column=column,
+                        task=task.name,
+                        defined_at=task.defined_at,
+                    )
 
 
 def _refusals(

@@ -8,10 +8,11 @@ edge is pydantic's. Pure: no I/O, no clock.
 from __future__ import annotations
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, overload
 
 from pydantic_core import from_json
@@ -67,6 +68,7 @@ class TaskDefinition(Generic[P, R]):
     queue: str
     payload: Codec[P] = field(repr=False)
     returns: Codec[R] = field(repr=False)
+    defined_at: str = field(default="", repr=False)  # file:line
 
     def encode_payload(self, payload: P) -> bytes:
         """Return the payload as JSON text. Raises PayloadInvalid."""
@@ -97,6 +99,7 @@ class EventDefinition(Generic[P]):
 
     name: str
     payload: Codec[P] = field(repr=False)
+    defined_at: str = field(default="", repr=False)  # file:line
 
     def encode_payload(self, payload: P) -> bytes:
         """Return the payload as JSON text. Raises PayloadInvalid."""
@@ -162,6 +165,7 @@ def define_task(
         queue=check_name("queue", queue),
         payload=_codec(f"payload of task {name!r}", payload, validate=validate),
         returns=_codec(f"result of task {name!r}", returns, validate=validate),
+        defined_at=_caller(),
     )
 
 
@@ -179,7 +183,13 @@ def define_event(name: str, payload: Any = None, *, validate: bool = True) -> Ev
         user_created = define_event("user.created", payload=UserCreated)
     """
     codec = _codec(f"payload of event {name!r}", payload, validate=validate)
-    return EventDefinition(check_name("event", name), codec)
+    return EventDefinition(check_name("event", name), codec, _caller())
+
+
+def _caller() -> str:
+    """Return where the function that calls this one was called, for messages."""
+    frame = sys._getframe(2)  # noqa: SLF001 - inspect would read the source
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _codec(what: str, form: Any, *, validate: bool) -> Codec[Any]:
@@ -226,7 +236,8 @@ class Task(Generic[P, R]):
 
     ``retention`` is how long a finished job stays in history; ``timeout_s`` bounds one attempt;
     ``priority``: higher runs first. ``is_sync`` handlers run in threads. ``waits`` are the changes
-    that its handler waits for (`ctx.wait_for_change`).
+    that its handler waits for (`ctx.wait_for_change`). ``code`` is the version of the handler: a job
+    that has begun with one goes on with it, ``earlier`` is the task with the one before.
     """
 
     definition: TaskDefinition[P, R]
@@ -240,6 +251,8 @@ class Task(Generic[P, R]):
     timeout_s: float | None = None
     priority: int = 0
     waits: Sequence[Trigger[Any]] = ()
+    code: str | None = None
+    earlier: Task[Any, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -247,9 +260,36 @@ class Task(Generic[P, R]):
         return self.definition.name
 
     @property
+    def defined_at(self) -> str:
+        """Where its handler is, as ``file:line``; where it is defined when that has no code."""
+        handler: Any = self.handler
+        while isinstance(handler, partial):
+            handler = handler.func
+        code = getattr(handler, "__code__", None)
+        if code is None:
+            return self.definition.defined_at
+        return f"{code.co_filename}:{code.co_firstlineno}"
+
+    @property
     def queue(self) -> str:
         """The queue its jobs wait in."""
         return self.definition.queue
+
+    @cached_property
+    def codes(self) -> frozenset[str | None]:
+        """The versions of its handler that are there."""
+        return frozenset({self.code}) | (self.earlier.codes if self.earlier else frozenset())
+
+    def variant(self, code: str | None) -> Task[P, R] | None:
+        """Return the task with the handler of this version; None when there is none.
+
+        What began before there were versions goes on with the newest, unless the handler of that
+        time is still there.
+        """
+        task: Task[Any, Any] | None = self
+        while task is not None and task.code != code:
+            task = task.earlier
+        return self if task is None and code is None else task
 
     @cached_property
     def awaitable(self) -> frozenset[str]:

@@ -25,7 +25,7 @@ from conductor.connections import Connections
 from conductor.contract import INTERNAL_QUEUE
 from conductor.cron import next_fire
 from conductor.definitions import EventDefinition, Task
-from conductor.errors import CaptureTimeout, RegistrationRefused, UnknownTable
+from conductor.errors import CaptureTimeout, ConductorError, RegistrationRefused, UnknownTable
 from conductor.matching import ChangeFilter, EventFilter
 from conductor.rows import TableName, adopt
 from conductor.store.registration import (
@@ -74,6 +74,10 @@ class Registration:
             for trigger in (*task.triggers, *task.waits)
             if isinstance(trigger, OnChange)
         ]
+
+    def defined_at(self, task: str) -> str:
+        """Return where the handler of a task is."""
+        return next(found.defined_at for found in self.tasks if found.name == task)
 
     @property
     def models_to_resolve(self) -> dict[type[BaseModel], str]:
@@ -223,13 +227,19 @@ async def _check_tables(store: RegistrationStore, registration: Registration) ->
         check_schema(task, change)
     if not changes or await store.source_is_elsewhere(DEFAULT_SOURCE):
         return  # the sidecar checks them where they are
-    facts = await store.describe_tables(sorted({(c.schema, c.table) for _, c in changes}))
+    wanted = {(change.schema, change.table) for _, change in changes}
+    facts = await store.describe_tables(sorted(wanted))
+    known = await store.table_names() if wanted - facts.keys() else []
     for task, change in changes:
         table = facts.get((change.schema, change.table))
-        if table is None:
-            name, known = f"{change.schema}.{change.table}", await store.table_names()
-            raise UnknownTable(name, known, where=f"(task {task!r})")
-        check_change(task, change, table)
+        try:
+            if table is None:
+                name = f"{change.schema}.{change.table}"
+                raise UnknownTable(name, known, where=f"(task {task!r})")
+            check_change(task, change, table)
+        except ConductorError as error:
+            error.hint = f"{error.hint} The handler is at {registration.defined_at(task)}."
+            raise
 
 
 async def _write(store: RegistrationStore, registration: Registration) -> None:

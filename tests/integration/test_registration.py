@@ -287,6 +287,10 @@ async def test_what_cannot_be_captured_is_refused_whole(
         await register(queue.connections, registration(fine, task("greet", trigger)))
     assert hint in refused.value.hint
     assert "greet" in str(refused.value)
+    if trigger.table.schema != "conductor":
+        assert (
+            f"The handler is at {__file__}:{handle.__code__.co_firstlineno}." in refused.value.hint
+        )
     assert await queue.rows("select * from conductor.tasks") == []
 
 

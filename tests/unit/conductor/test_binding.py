@@ -142,14 +142,28 @@ def test_triggers_that_clash_are_refused(triggers: Any, message: str) -> None:
 def test_one_name_has_one_definition_and_one_handler() -> None:
     conductor = client()
     conductor.task(greet)(handler)
-    with pytest.raises(DefinitionInvalid, match="has a handler already"):
+    with pytest.raises(
+        DefinitionInvalid, match=r"has a handler already, at .*test_binding\.py:\d+$"
+    ):
         conductor.task(greet)(handler)
-    with pytest.raises(DefinitionInvalid, match="task 'greet' is defined twice"):
+    with pytest.raises(DefinitionInvalid, match="task 'greet' is defined twice, at ") as twice:
         Conductor(DSN, tasks=[greet, define_task("greet")])
-    with pytest.raises(DefinitionInvalid, match="event 'greeted' is defined twice"):
+    assert str(twice.value).count("test_binding.py:") == 2
+    with pytest.raises(DefinitionInvalid, match=r"event 'greeted' is defined twice, at .* and "):
         client().task("t", OnEvent(define_event("greeted")))(handler)
     with pytest.raises(DefinitionInvalid, match="does not define task"):
         Conductor(DSN, tasks=[greeted])  # type: ignore[list-item]  # the point of the test
+
+
+def test_a_handler_can_be_found() -> None:
+    class Callable:
+        async def __call__(self, event: object, ctx: object) -> None: ...
+
+    line = handler.__code__.co_firstlineno
+    for bound in (handler, partial(handler)):
+        assert client().task(greet)(bound).defined_at == f"{__file__}:{line}"
+    assert client().task(greet)(Callable()).defined_at == greet.defined_at
+    assert greet.defined_at.startswith(f"{__file__}:")
 
 
 def test_definitions_may_be_a_module() -> None:
