@@ -17,11 +17,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
-from cdc.errors import UndecodableMessage
+from cdc.errors import RelationUnknown, UndecodableMessage
 from cdc.marker import PREFIX, Marker, decode_marker
 from cdc.progress import Progress
+from cdc.relations import describe_shape
 from cdc.routing import DeadLetter, Routed, Router
 from cdc.sink import DURABLE_EVERY_S, Batch, Sink, Stamp
 from cdc.transactions import TransactionReader
@@ -39,9 +40,11 @@ from cdc.wire.messages import (
 from conductor.matching import Subscription
 
 PENDING_LIMIT_BYTES: Final = 4 << 20
-"""Stream held in memory as jobs: beyond it the reader waits for the writer."""
+"""Jobs and dead letters held in memory: beyond it the reader waits for the writer."""
 
 READ_FRAMES: Final = 1024
+READ_BYTES: Final = 256 << 10
+_OVERHEAD_BYTES: Final = 128  # of the objects that hold a job
 BURST_END_S: Final = 0.02
 HINT_EVERY_S: Final = 0.005
 STATUS_EVERY_S: Final = 1.0
@@ -50,10 +53,10 @@ STATUS_EVERY_S: Final = 1.0
 class Stream(Protocol):
     """What the pump needs of a replication stream."""
 
-    async def read(self, limit: int) -> list[bytes]:
+    async def read(self, limit: int, limit_bytes: int) -> list[bytes]:
         """Return up to `limit` CopyData payloads: those that are there, at least one.
 
-        Lets the event loop run once in any case.
+        No more once they have `limit_bytes`. Lets the event loop run once in any case.
         """
 
     async def send_status(
@@ -104,6 +107,7 @@ class PipelineMetrics(Protocol):
 
 
 _head_of = attrgetter("head")
+_payload_of = attrgetter("payload")
 _ROW_CHANGES: Final = (Insert, Update, Delete)
 
 
@@ -197,7 +201,7 @@ class Pipeline:
 
     async def _read(self) -> None:
         while True:
-            rest = iter(await self._stream.read(READ_FRAMES))
+            rest = iter(await self._stream.read(READ_FRAMES, READ_BYTES))
             if self._subscriptions.revision != self._revision:
                 self._renew()
             while (marker := self._take(rest)) is not None:
@@ -219,7 +223,7 @@ class Pipeline:
         feed, reader, pending = self._reader.feed, self._reader, self._pending
         routed, route = pending.routed, self._router.route
         relation_of = reader.relations.get
-        done, size_bytes = len(routed.specs) + len(routed.waits), 0
+        done, size_bytes = routed.lengths, 0
         kinds: Counter[type] = Counter()
         marker: Marker | None = None
         for frame in frames:
@@ -247,8 +251,7 @@ class Pipeline:
                 marker = self._take_rare(event, payload)
                 if marker is not None:
                     break
-        if len(routed.specs) + len(routed.waits) > done:
-            pending.size_bytes += size_bytes
+        pending.size_bytes += _held_bytes(routed, done)
         self._metrics.read(kinds, size_bytes, routed.unmatched)
         routed.unmatched = 0
         return marker
@@ -300,14 +303,23 @@ class Pipeline:
                 commit_lsn=error.commit_lsn,
                 ordinal=error.ordinal,
                 subscription=None,
-                relation=None if error.relation_oid is None else {"oid": error.relation_oid},
+                relation=self._describe(error.relation_oid),
                 error=str(error),
                 raw=payload,
+                commit_time_us=self._reader.commit_time_us if self._reader.in_transaction else 0,
             )
         )
         if not self._reader.in_transaction:  # a message that stands alone ends at its own LSN
             self._progress.received(error.commit_lsn)
             self._cut_at(error.commit_lsn)
+
+    def _describe(self, relation_oid: int | None) -> dict[str, Any] | None:
+        if relation_oid is None:
+            return None
+        try:
+            return describe_shape(self._reader.relations.get(relation_oid))
+        except RelationUnknown:
+            return {"oid": relation_oid}
 
     def _note_keepalive(self, frame: bytes) -> None:
         keepalive = parse_frame(frame)
@@ -437,8 +449,7 @@ class Pipeline:
             routed.dead_letters[pending.dead_cut :],
             routed.waits[pending.wait_cut :],
         )
-        share = len(rest.specs) / (len(routed.specs) or 1)
-        self._pending = _Pending(rest, size_bytes=int(pending.size_bytes * share))
+        self._pending = _Pending(rest, size_bytes=_held_bytes(rest, (0, 0, 0)))
         batch = Batch(
             routed.specs[: pending.cut],
             routed.dead_letters[: pending.dead_cut],
@@ -475,3 +486,15 @@ class Pipeline:
             acknowledged=acknowledged,
             server=max(self._server_lsn, received),
         )
+
+
+def _held_bytes(routed: Routed, since: tuple[int, int, int]) -> int:
+    """Return about how much memory is held by what was routed after the lengths `since`."""
+    specs, letters, waits = since
+    jobs = routed.specs[specs:]
+    jobs += (spec for _, spec in routed.waits[waits:])
+    size = sum(map(len, map(_payload_of, jobs))) + _OVERHEAD_BYTES * len(jobs)
+    if len(routed.dead_letters) > letters:
+        for letter in routed.dead_letters[letters:]:
+            size += len(letter.raw) + len(letter.error) + 2 * _OVERHEAD_BYTES
+    return size

@@ -477,12 +477,14 @@ RELEASE_SAVEPOINT: Final = sql.SQL("release savepoint chunk")
 
 INSERT_DEAD_LETTERS: Final = sql.SQL("""
     insert into conductor.dead_letters (
-        slot, generation, commit_lsn, ordinal, subscription, relation, error, raw)
-    select %(slot)s, %(generation)s, l.commit_lsn, l.ordinal, l.subscription, l.relation, l.error,
-        l.raw
-    from unnest(%(commit_lsns)s::pg_lsn[], %(ordinals)s::bigint[], %(subscriptions)s::bigint[],
-        %(relations)s::text[]::json[], %(errors)s::text[], %(raws)s::bytea[])
-        as l (commit_lsn, ordinal, subscription, relation, error, raw)
+        slot, generation, commit_lsn, committed_at, ordinal, subscription, relation, error, raw)
+    select %(slot)s, %(generation)s, l.commit_lsn,
+        timestamptz 'epoch' + nullif(l.commit_time_us, 0) * interval '1 microsecond',
+        l.ordinal, l.subscription, l.relation, l.error, l.raw
+    from unnest(%(commit_lsns)s::pg_lsn[], %(commit_times_us)s::bigint[], %(ordinals)s::bigint[],
+        %(subscriptions)s::bigint[], %(relations)s::text[]::json[], %(errors)s::text[],
+        %(raws)s::bytea[])
+        as l (commit_lsn, commit_time_us, ordinal, subscription, relation, error, raw)
 """)
 
 STAMP_START: Final = sql.SQL("""

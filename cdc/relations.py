@@ -4,12 +4,13 @@ A cache lives as long as one session with the server: it describes a table once 
 again after a change. The catalog is never asked: it may be newer than the rows in the stream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cdc.errors import RelationUnknown
 from cdc.values import Converter, RowConverter, converter_for, row_converter
-from cdc.wire.messages import Relation, Type
+from cdc.wire.messages import Column, Relation, Type
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +18,9 @@ class RelationShape:
     """A table as of one point of the stream, with what its rows need precompiled.
 
     `schema` is never empty (pg_catalog is spelled out); `key_indexes` are the replica identity's
-    columns, in the table's order; `converters` turn single values into JSON and `fragments` turns a
-    whole row; `revision` is unique in its cache and grows with every change.
+    columns, in the table's order; `types` are those that the stream had to name; `converters` turn
+    single values into JSON and `fragments` turns a whole row; `revision` is unique in its cache and
+    grows with every change.
     """
 
     oid: int
@@ -28,6 +30,7 @@ class RelationShape:
     column_names: tuple[str, ...]
     type_oids: tuple[int, ...]
     key_indexes: tuple[int, ...]
+    types: tuple[Type, ...]
     converters: tuple[Converter, ...]
     fragments: RowConverter
     revision: int
@@ -55,13 +58,15 @@ class RelationCache:
         if isinstance(message, Type):
             self._types[message.oid] = message
             return
-        converters = tuple(converter_for(c.type_oid, self._types) for c in message.columns)
+        oids = [column.type_oid for column in message.columns]
+        converters = tuple(converter_for(oid, self._types) for oid in oids)
         known = self._shapes.get(message.oid)
         if known and known.converters == converters and self._relations[message.oid] == message:
             return
         self.revision += 1
         self._relations[message.oid] = message
-        self._shapes[message.oid] = _shape(message, converters, self.revision)
+        types = tuple(self._types[oid] for oid in sorted(set(oids)) if oid in self._types)
+        self._shapes[message.oid] = _shape(message, types, converters, self.revision)
 
     @property
     def oids(self) -> list[int]:
@@ -76,7 +81,42 @@ class RelationCache:
             raise RelationUnknown(relation_oid) from None
 
 
-def _shape(relation: Relation, converters: Sequence[Converter], revision: int) -> RelationShape:
+def describe_shape(shape: RelationShape) -> dict[str, Any]:
+    """Return a shape as JSON values, to be kept with its rows; `read_shape` is the way back."""
+    columns = [
+        {"name": name, "type_oid": oid, "is_key": index in shape.key_indexes}
+        for index, (name, oid) in enumerate(zip(shape.column_names, shape.type_oids, strict=True))
+    ]
+    return {
+        "schema": shape.schema,
+        "table": shape.name,
+        "oid": shape.oid,
+        "replica_identity": shape.replica_identity,
+        "columns": columns,
+        "types": [{"oid": t.oid, "schema": t.schema, "name": t.name} for t in shape.types],
+    }
+
+
+def read_shape(description: Mapping[str, Any]) -> RelationShape:
+    """Build a shape from what `describe_shape` returned. Raises `RelationUnknown` for less."""
+    cache, oid = RelationCache(), int(description.get("oid", 0))
+    try:
+        for described in description["types"]:
+            cache.apply(Type(described["oid"], described["schema"], described["name"]))
+        columns = tuple(
+            Column(column["name"], column["type_oid"], -1, column["is_key"])
+            for column in description["columns"]
+        )
+        schema, table = description["schema"], description["table"]
+        cache.apply(Relation(oid, schema, table, description["replica_identity"], columns))
+    except KeyError:
+        raise RelationUnknown(oid) from None
+    return cache.get(oid)
+
+
+def _shape(
+    relation: Relation, types: tuple[Type, ...], converters: Sequence[Converter], revision: int
+) -> RelationShape:
     columns = relation.columns
     return RelationShape(
         oid=relation.oid,
@@ -86,6 +126,7 @@ def _shape(relation: Relation, converters: Sequence[Converter], revision: int) -
         column_names=tuple(column.name for column in columns),
         type_oids=tuple(column.type_oid for column in columns),
         key_indexes=tuple(i for i, column in enumerate(columns) if column.is_key),
+        types=types,
         converters=tuple(converters),
         fragments=row_converter(converters),
         revision=revision,

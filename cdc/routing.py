@@ -20,7 +20,7 @@ from typing import Any, Final
 import orjson
 
 from cdc.errors import ProtocolError, ValueUndecodable
-from cdc.relations import RelationShape
+from cdc.relations import RelationShape, describe_shape
 from cdc.wire.messages import (
     UNCHANGED,
     Delete,
@@ -56,6 +56,7 @@ class DeadLetter:
     relation: dict[str, Any] | None
     error: str
     raw: bytes
+    commit_time_us: int = 0  # 0: unknown
 
 
 @dataclass(slots=True)
@@ -68,6 +69,11 @@ class Routed:
     """What jobs may wait for, with its topic: like a job's specification, but it becomes none."""
 
     unmatched: int = 0
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """How many specs, dead letters and waits there are."""
+        return len(self.specs), len(self.dead_letters), len(self.waits)
 
 
 class Router:
@@ -83,7 +89,9 @@ class Router:
         self._queues: dict[bytes, str] = {}
         self._topics: dict[bytes, str] = {}
         self._plans: dict[int, _TablePlan] = {}
+        self._described: tuple[RelationShape, dict[str, Any]] | None = None
         self._commit_lsn = 0
+        self._commit_time_us = 0
         self._position = b""
         self._suffix = b""
         self._second = -1  # many transactions commit within one second: format it once
@@ -123,6 +131,7 @@ class Router:
     def begin(self, commit_lsn: int, commit_time_us: int) -> None:
         """Start on the changes of the transaction that committed here."""
         self._commit_lsn = commit_lsn
+        self._commit_time_us = commit_time_us
         self._position = encode_position(self._generation, commit_lsn)
         second, microsecond = divmod(commit_time_us, 1_000_000)
         if second != self._second:
@@ -257,13 +266,16 @@ class Router:
     def _dead_letter(
         self, route: "_Route", shape: RelationShape, ordinal: int, raw: bytes, error: Exception
     ) -> DeadLetter:
+        if self._described is None or self._described[0] is not shape:
+            self._described = shape, describe_shape(shape)
         return DeadLetter(
             self._commit_lsn,
             ordinal,
             route.subscription,
-            _describe(shape),
+            self._described[1],  # one for all of a table: a bad filter may refuse millions of rows
             f"{type(error).__name__}: {error}",
             raw,
+            self._commit_time_us,
         )
 
     def _plan(self, shape: RelationShape) -> "_TablePlan":
@@ -536,14 +548,6 @@ def _selector(indexes: Sequence[int], width: int) -> Callable[[Any], tuple[Any, 
     if len(indexes) > 1:
         return itemgetter(*indexes)
     return lambda fragments: tuple(fragments[i] for i in indexes)
-
-
-def _describe(shape: RelationShape) -> dict[str, Any]:
-    columns = [
-        {"name": name, "type_oid": oid}
-        for name, oid in zip(shape.column_names, shape.type_oids, strict=True)
-    ]
-    return {"schema": shape.schema, "table": shape.name, "oid": shape.oid, "columns": columns}
 
 
 def _bool(value: bool) -> bytes:  # noqa: FBT001 - a JSON literal

@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 import psycopg
+from psycopg.rows import tuple_row
 
 from cdc import queries
 from cdc.errors import FenceLost, QueueUnavailable, SinkError
@@ -29,6 +30,7 @@ from conductor.matching import matched_values
 
 DURABLE_EVERY_S = 0.2
 _TAKEOVER_TIMEOUT_MS = 3_000
+_REFUSALS = ("22", "23", "54")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,6 @@ class Sink:
         self._connection = connection
         self._slot = slot
         self._run_at_us: int | None = None  # not None: a transaction is open
-        self._is_first_piece = True
         self._waiting: set[int] = set()  # jobs that word was left for
         self._durable_at_s = time.monotonic()
 
@@ -98,10 +99,12 @@ class Sink:
         try:
             async with _queue_errors():
                 await _end_previous(connection, slot, name)
+                await connection.execute(queries.BEGIN_DURABLE)
                 cursor = await connection.execute(
                     queries.RAISE_EPOCH, {"slot": slot, "leader": leader}
                 )
                 row = await cursor.fetchone()
+                await connection.execute(queries.COMMIT)
                 await connection.execute(queries.SINK_SETTINGS)
         except BaseException:
             await connection.close()
@@ -136,14 +139,18 @@ class Sink:
         `QueueUnavailable` or `SinkError`: then nothing of the open transaction is left, and the
         sink is of no more use.
         """
+        alone = batch.end_lsn is not None and not self.is_open
         async with _queue_errors():
             await self._begin()
             if batch.specs:
-                await self._copy(batch.specs, batch)
+                await self._copy(batch.specs, batch, alone=alone)
             if batch.dead_letters:
-                await self._insert_dead_letters(batch.dead_letters)
+                generation = self.position.generation
+                await insert_dead_letters(
+                    self._connection, self._slot, generation, batch.dead_letters
+                )
             if batch.waits:
-                await self._leave_word(batch.waits)
+                self._waiting |= await leave_word(self._connection, batch.waits)
             for stamp in batch.stamps:
                 await self._stamp(stamp)
             if batch.end_lsn is not None:
@@ -205,18 +212,18 @@ class Sink:
             row = await cursor.fetchone()
             self._run_at_us = int(str(row[0])) if row else 0
 
-    async def _copy(self, specs: Sequence[JobSpec], batch: Batch) -> None:
+    async def _copy(self, specs: Sequence[JobSpec], batch: Batch, *, alone: bool) -> None:
         """COPY the jobs; when the server refuses one of them, find it and set it aside.
 
-        Only then are savepoints needed, unless the transaction already holds earlier pieces.
+        Only then are savepoints needed, unless the transaction holds other pieces (not `alone`).
         """
-        alone = batch.end_lsn is not None and self._is_first_piece
-        self._is_first_piece = batch.end_lsn is not None
         if not alone:
             await self._connection.execute(queries.SAVEPOINT)
         try:
             await self._copy_rows(specs)
-        except psycopg.DataError:
+        except psycopg.Error as error:
+            if not _is_refusal(error):
+                raise
             if alone:
                 await self._connection.rollback()
                 self._run_at_us = None
@@ -226,16 +233,16 @@ class Sink:
             await self._copy_around_refused(specs, batch)
 
     async def _copy_rows(self, specs: Sequence[JobSpec]) -> None:
-        rows = encode_copy_rows(specs, self._run_at_us or 0)
-        async with self._connection.cursor().copy(queries.COPY_JOBS) as copy:
-            await copy.write(COPY_HEADER + rows + COPY_TRAILER)
+        await copy_jobs(self._connection, specs, self._run_at_us or 0)
 
     async def _copy_around_refused(self, specs: Sequence[JobSpec], batch: Batch) -> None:
         """Halve until the refused jobs stand alone: they become dead letters, the rest jobs."""
         await self._connection.execute(queries.SAVEPOINT)
         try:
             await self._copy_rows(specs)
-        except psycopg.DataError as error:
+        except psycopg.Error as error:
+            if not _is_refusal(error):
+                raise
             await self._connection.execute(queries.ROLLBACK_TO_SAVEPOINT)
             if len(specs) == 1:
                 batch.dead_letters.append(_refused(specs[0], error))
@@ -245,45 +252,6 @@ class Sink:
             await self._copy_around_refused(specs[middle:], batch)
         else:
             await self._connection.execute(queries.RELEASE_SAVEPOINT)
-
-    async def _leave_word(self, waits: Sequence[tuple[str, JobSpec]]) -> None:
-        """Tell who waits for these changes. Who waits is read here, after they were received."""
-        topics = sorted({topic for topic, _ in waits})
-        cursor = await self._connection.execute(queries.WAIT_FIELDS, {"topics": topics})
-        known = [(str(topic), str(fields)) for topic, fields in await cursor.fetchall()]
-        probes = [
-            (topic, fields, matched, str(Lsn(int.from_bytes(spec.position[-8:], "big"))), payload)
-            for topic, spec in waits
-            for of, fields in known
-            if of == topic
-            and (matched := matched_values(fields, _row_of(spec.payload))) is not None
-            and (payload := spec.payload.decode())
-        ]
-        if probes:
-            names = ("topics", "fields", "matched", "lsns", "payloads")
-            columns = [list(column) for column in zip(*probes, strict=True)]
-            cursor = await self._connection.execute(
-                queries.ADD_WAKEUPS, dict(zip(names, columns, strict=True))
-            )
-            self._waiting.update(int(str(job)) for (job,) in await cursor.fetchall())
-
-    async def _insert_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
-        await self._connection.execute(
-            queries.INSERT_DEAD_LETTERS,
-            {
-                "slot": self._slot,
-                "generation": self.position.generation,
-                "commit_lsns": [str(Lsn(letter.commit_lsn)) for letter in letters],
-                "ordinals": [letter.ordinal for letter in letters],
-                "subscriptions": [letter.subscription for letter in letters],
-                "relations": [
-                    None if letter.relation is None else json.dumps(letter.relation)
-                    for letter in letters
-                ],
-                "errors": [letter.error for letter in letters],
-                "raws": [letter.raw for letter in letters],
-            },
-        )
 
     async def _stamp(self, stamp: Stamp) -> None:
         lsn = str(Lsn(stamp.commit_lsn))
@@ -323,6 +291,68 @@ class Sink:
             )
 
 
+async def copy_jobs(
+    connection: psycopg.AsyncConnection[Any], specs: Sequence[JobSpec], run_at_us: int
+) -> None:
+    """COPY jobs, due at `run_at_us` (Unix time). Raises the driver's DataError for one refused."""
+    rows = encode_copy_rows(specs, run_at_us)
+    async with connection.cursor().copy(queries.COPY_JOBS) as copy:
+        await copy.write(COPY_HEADER + rows + COPY_TRAILER)
+
+
+async def leave_word(
+    connection: psycopg.AsyncConnection[Any], waits: Sequence[tuple[str, JobSpec]]
+) -> set[int]:
+    """Tell who waits for these changes; return the jobs that are to be woken after the commit.
+
+    Who waits is read here, after the changes were received.
+    """
+    cursor = connection.cursor(row_factory=tuple_row)
+    topics = sorted({topic for topic, _ in waits})
+    await cursor.execute(queries.WAIT_FIELDS, {"topics": topics})
+    known = [(str(topic), str(fields)) for topic, fields in await cursor.fetchall()]
+    probes = [
+        (topic, fields, matched, str(Lsn(int.from_bytes(spec.position[-8:], "big"))), payload)
+        for topic, spec in waits
+        for of, fields in known
+        if of == topic
+        and (matched := matched_values(fields, _row_of(spec.payload))) is not None
+        and (payload := spec.payload.decode())
+    ]
+    if not probes:
+        return set()
+    names = ("topics", "fields", "matched", "lsns", "payloads")
+    columns = [list(column) for column in zip(*probes, strict=True)]
+    await cursor.execute(queries.ADD_WAKEUPS, dict(zip(names, columns, strict=True)))
+    return {int(str(job)) for (job,) in await cursor.fetchall()}
+
+
+async def insert_dead_letters(
+    connection: psycopg.AsyncConnection[Any],
+    slot: str,
+    generation: int,
+    letters: Sequence[DeadLetter],
+) -> None:
+    """Store what could not become a job."""
+    await connection.execute(
+        queries.INSERT_DEAD_LETTERS,
+        {
+            "slot": slot,
+            "generation": generation,
+            "commit_lsns": [str(Lsn(letter.commit_lsn)) for letter in letters],
+            "commit_times_us": [letter.commit_time_us for letter in letters],
+            "ordinals": [letter.ordinal for letter in letters],
+            "subscriptions": [letter.subscription for letter in letters],
+            "relations": [
+                None if letter.relation is None else json.dumps(letter.relation)
+                for letter in letters
+            ],
+            "errors": [letter.error for letter in letters],
+            "raws": [letter.raw for letter in letters],
+        },
+    )
+
+
 async def _end_previous(
     connection: psycopg.AsyncConnection[tuple[object, ...]], slot: str, name: str
 ) -> None:
@@ -342,6 +372,16 @@ def _row_of(payload: bytes) -> Any:
     return change.get("new") or change.get("old")
 
 
+def _is_refusal(error: psycopg.Error) -> bool:
+    """Tell whether the server refused what it was given, rather than being in trouble itself.
+
+    By SQLSTATE: bad data (22), a constraint (23), too complex or too large (54, and XX000 for an
+    allocation beyond 1 GB).
+    """
+    state = error.sqlstate or ""
+    return state[:2] in _REFUSALS or state == "XX000"
+
+
 def _refused(spec: JobSpec, error: psycopg.Error) -> DeadLetter:
     """Describe a job that the queue database would not take. Its payload is kept whole."""
     return DeadLetter(
@@ -349,9 +389,14 @@ def _refused(spec: JobSpec, error: psycopg.Error) -> DeadLetter:
         ordinal=spec.ordinal,
         subscription=int.from_bytes(spec.head[-8:], "big"),
         relation=None,
-        error=f"refused by the queue database: {error.diag.message_primary or error}",
+        error=describe_refusal(error),
         raw=spec.payload,
     )
+
+
+def describe_refusal(error: psycopg.Error) -> str:
+    """Say why the queue database would not take a job."""
+    return f"refused by the queue database: {error.diag.message_primary or error}"
 
 
 @asynccontextmanager

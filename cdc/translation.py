@@ -56,11 +56,11 @@ class TranslatedStream:
         self._metrics = metrics
         self._forgotten_s = time.monotonic()
 
-    async def read(self, limit: int) -> list[bytes]:
+    async def read(self, limit: int, limit_bytes: int) -> list[bytes]:
         """Return pgoutput's CopyData payloads, at least one (errors: `ReplicationStream.read`)."""
         translated: list[bytes] = []
         while not translated:
-            frames = await self._stream.read(limit)
+            frames = await self._stream.read(limit, limit_bytes)
             self._forget_now_and_then()
             for frame in frames:
                 if frame[0] == XLOG_DATA:

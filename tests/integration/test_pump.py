@@ -32,7 +32,7 @@ class FedStream:
         for message in messages:
             self.frames.put_nowait(b"w" + bytes(24) + encode(message))
 
-    async def read(self, limit: int) -> list[bytes]:
+    async def read(self, limit: int, limit_bytes: int) -> list[bytes]:  # noqa: ARG002 - protocol
         await asyncio.sleep(0)
         frames = [await self.frames.get()]
         while not self.frames.empty() and len(frames) < limit:
@@ -117,13 +117,13 @@ def count(database: ScratchDatabase) -> int:
 async def test_a_commit_that_comes_alone_ends_a_large_transaction(
     migrated: ScratchDatabase,
 ) -> None:
-    stream = FedStream()
-    row = Insert(OID, [b"1" * 1000])
-    rows = PENDING_LIMIT_BYTES // len(encode(row)) + 1
+    stream, rows = FedStream(), 0
     async with pumping(migrated, stream, Book()) as pipeline:
-        stream.send(Begin(0x100, 0, 1), RELATION, *[row] * rows)
-        await eventually(lambda: pipeline._sink.is_open, "the first piece")
-        await eventually(lambda: not pipeline._pending.routed.specs, "nothing left to write")
+        stream.send(Begin(0x100, 0, 1), RELATION)
+        while not pipeline._sink.is_open or pipeline._pending.routed.specs:
+            stream.send(*[Insert(OID, [b"1" * 1000])] * 100)
+            rows += 100
+            await eventually(stream.frames.empty, "the reader")
         stream.send(Commit(0, 0x100, 0x108, 0))
         await eventually(lambda: count(migrated) == rows, "the commit")
         await eventually(lambda: stream.flushed_lsn == 0x108, "its acknowledgement")
@@ -180,3 +180,20 @@ async def test_a_broken_row_is_set_aside_and_the_rest_goes_on(migrated: ScratchD
     assert [(r["commit_lsn"], r["ordinal"], r["raw"]) for r in letters] == [
         ("0/100", 0, encode(row)[:-1])
     ]
+
+
+async def test_dead_letters_are_written_before_they_fill_the_memory(
+    migrated: ScratchDatabase,
+) -> None:
+    stream = FedStream()
+    broken = b"w" + bytes(24) + encode(Insert(OID, [b"1" * 1000]))[:-1]
+    rows = 2 * PENDING_LIMIT_BYTES // len(broken)
+    async with pumping(migrated, stream, Book()) as pipeline:
+        stream.send(Begin(0x100, 0, 1), RELATION)
+        for _ in range(rows):
+            stream.frames.put_nowait(broken)
+        await eventually(lambda: pipeline._sink.is_open, "the first piece")
+        stream.send(Insert(OID, [b"{"]), Insert(OID, [b"7"]), Commit(0, 0x100, 0x108, 0))
+        await eventually(lambda: count(migrated) == 1, "the good row")
+    letters = value(migrated.dsn, "select count(*) from conductor.dead_letters")
+    assert letters == rows + 1  # and the one that the queue refused, beside the earlier piece

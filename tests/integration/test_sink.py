@@ -13,7 +13,8 @@ from cdc.errors import FenceLost, QueueUnavailable
 from cdc.routing import DeadLetter
 from cdc.sink import Batch, Sink, Stamp
 from conductor.contract import JobSpec, encode_head, encode_position
-from tests.servers import ScratchDatabase
+from conductor.migrations import migrate
+from tests.servers import ScratchDatabase, StartServer
 
 pytestmark = pytest.mark.anyio
 
@@ -170,6 +171,39 @@ async def test_a_job_that_the_database_refuses_is_set_aside(
     )
     assert [row[:6] for row in letters] == [(SLOT, 1, "0/100", 5, 9, b"{broken")]
     assert "json" in letters[0][6]
+
+
+async def test_json_too_deep_for_the_queue_is_set_aside(sinks: Any, query: Any) -> None:
+    sink = await sinks()
+    deep = b"[" * 200_000 + b"]" * 200_000
+    await sink.write(Batch([job(0), job(1, deep), job(2)], end_lsn=0x200))
+    assert query("select source_ordinal from conductor.jobs order by 1") == [(0,), (2,)]
+    assert query("select ordinal, raw from conductor.dead_letters") == [(1, deep)]
+
+
+async def test_a_new_leader_makes_durable_what_it_may_acknowledge(
+    start_server: StartServer,
+) -> None:
+    server = start_server(settings={"wal_writer_delay": "10s", "synchronous_commit": "off"})
+    migrate(server.dsn())
+
+    def flushed(lsn: str) -> bool:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            row = connection.execute("select pg_current_wal_flush_lsn() >= %s::pg_lsn", [lsn])
+            return row.fetchone() == (True,)
+
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(
+            "insert into conductor.progress (slot, state, routed_lsn)"
+            " values (%s, 'streaming', '0/200')",
+            [SLOT],
+        )
+        (lsn,) = connection.execute("select pg_current_wal_insert_lsn()::text").fetchone() or ("",)
+    assert not flushed(lsn)
+    sink = await Sink.open(server.dsn(), SLOT, leader="test:1")
+    assert sink.position.acknowledged_lsn == 0x200
+    assert flushed(lsn)
+    await sink.close()
 
 
 async def test_dead_letters_and_stamps_commit_with_the_position(sinks: Any, query: Any) -> None:

@@ -50,6 +50,7 @@ create table conductor.jobs (
     task text collate "C" not null,
     app text collate "C",               -- the application and version that routed it
     version text collate "C",
+    code text collate "C",              -- the version of its task's handler that it has begun with
     key text collate "C",               -- ordering and concurrency key
     dedupe_key text collate "C",
     payload json not null,              -- json, not jsonb: stored as sent, parsed by the worker
@@ -299,9 +300,10 @@ create table conductor.dead_letters (
     slot text collate "C" not null,
     generation bigint not null,
     commit_lsn pg_lsn not null,
+    committed_at timestamptz,
     ordinal bigint not null,
-    subscription bigint,
-    relation json,                      -- schema, table and columns as the stream described them
+    subscription bigint,                -- null: nobody knows yet who wants it
+    relation json,                      -- the table as the stream described it; null: raw is a job's payload
     error text not null,
     raw bytea not null,
     created_at timestamptz not null default pg_catalog.clock_timestamp()
