@@ -4,7 +4,7 @@ A change's filter sees ``new``, ``old`` (maps of columns, null where there is no
 ``changed`` (a list of columns) and ``op``; an event's filter sees ``event``, its payload. Values
 are JSON as the router sends it: numeric and dates are strings, ``double(new.price) > 9.5`` and
 ``timestamp(new.created_at)`` convert them. An expression is compiled once and never becomes SQL.
-Pure.
+The library, which brings its own command line, is imported with the first filter. Pure.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, TypeAlias
-
-import cel
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from conductor.errors import FilterFailed, FilterInvalid, UnknownColumn, nearest
+
+if TYPE_CHECKING:
+    import cel
 
 __all__ = [
     "CHANGE_NAMES",
@@ -157,6 +158,8 @@ def compile(source: Any) -> Filter:  # noqa: A001 - as in the module re
 
 @lru_cache(_CACHED)
 def _compile(source: str) -> Filter:
+    import cel  # noqa: PLC0415 - lazy
+
     try:
         program = cel.compile(source)
     except Exception as error:
@@ -209,7 +212,7 @@ def _check_patterns(source: str, tokens: tuple[Token, ...]) -> None:
     for name, bracket, pattern in zip(tokens, tokens[1:], tokens[2:], strict=False):
         if name.text == "matches" and bracket.text == "(" and pattern.kind == "text":
             try:
-                cel.evaluate(f'"".matches({pattern.text})')
+                _evaluate(f'"".matches({pattern.text})')
             except Exception as error:
                 raise FilterInvalid(f"filter {source!r}: {_reason(error)}") from error
 
@@ -253,7 +256,13 @@ def _column(after: list[Token]) -> str | None:
 
 
 def _text(token: Token) -> str:
-    return str(cel.evaluate(token.text))
+    return str(_evaluate(token.text))
+
+
+def _evaluate(source: str) -> Any:
+    import cel  # noqa: PLC0415 - lazy
+
+    return cel.evaluate(source)
 
 
 def _tokens(source: str) -> Iterator[Token]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -108,6 +110,17 @@ def test_an_expression_is_compiled_once_and_works_in_other_threads() -> None:
     thread.start()
     thread.join()
     assert found == [True]
+
+
+def test_the_library_is_loaded_with_the_first_filter() -> None:
+    program = (
+        "import sys, conductor.triggers as t; print('cel' in sys.modules);"
+        "t.OnChange('public.users', 'insert', when='new.id > 1'); print('cel' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, text=True
+    )
+    assert done.stdout.split() == ["False", "True"]
 
 
 TEXTS = {"timestamp": "'2026-01-01T00:00:00Z'", "duration": "'1s'"}
