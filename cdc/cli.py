@@ -1,4 +1,4 @@
-"""The console script `cdc`: run, check, status, record, decode.
+"""The console script `cdc`: run, check, status, record, decode; dead.
 
 Thin: settings in, one function of the package called, its result printed. A failure that has a name
 is one line `error: …` and one line `hint: …` on standard error, and the exit code of its class;
@@ -21,8 +21,10 @@ from cdc.errors import CdcError, ConfigError
 
 if TYPE_CHECKING:
     from cdc.config import Settings
+    from cdc.letters import Outcome
 
 T = TypeVar("T")
+_EXIT_REFUSED: Final = 65
 _EXIT_BUG: Final = 70
 
 app = typer.Typer(
@@ -33,11 +35,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+dead = typer.Typer(
+    help="Changes that could not become a job: list, show, redrive, discard.", no_args_is_help=True
+)
+app.add_typer(dead, name="dead")
+
 Slot = Annotated[str | None, typer.Option("--slot", help="CDC_SLOT", show_default=False)]
 Publication = Annotated[
     str | None, typer.Option("--publication", help="CDC_PUBLICATION", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LetterIds = Annotated[
+    list[int] | None,
+    typer.Argument(metavar="ID...", help="Of `cdc dead list`.", show_default=False),
+]
 
 
 def main() -> None:
@@ -149,6 +160,84 @@ def decode(
             typer.echo(f"# {header.plugin} slot {header.slot}, PostgreSQL {header.server_version}")
         for event in replay(header, entries):
             typer.echo(render(event) if as_json else summarise(event))
+
+
+# --- dead letters -----------------------------------------------------------------------------
+
+
+@dead.command("list")
+def dead_list(
+    slot: Slot = None,
+    limit: Annotated[int, typer.Option(min=1, help="The oldest so many.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Show the changes that were set aside, the oldest first."""
+    from cdc.letters import list_letters  # noqa: PLC0415  # lazy
+
+    settings = _settings(slot=slot)
+    letters = _run(lambda: list_letters(settings, limit))
+    if as_json:
+        _print_json(letters)
+    for letter in () if as_json else letters:
+        facts = (letter["commit_lsn"], letter["task"] or "?", letter["table"] or "?")
+        typer.echo(f"{letter['id']} {' '.join(facts)} {letter['error']}")
+
+
+@dead.command("show")
+def dead_show(
+    letter: Annotated[int, typer.Argument(metavar="ID", help="Of `cdc dead list`.")],
+    slot: Slot = None,
+) -> None:
+    """Show one with its row, its table and its bytes, as JSON. It holds the row's data."""
+    from cdc.letters import show_letter  # noqa: PLC0415  # lazy
+
+    settings = _settings(slot=slot)
+    _print_json(_run(lambda: show_letter(settings, letter)))
+
+
+@dead.command("redrive")
+def dead_redrive(
+    letters: LetterIds = None,
+    slot: Slot = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every one of the slot.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Route them again, by the code of today. Ends with status 65 when one of them stays."""
+    from cdc.letters import redrive_letters  # noqa: PLC0415  # lazy
+
+    if everything == bool(letters):
+        raise typer.BadParameter("give either ID... or --all")
+    settings = _settings(slot=slot)
+    outcomes = _run(lambda: redrive_letters(settings, None if everything else letters))
+    _print_outcomes(outcomes, as_json=as_json)
+
+
+@dead.command("discard")
+def dead_discard(
+    letters: Annotated[list[int], typer.Argument(metavar="ID...", help="Of `cdc dead list`.")],
+    slot: Slot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give them up: their changes will never have a job."""
+    from cdc.letters import discard_letters  # noqa: PLC0415  # lazy
+
+    settings = _settings(slot=slot)
+    _print_outcomes(_run(lambda: discard_letters(settings, letters)), as_json=as_json)
+
+
+def _print_outcomes(outcomes: "list[Outcome]", *, as_json: bool) -> None:
+    """Print what became of each letter; exit with 65 when one is not dealt with."""
+    from dataclasses import asdict  # noqa: PLC0415  # lazy
+
+    if as_json:
+        _print_json([asdict(outcome) for outcome in outcomes])
+    else:
+        for outcome in outcomes:
+            jobs = f" {outcome.jobs}" if outcome.jobs > 1 else ""
+            why = f": {outcome.error}" if outcome.error else ""
+            typer.echo(f"{outcome.id} {outcome.result}{jobs}{why}")
+    if any(outcome.result in {"kept", "missing"} for outcome in outcomes):
+        raise typer.Exit(_EXIT_REFUSED)
 
 
 # --- what the commands share ------------------------------------------------------------------

@@ -222,7 +222,7 @@ class Sink:
         try:
             await self._copy_rows(specs)
         except psycopg.Error as error:
-            if not _is_refusal(error):
+            if not is_refusal(error):
                 raise
             if alone:
                 await self._connection.rollback()
@@ -241,7 +241,7 @@ class Sink:
         try:
             await self._copy_rows(specs)
         except psycopg.Error as error:
-            if not _is_refusal(error):
+            if not is_refusal(error):
                 raise
             await self._connection.execute(queries.ROLLBACK_TO_SAVEPOINT)
             if len(specs) == 1:
@@ -294,7 +294,7 @@ class Sink:
 async def copy_jobs(
     connection: psycopg.AsyncConnection[Any], specs: Sequence[JobSpec], run_at_us: int
 ) -> None:
-    """COPY jobs, due at `run_at_us` (Unix time). Raises the driver's DataError for one refused."""
+    """COPY jobs, due at `run_at_us` (Unix time). Raises the driver's error for one refused."""
     rows = encode_copy_rows(specs, run_at_us)
     async with connection.cursor().copy(queries.COPY_JOBS) as copy:
         await copy.write(COPY_HEADER + rows + COPY_TRAILER)
@@ -372,7 +372,7 @@ def _row_of(payload: bytes) -> Any:
     return change.get("new") or change.get("old")
 
 
-def _is_refusal(error: psycopg.Error) -> bool:
+def is_refusal(error: psycopg.Error) -> bool:
     """Tell whether the server refused what it was given, rather than being in trouble itself.
 
     By SQLSTATE: bad data (22), a constraint (23), too complex or too large (54, and XX000 for an

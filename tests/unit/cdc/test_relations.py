@@ -1,7 +1,9 @@
+import json
+
 import pytest
 
 from cdc.errors import ProtocolError, RelationUnknown
-from cdc.relations import RelationCache
+from cdc.relations import RelationCache, describe_shape, read_shape
 from cdc.wire.messages import Column, Relation, Type
 
 MOOD = 70000
@@ -69,3 +71,18 @@ def test_a_type_that_became_another_changes_the_shape() -> None:
     cache.apply(relation(("mood", MOOD)))
     assert cache.get(1).fragments([b"1"]) == [b"1"]
     assert cache.revision == 2
+
+
+def test_a_described_shape_is_read_back() -> None:
+    cache = RelationCache()
+    cache.apply(Type(MOOD, "", "int4"))
+    cache.apply(relation(("id", 20), ("mood", MOOD), ("seen", MOOD + 1)))
+    shape = cache.get(1)
+    description = json.loads(json.dumps(describe_shape(shape)))
+    again = read_shape(description)
+    assert again.fragments([b"1", b"2", b"3"]) == [b"1", b"2", b'"3"']
+    same = ("oid", "schema", "name", "replica_identity", "column_names", "type_oids", "key_indexes")
+    for name in (*same, "types", "converters"):
+        assert getattr(again, name) == getattr(shape, name)
+    with pytest.raises(RelationUnknown, match="OID 1"):
+        read_shape({"oid": 1})
