@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypedDict, overload
@@ -244,9 +245,14 @@ class Conductor(Generic[D]):
         )
 
     def _register(self, task: Task[Any, Any]) -> None:
-        if task.name in self.tasks:
-            first = self.tasks[task.name].defined_at
-            raise DefinitionInvalid(f"task {task.name!r} has a handler already, at {first}")
+        earlier = self.tasks.get(task.name)
+        if earlier is not None:
+            if task.code in earlier.codes:
+                raise DefinitionInvalid(
+                    f"task {task.name!r} has a handler already, at {earlier.defined_at}",
+                    hint='A handler of another version says so: version="2".',
+                )
+            task = replace(task, earlier=earlier)
         if self.database is not None:
             check_tables((*task.triggers, *task.waits), self.database)
         for trigger in task.triggers:

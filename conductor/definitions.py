@@ -236,8 +236,8 @@ class Task(Generic[P, R]):
 
     ``retention`` is how long a finished job stays in history; ``timeout_s`` bounds one attempt;
     ``priority``: higher runs first. ``is_sync`` handlers run in threads. ``waits`` are the changes
-    that its handler waits for (`ctx.wait_for_change`). ``code`` is the version of the handler: a job
-    that has begun with one goes on with it, ``earlier`` is the task with the one before.
+    that its handler waits for (`ctx.wait_for_change`). ``code`` is the version of the handler: a
+    job that has begun with one goes on with it; ``earlier`` is the task with the one before.
     """
 
     definition: TaskDefinition[P, R]

@@ -27,7 +27,8 @@ class JobInfo:
     ``attempt`` counts the handler's failures so far and ``crashes`` the processes that died with
     it; ``fence`` is the number of this claim. ``priority``: higher runs first. ``key`` is carried
     along for the application. ``idempotency_key`` is the same for every run of the job and, for a
-    change, for every delivery of it. ``parent`` is the job that awaits this one.
+    change, for every delivery of it. ``parent`` is the job that awaits this one,
+    ``code`` the version of the handler that it has begun with.
     """
 
     id: int
@@ -46,6 +47,7 @@ class JobInfo:
     version: str | None
     idempotency_key: str
     parent: int | None = None
+    code: str | None = None
 
 
 class JobPort(Protocol):

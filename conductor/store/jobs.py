@@ -8,6 +8,7 @@ it is missing from what comes back. Policy (which ranges, when, how often) is th
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -67,7 +68,8 @@ class Claim:
     """What to ask for: up to ``limit`` jobs of the ranges, and one suspect if any is wanted.
 
     ``look_back_s``: ranges start no later than this long ago. ``suspect_crashes``: the most crashes
-    a suspect may have; None asks for no suspect.
+    a suspect may have; None asks for no suspect. ``codes``: the versions of the tasks' handlers,
+    by task (JSON).
     """
 
     queue: str
@@ -76,6 +78,7 @@ class Claim:
     limit: int
     look_back_s: float = 0.0
     suspect_crashes: int | None = None
+    codes: str = "{}"
 
 
 @dataclass(slots=True)
@@ -83,13 +86,14 @@ class ClaimedJob:
     """A job that is this worker's now.
 
     ``waited_s``: how long it could have run before, by the database's clock; ``claimed_s``: when it
-    was received, by the monotonic one.
+    was received, by the monotonic one. ``unreadable``: why its metadata cannot be read, if so.
     """
 
     info: JobInfo
     payload: bytes
     waited_s: float
     claimed_s: float
+    unreadable: str | None = None
 
 
 @dataclass(slots=True)
@@ -337,6 +341,7 @@ def _claim_parameters(worker: int, claim: Claim) -> dict[str, Any]:
     return {
         "worker": worker,
         "queue": claim.queue,
+        "codes": claim.codes,
         "limit": claim.limit,
         "look_back": f"{claim.look_back_s} seconds",
         "tasks": TextArray([r.task for r in ranges]),
@@ -351,6 +356,7 @@ def _suspect_parameters(worker: int, claim: Claim) -> dict[str, Any]:
     return {
         "worker": worker,
         "queue": claim.queue,
+        "codes": claim.codes,
         "tasks": TextArray(claim.tasks),
         "crashes": claim.suspect_crashes,
     }
@@ -359,8 +365,9 @@ def _suspect_parameters(worker: int, claim: Claim) -> dict[str, Any]:
 def _claimed(row: Row, queue: str, now_s: float) -> ClaimedJob:
     (
         id_, task, trigger, attempt, crashes, fence, rank, key, run_at, created_at, metadata, app,
-        version, generation, lsn, ordinal, subscription, payload, started_at, parent,
+        version, generation, lsn, ordinal, subscription, payload, started_at, parent, code,
     ) = row  # fmt: skip
+    read, unreadable = (None, None) if metadata is None else _metadata(metadata)
     info = JobInfo(
         id_,
         task,
@@ -373,10 +380,27 @@ def _claimed(row: Row, queue: str, now_s: float) -> ClaimedJob:
         key,
         run_at,
         created_at,
-        None if metadata is None else loads(metadata),
+        read,
         app,
         version,
         f"job:{id_}" if lsn is None else idempotency_key(generation, lsn, ordinal, subscription),
         parent,
+        code,
     )
-    return ClaimedJob(info, payload, (started_at - run_at).total_seconds(), now_s)
+    waited_s = (started_at - run_at).total_seconds()
+    return ClaimedJob(info, payload, waited_s, now_s, unreadable)
+
+
+def _metadata(text: bytes) -> tuple[Any, str | None]:
+    r"""Return decoded metadata, or why it cannot be: the database takes more than a parser does.
+
+    ``json`` columns hold ``"\ud800"``, which orjson refuses, and any depth of nesting.
+    """
+    try:
+        return loads(text), None
+    except ValueError:
+        pass
+    try:
+        return json.loads(text), None
+    except (ValueError, RecursionError) as error:
+        return None, str(error)

@@ -159,7 +159,8 @@ class PlannedClaim:
 class Claiming:
     """When a worker claims, what, and how much."""
 
-    def __init__(self, queue: str, tasks: Iterable[str]) -> None:
+    def __init__(self, queue: str, tasks: Iterable[str], codes: str = "{}") -> None:
+        self._codes = codes
         self.polling = Polling()
         self._queue, self._tasks = queue, sorted(tasks)
         self._cursors = Cursors(self._tasks)
@@ -183,6 +184,7 @@ class Claiming:
             min(room, MAX_CLAIM),
             LOOK_BACK_S if scan is Scan.LOOK_BACK else 0.0,
             suspect_crashes if now_s >= self._suspects_due_s else None,
+            self._codes,
         )
         return PlannedClaim(claim, scan, riding)
 

@@ -8,26 +8,33 @@ module must not settle anything: it returns what is to be settled.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from random import random
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from conductor.context import Context
 from conductor.durable import Run, Services
-from conductor.errors import JobTimedOut
+from conductor.errors import JobTimedOut, PayloadInvalid
 from conductor.synchronous import Suspension, SyncContext
 from conductor.worker import outcomes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from conductor.definitions import Task
     from conductor.store.jobs import ClaimedJob, Outcome
     from conductor.worker.threads import Threads
+
+
+UNKNOWN_DELAY_S: Final = 1.0
+"""How long a job of another version of the handler is left to other workers."""
+
+_LOG: Final = logging.getLogger("conductor.worker")
 
 
 class Interruption(Enum):
@@ -62,6 +69,7 @@ class Execution(Run):
         "ended_s",
         "handle",
         "interruption",
+        "is_known",
         "job",
         "started_s",
         "task",
@@ -71,7 +79,10 @@ class Execution(Run):
     def __init__(self, job: ClaimedJob, surroundings: Surroundings) -> None:
         super().__init__(job.info, surroundings.services)
         self.job = job
-        self.task = surroundings.tasks[job.info.task]
+        newest = surroundings.tasks[job.info.task]
+        variant = newest.variant(job.info.code)
+        self.task = variant or newest
+        self.is_known = variant is not None  # else another worker has its handler
         self.awaitable = self.task.awaitable
         self.handle: asyncio.Task[None] | None = None
         self.thread: asyncio.Future[Any] | None = None
@@ -88,12 +99,17 @@ class Execution(Run):
         task, info = self.task, self.info
         if self.cancelled:
             return self._interrupted()
+        if not self.is_known:
+            _LOG.warning("job %s of task %s began with version %s", info.id, task.name, info.code)
+            return outcomes.given_back(info, delay_s=UNKNOWN_DELAY_S)
         self._begun = True
         timer = None
         if task.timeout_s is not None:
             loop = asyncio.get_running_loop()
             timer = loop.call_later(task.timeout_s, self.interrupt, Interruption.TIMED_OUT)
         try:
+            if self.job.unreadable:
+                raise PayloadInvalid(f"metadata of job {info.id}: {self.job.unreadable}")  # noqa: TRY301 - ends as the payload's do
             event = task.decode(info.trigger, self.job.payload, info)
             if task.is_sync:
                 value = await self._in_thread(event)
@@ -107,7 +123,7 @@ class Execution(Run):
         except Suspension as suspension:
             step = suspension.step
             return outcomes.suspended(info, step.wake_at, waits=step.kind != "sleep")
-        except (Exception, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - handler's
+        except BaseException as error:  # noqa: BLE001 - the handler's, whatever it is
             return self._failed(error) if self.interruption is None else self._interrupted()
         finally:
             self.ended_s = monotonic()
@@ -137,7 +153,8 @@ class Execution(Run):
     async def _in_thread(self, event: Any) -> Any:
         loop = asyncio.get_running_loop()
         context = SyncContext(self, self._surroundings.deps, loop)
-        future = self._surroundings.threads.submit(partial(self.task.handler, event, context))
+        call = partial(_call, self.task.handler, event, context)
+        future = self._surroundings.threads.submit(call)
         self.thread = asyncio.wrap_future(future)
         self.thread.add_done_callback(_retrieve)
         return await asyncio.shield(self.thread)
@@ -164,6 +181,14 @@ class Execution(Run):
                 return outcomes.suspended(info, self._wake_at, waits=self._waits)
             case _:
                 return None
+
+
+def _call(handler: Callable[[Any, Any], Any], event: Any, context: SyncContext) -> Any:
+    """Call a sync handler. A future takes no StopIteration: it would never be done."""
+    try:
+        return handler(event, context)
+    except StopIteration as error:
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

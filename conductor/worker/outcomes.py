@@ -63,9 +63,9 @@ def suspended(job: JobInfo, wake_at: datetime | None, *, waits: bool) -> Outcome
     return Rescheduled(job.id, job.fence, job.task, wake_at=wake_at, waits=waits)
 
 
-def given_back(job: JobInfo) -> Outcome:
+def given_back(job: JobInfo, delay_s: float = 0.0) -> Outcome:
     """Return the outcome of a job that is to run elsewhere, at no cost of an attempt."""
-    return Rescheduled(job.id, job.fence, job.task)
+    return Rescheduled(job.id, job.fence, job.task, delay_s=delay_s)
 
 
 def refused(outcome: Outcome, why: str) -> Outcome:
@@ -83,6 +83,14 @@ def is_final(error: BaseException) -> bool:
 
 def describe(error: BaseException, job: JobInfo) -> bytes:
     """Return an error as history keeps it: type, message, attempt, traceback, as JSON."""
+    try:
+        return _describe(error, job)
+    except BaseException as second:  # noqa: BLE001 - of the error's own __str__, say
+        why = f"cannot be shown: {type(second).__name__} while it was described"
+        return _encode({"type": type(error).__name__, "message": why, "attempt": job.attempt + 1})
+
+
+def _describe(error: BaseException, job: JobInfo) -> bytes:
     description: dict[str, Any] = {
         "type": type(error).__name__,
         "message": _text(str(error)),

@@ -136,7 +136,22 @@ class Slots:
 
     async def _occupy(self, execution: Execution) -> None:
         """Hold a slot for one run, and while a thread of it still runs."""
-        outcome = await execution.outcome()
+        outcome = None
+        try:
+            outcome = await execution.outcome()
+        finally:
+            self._end(execution, outcome)
+            thread = execution.thread
+            if thread is not None and not thread.done():
+                self._wake()
+                await asyncio.wait([thread])
+            self.busy -= 1
+            self._count += 1
+            if self.buffer:
+                self._start()
+            self._wake()
+
+    def _end(self, execution: Execution, outcome: Outcome | None) -> None:
         self.ended.append(execution)
         job = execution.info.id
         if self.running.get(job) is execution:
@@ -145,15 +160,6 @@ class Slots:
                 self.outcomes.append(outcome)
         if self._twice_crashed:
             self._twice_crashed.discard(job)
-        thread = execution.thread
-        if thread is not None and not thread.done():
-            self._wake()
-            await asyncio.wait([thread])
-        self.busy -= 1
-        self._count += 1
-        if self.buffer:
-            self._start()
-        self._wake()
 
     def _settle(self, outcome: Outcome) -> None:
         self._twice_crashed.discard(outcome.id)

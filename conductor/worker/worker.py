@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+from orjson import dumps
 
 from conductor.checkpoints import Checkpoints
 from conductor.durable import Services
@@ -114,7 +115,8 @@ class Worker:
             twice_crashed=leases.twice_crashed,
             wake=self._wake.set,
         )
-        self._claiming = Claiming(queue, tasks)
+        codes = {name: task.code for name, task in tasks.items() if task.code is not None}
+        self._claiming = Claiming(queue, tasks, dumps(codes).decode())
         self._settling = Settling(self._slots, self._instruments)
         self._upkeep = Upkeep(
             self._open(dsn, "upkeep"), queue, self._slots, lambda: self.id, self.hint_queue

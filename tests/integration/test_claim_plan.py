@@ -27,6 +27,7 @@ DOCUMENTS = JsonArray([None] * COUNT)
 CLAIM = {
     "worker": 1,
     "queue": "q",
+    "codes": "{}",
     "limit": COUNT,
     "look_back": "2 seconds",
     "tasks": TextArray(["t", "t", "t", "u"]),
@@ -67,7 +68,13 @@ STEPS = {
     "delays": NULLS,
     "wake_ats": NULLS,
 }
-SUSPECT = {"worker": 1, "queue": "q", "tasks": TextArray(["t", "u"]), "crashes": 2}
+SUSPECT = {
+    "worker": 1,
+    "queue": "q",
+    "codes": "{}",
+    "tasks": TextArray(["t", "u"]),
+    "crashes": 2,
+}
 PROMOTE = {"after": "2026-01-01 00:00:00+00", "limit": COUNT}
 RESCUE = {"worker": 1, "limit": COUNT, "max_crashes": 3}
 

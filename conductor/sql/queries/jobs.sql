@@ -6,7 +6,8 @@
 -- name: claim_jobs
 -- Claims the first %(limit)s ready jobs of the given ranges (task, rank, run_at, id, last_rank), each
 -- an exclusive start in the ready index and the last rank it covers. %(look_back)s: start no later
--- than this long ago. Nothing for a worker whose lease is gone (the share lock keeps a rescuer from
+-- than this long ago. %(codes)s: the versions of handlers, by task; a job keeps the one that it began
+-- with. Nothing for a worker whose lease is gone (the share lock keeps a rescuer from
 -- finishing under a claim) or a paused queue.
 with lease as materialized (
     select 1
@@ -43,11 +44,12 @@ claimed as materialized (
 )
 update conductor.jobs j
 set state = 'running', worker = %(worker)s, fence = j.fence + 1, woken = false,
-    started_at = conductor.now()
+    started_at = conductor.now(),
+    code = case when j.fence > 0 then j.code else %(codes)s::jsonb ->> j.task end
 where j.ctid = any (array(select c.ctid from claimed c))
 returning j.id, j.task, j.trigger::text, j.attempt, j.crashes, j.fence, j.rank, j.key, j.run_at,
     j.created_at, j.metadata, j.app, j.version, j.source_generation, j.source_lsn::text,
-    j.source_ordinal, j.subscription, j.payload, j.started_at, j.parent
+    j.source_ordinal, j.subscription, j.payload, j.started_at, j.parent, j.code
 
 -- name: claim_suspect
 -- Claims one job that processes have died with, at most %(crashes)s times.
@@ -69,11 +71,12 @@ claimed as materialized (
 )
 update conductor.jobs j
 set state = 'running', worker = %(worker)s, fence = j.fence + 1, woken = false,
-    started_at = conductor.now()
+    started_at = conductor.now(),
+    code = case when j.fence > 0 then j.code else %(codes)s::jsonb ->> j.task end
 where j.ctid = any (array(select c.ctid from claimed c))
 returning j.id, j.task, j.trigger::text, j.attempt, j.crashes, j.fence, j.rank, j.key, j.run_at,
     j.created_at, j.metadata, j.app, j.version, j.source_generation, j.source_lsn::text,
-    j.source_ordinal, j.subscription, j.payload, j.started_at, j.parent
+    j.source_ordinal, j.subscription, j.payload, j.started_at, j.parent, j.code
 
 -- name: finish_jobs
 -- Moves jobs that ended alike (%(outcome)s) into history and returns the ids of those that were the
