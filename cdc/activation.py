@@ -45,7 +45,18 @@ class Entry:
     @property
     def wanted(self) -> Wanted:
         """What the publication must carry for it."""
-        return Wanted(self.subscription, started=self.start_lsn is not None)
+        started = self.start_lsn is not None
+        return Wanted(self.subscription, started=started, retired=self.retired)
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """The trigger it stands for: another definition of it takes its place."""
+        return self.subscription.app, self.subscription.task, self.subscription.trigger
+
+    @property
+    def routes(self) -> bool:
+        """Whether it has begun and not ended."""
+        return self.start_lsn is not None and self.end_lsn is None
 
 
 class SubscriptionBook:
@@ -188,19 +199,34 @@ class Activator:
             and e.subscription.id not in reconciled.refused
             and e.wanted.table in reconciled.published
         ]
-        await self._await_writers(starting, reconciled)
         oid_of = reconciled.published
-        await self._mark(
-            start=[e for e in starting if oid_of[e.wanted.table] in self._effective],
-            end=[
-                e
-                for e in entries
-                if e.retired
-                and e.start_lsn is not None
-                and e.end_lsn is None
-                and e.subscription.id not in self._marked_end
-            ],
+        # What is routed already is captured whole: no writer has to be waited for again.
+        self._effective.update(
+            oid_of[e.wanted.table] for e in entries if e.routes and e.wanted.table in oid_of
         )
+        await self._await_writers(starting, reconciled)
+        start = [e for e in starting if oid_of[e.wanted.table] in self._effective]
+        await self._mark(start=start, end=self._ending(entries, start))
+
+    def _ending(self, entries: list[Entry], start: list[Entry]) -> list[Entry]:
+        """Return what ends at this marker: an old definition not before the new one begins.
+
+        Between two markers neither would route.
+        """
+        starting = {e.subscription.id for e in start} | self._marked_start
+        awaited = {
+            e.place
+            for e in entries
+            if not e.retired and e.start_lsn is None and e.subscription.id not in starting
+        }
+        return [
+            e
+            for e in entries
+            if e.retired
+            and e.routes
+            and e.place not in awaited
+            and e.subscription.id not in self._marked_end
+        ]
 
     async def _reconcile(self, entries: list[Entry]) -> Reconciled:
         now_s = asyncio.get_running_loop().time()

@@ -85,6 +85,17 @@ class WalLevelTooLow(CdcError):
     hint = "set wal_level = logical on the source server and restart it"
 
 
+class WalUnlimited(CdcError):
+    """Nothing limits the WAL that the server keeps for a slot: it could fill the disk."""
+
+    retry = Retry.MANUAL
+    exit_code = 78
+    hint = (
+        "alter system set max_slot_wal_keep_size = '20GB' (what the disk can spare), then select "
+        "pg_reload_conf(); where the server has no such setting: CDC_ALLOW_UNLIMITED_WAL=true"
+    )
+
+
 class PluginRefused(CdcError):
     """The server does not have the output plugin, or does not let it be used."""
 
@@ -288,7 +299,10 @@ class PublicationDrift(PublicationError):
 
     exit_code = 65
     condition = "publication_drift"
-    hint = "changes since the last known-good position may be missing: choose a gap policy"
+    hint = (
+        "changes since the last known-good position may be missing: put the table back, or deploy "
+        "without its trigger (which retires the subscription), or set CDC_GAP_POLICY=recreate"
+    )
 
 
 class ReplicaIdentityMissing(PublicationError):

@@ -41,10 +41,14 @@ _TRY_LATER: Final = ("55P03", "40P01", "42710", "42704", "XX000")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A subscription, and whether it has begun to route (then its table must stay published)."""
+    """A subscription, whether it has begun to route, and whether it is to end.
+
+    One that has begun needs its table published, unless it is to end anyway.
+    """
 
     subscription: Subscription
     started: bool = False
+    retired: bool = False
 
     @property
     def filter(self) -> ChangeFilter:
@@ -237,7 +241,7 @@ def _drift(
     published: Collection[TableName],
 ) -> list[str]:
     """Say what is missing from what was captured already: changes of it are being lost."""
-    started = {w.table for w in wanted if w.started}
+    started = {w.table for w in wanted if w.started and not w.retired}
     if not started:
         return []
     if actual is None:

@@ -240,3 +240,69 @@ async def test_jobs_begin_exactly_at_the_stamp_under_traffic(shop: ScratchDataba
     ids = [payload["new"]["id"] for payload in jobs(shop)]
     assert ids == list(range(ids[0], last + 1))
     assert (ids[0] - 1) % 3 == 0  # the first transaction came whole
+
+
+def redefine(database: ScratchDatabase, old: int) -> int:
+    """Register another definition of a subscription's trigger; return its id."""
+    new = value(
+        database.dsn,
+        "with retired as ("
+        " update conductor.subscriptions set retired_at = now() where id = %s returning *)"
+        " insert into conductor.subscriptions (app, task, trigger, kind, queue, definition)"
+        " select app, task, trigger || '', kind, queue, jsonb_set(definition::jsonb, '{columns}',"
+        " '[\"id\"]')::json from retired returning id",
+        old,
+    )
+    query(database.dsn, "select pg_notify('conductor_subscriptions', '')")
+    return int(new)
+
+
+async def test_another_definition_takes_over_at_once_while_somebody_writes(
+    shop: ScratchDatabase,
+) -> None:
+    query(shop.dsn, "drop index conductor.subscriptions_live")  # both live for one statement
+    async with running(shop):
+        old = subscribe(shop.dsn, "public.a", ["insert"])
+        await captured(shop, old)
+        query(shop.dsn, "insert into a values (1)")
+        await routed(shop, 1)
+    async with running(shop):  # a new leader knows no table as captured yet
+        query(shop.dsn, "insert into a values (2)")
+        await routed(shop, 2)
+        with transaction(shop) as writer:
+            writer.execute("insert into a values (3)")
+            new = redefine(shop, old)
+            for number in range(4, 10):
+                query(shop.dsn, "insert into a values (%s)", number)
+            await captured(shop, new)
+            query(shop.dsn, "insert into a values (10)")
+            writer.commit()
+        await routed(shop, 10)
+    ids = [row["new"]["id"] for row in jobs(shop)]
+    assert sorted(ids) == list(range(1, 11))
+    assert stamps(shop, old)[1] == stamps(shop, new)[0]
+
+
+async def test_a_refused_definition_leaves_the_old_one_routing(shop: ScratchDatabase) -> None:
+    async with running(shop):
+        old = subscribe(shop.dsn, "public.a", ["insert"])
+        await captured(shop, old)
+        query(shop.dsn, "update conductor.subscriptions set retired_at = now()")
+        subscribe(shop.dsn, "public.a", ["insert"], columns=["nonsense"])
+        for number in range(5):
+            query(shop.dsn, "insert into a values (%s)", number)
+        await routed(shop, 5)
+    assert stamps(shop, old)[1] is None
+
+
+async def test_a_retired_subscription_ends_though_its_table_is_gone(shop: ScratchDatabase) -> None:
+    async with running(shop):
+        old, other = (subscribe(shop.dsn, f"public.{t}", task=t) for t in "ab")
+        await captured(shop, old)
+        await captured(shop, other)
+    query(shop.dsn, "update conductor.subscriptions set retired_at = now() where id = %s", old)
+    query(shop.dsn, "drop table a")
+    async with running(shop):
+        query(shop.dsn, "insert into b values (1, 'x')")
+        await routed(shop, 1)
+        await eventually(lambda: stamps(shop, old)[1], "the end of the retired one")
