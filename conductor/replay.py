@@ -27,10 +27,15 @@ _NAME_LENGTH: Final = 200
 
 def check_step_name(name: Any) -> None:
     """Raise OptionInvalid for what cannot name a step."""
-    if not isinstance(name, str) or not 0 < len(name) <= _NAME_LENGTH or "\0" in name:
+    if not isinstance(name, str) or not 0 < len(name) <= _NAME_LENGTH or not _is_text(name):
         raise OptionInvalid(
             f"{name!r} cannot be the name of a step", hint=f"1 to {_NAME_LENGTH} characters."
         )
+
+
+def _is_text(name: str) -> bool:
+    """Return whether the database can hold it: no NUL, no lone surrogate."""
+    return "\0" not in name and not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 class Replay:

@@ -184,11 +184,11 @@ class Execution(Run):
 
 
 def _call(handler: Callable[[Any, Any], Any], event: Any, context: SyncContext) -> Any:
-    """Call a sync handler. A future takes no StopIteration: it would never be done."""
+    """Call a sync handler. What ends generators and coroutines must not pass through a future."""
     try:
         return handler(event, context)
-    except StopIteration as error:
-        raise RuntimeError("the handler raised StopIteration") from error
+    except (StopIteration, GeneratorExit) as error:
+        raise RuntimeError(f"the handler raised {type(error).__name__}") from error
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

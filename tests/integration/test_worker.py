@@ -476,3 +476,56 @@ async def test_a_job_whose_claim_was_never_heard_of_is_given_back(workshop: Work
             )
         row = await workshop.ended(job)
     assert (row["state"], row["fence"], row["attempt"]) == ("completed", 2, 0)
+
+
+# --- what a job cannot do to its worker -----------------------------------------------------------
+
+
+class Odd(BaseException):
+    """Neither an Exception nor a way to stop a process."""
+
+
+class MuteError(Exception):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise Odd
+
+
+@pytest.mark.parametrize("error", [Odd, MuteError, GeneratorExit, StopIteration])
+@pytest.mark.parametrize("is_sync", [False, True])
+async def test_whatever_a_handler_raises_ends_its_job_and_frees_its_slot(
+    workshop: Workshop, error: type[BaseException], is_sync: bool
+) -> None:
+    def fail(event: Any) -> None:
+        if event.payload["n"] == 1:
+            raise error
+
+    async def handler(event: Any, _ctx: Any) -> None:
+        fail(event)
+
+    def handler_in_thread(event: Any, _ctx: Any) -> None:
+        fail(event)
+
+    first, second = await workshop.invoke_many([{"n": 1}, {"n": 2}])
+    bound = task(handler_in_thread if is_sync else handler, max_attempts=1)
+    async with workshop.worker([bound], slots=1):
+        assert (await workshop.ended(first))["state"] == "failed"
+        assert (await workshop.ended(second))["state"] == "completed"
+
+
+async def test_metadata_that_cannot_be_read_fails_its_job_alone(workshop: Workshop) -> None:
+    seen: list[Any] = []
+
+    async def handler(_event: Any, ctx: Any) -> None:
+        seen.append(ctx.metadata)
+
+    ending = "select outcome || ':' || coalesce(error ->> 'type', '') from conductor.history"
+    odd = await workshop.invoke(metadata=r'{"a":"\ud800"}')
+    deep = await workshop.invoke(metadata='{"a":' + "[" * 4000 + "]" * 4000 + "}")
+    plain = await workshop.invoke(metadata='{"a": 1}')
+    async with workshop.worker([task(handler)], slots=1):
+        await workshop.drained()
+    endings = [await workshop.queue.value(f"{ending} where id = %s", j) for j in (odd, deep, plain)]
+    assert endings == ["completed:", "failed:PayloadInvalid", "completed:"]
+    assert seen == [{"a": "\ud800"}, {"a": 1}]

@@ -105,3 +105,15 @@ def test_sleeping_and_giving_back_cost_no_attempt() -> None:
     for outcome in (outcomes.suspended(job(), NOW, waits=False), outcomes.given_back(job())):
         assert isinstance(outcome, Rescheduled)
         assert (outcome.failures, outcome.delay_s, outcome.error) == (0, 0.0, None)
+
+
+def test_an_error_that_cannot_be_shown_is_a_failure_all_the_same() -> None:
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    outcome = failed(raised(MuteError()), attempt=2)
+    assert isinstance(outcome, Finished)
+    shown = orjson.loads(outcome.document or b"")
+    assert (shown["type"], shown["attempt"]) == ("MuteError", 3)
+    assert "cannot be shown: RuntimeError" in shown["message"]

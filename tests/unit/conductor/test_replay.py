@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from conductor.errors import StepNameReused, StepOrderChanged
-from conductor.replay import UNSET, Replay, step_codec
+from conductor.errors import OptionInvalid, StepNameReused, StepOrderChanged
+from conductor.replay import UNSET, Replay, check_step_name, step_codec
 from conductor.store.steps import StoredStep
 
 
@@ -80,3 +80,9 @@ def test_the_type_of_a_step() -> None:
     assert step_codec(annotated, bytes).form is bytes
     with pytest.raises(ValueError, match="JSON"):
         step_codec(lambda: 1, UNSET).encode({1, 2})
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "a\ud800", 7])
+def test_what_the_database_cannot_hold_does_not_name_a_step(name: object) -> None:
+    with pytest.raises(OptionInvalid, match="cannot be the name of a step"):
+        check_step_name(name)
