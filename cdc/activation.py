@@ -72,6 +72,7 @@ class SubscriptionBook:
         self._known: dict[tuple[int, str | None], Subscription | None] = {}
         self._log = structlog.get_logger("cdc")
         self.entries: list[Entry] = []
+        self.tables: set[tuple[str, str]] = set()  # ever named, also by what has ended
         self.revision = 0
 
     @property
@@ -95,6 +96,8 @@ class SubscriptionBook:
                 return
             cursor = await self._queue.execute(queries.SUBSCRIPTIONS, self._parameters)
             rows = await cursor.fetchall()
+            cursor = await self._queue.execute(queries.NAMED_TABLES, self._parameters)
+            self.tables = {(row["schema"], row["name"]) for row in await cursor.fetchall()}
         self.entries = [entry for row in rows if (entry := self._entry(row)) is not None]
         self._read_revision = revision
         self.revision += 1
@@ -235,7 +238,9 @@ class Activator:
             or self._seen_revision != self.book.revision
             or now_s - self._looked_s >= LOOK_AGAIN_S
         ):
-            self._reconciled = await self.keeper.reconcile([entry.wanted for entry in entries])
+            self._reconciled = await self.keeper.reconcile(
+                [entry.wanted for entry in entries], ours=self.book.tables
+            )
             self._seen_revision, self._looked_s = self.book.revision, now_s
             self._report(entries, self._reconciled)
         return self._reconciled

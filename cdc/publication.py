@@ -89,6 +89,7 @@ def plan(
     actual: Publication | None,
     tables: Mapping[TableName, Table],
     known_names: Collection[str] = (),
+    ours: Collection[TableName] = (),
 ) -> Plan:
     """Compare the publication with what is wanted of it.
 
@@ -98,6 +99,8 @@ def plan(
         actual: the publication as it is; None when there is none.
         tables: those of the wanted tables that exist.
         known_names: `schema.table` of every table there is, to name the nearest.
+        ours: those that a subscription has ever named. No other is taken out: somebody else put it
+            in, perhaps for a subscriber of theirs.
 
     Raises:
         PublicationError: the publication cannot be used at all.
@@ -115,12 +118,12 @@ def plan(
     accepted = [w for w in wanted if w.subscription.id not in refused]
     needed = {w.table for w in accepted if w.table in tables}
     published = _published(actual, needed)
-    foreign = set() if actual is None else actual.table_names - needed
+    idle = set() if actual is None else (actual.table_names - needed).intersection(ours)
     return Plan(
         publication=publication,
         create=actual is None,
         add=tuple(sorted(needed - published)),
-        drop=tuple(sorted(foreign)),
+        drop=tuple(sorted(idle)),
         refused=refused,
         drift=tuple(_drift(publication, accepted, actual, published)),
     )
@@ -176,12 +179,17 @@ class PublicationKeeper:
     manage: bool = True
 
     async def reconcile(
-        self, wanted: Sequence[Wanted], *, tolerate_drift: bool = False
+        self,
+        wanted: Sequence[Wanted],
+        *,
+        ours: Collection[TableName] = (),
+        tolerate_drift: bool = False,
     ) -> Reconciled:
         """Compare, change, and look again.
 
         Args:
             wanted: the subscriptions that route, or should.
+            ours: the tables that may be taken out when nobody wants them any more.
             tolerate_drift: put right what somebody else changed (its gap is recorded already).
 
         Raises:
@@ -191,7 +199,7 @@ class PublicationKeeper:
         tables = await read_tables(self.connection, {w.table for w in wanted})
         known = () if len(tables) == len({w.table for w in wanted}) else await self._names()
         actual = await read_publication(self.connection, self.name)
-        change = plan(self.name, wanted, actual, tables, known)
+        change = plan(self.name, wanted, actual, tables, known, ours)
         if change.drift and not tolerate_drift:
             kind = PublicationMissing if actual is None else PublicationDrift
             raise kind(f"publication {self.name!r} was changed: {'; '.join(change.drift)}")

@@ -436,6 +436,13 @@ SUBSCRIPTIONS: Final = sql.SQL("""
 """What can still match: not what has ended (the stamp is committed with the position), nor what
 was retired before it began."""
 
+NAMED_TABLES: Final = sql.SQL("""
+    select distinct s.definition ->> 'schema' as schema, s.definition ->> 'table' as name
+    from conductor.subscriptions s
+    where s.kind = 'change' and s.source = %(source)s
+""")
+"""Every table that a subscription has ever named, also one that has ended."""
+
 LISTEN_SUBSCRIPTIONS: Final = sql.SQL("listen conductor_subscriptions")
 
 # --- queue: the sink ---------------------------------------------------------------------------

@@ -210,7 +210,9 @@ class Session:
         loss = self._loss_to_accept
         await parts.book.refresh()
         wanted = [entry.wanted for entry in parts.book.entries]
-        await parts.keeper.reconcile(wanted, tolerate_drift=loss is not None)
+        await parts.keeper.reconcile(
+            wanted, ours=parts.book.tables, tolerate_drift=loss is not None
+        )
         if loss is not None:
             start = await parts.slots.recreate(parts.stream, parts.listener, loss)
             self._loss_to_accept = None

@@ -63,15 +63,19 @@ def tables(database: ScratchDatabase, *names: str) -> None:
 
 
 async def test_creates_adds_and_drops_whole_tables(database: ScratchDatabase) -> None:
-    tables(database, "a", "b", "c")
+    tables(database, "a", "b", "c", "theirs")
     async with keeping(database) as keeper:
         await keeper.reconcile([])
         assert published(database) == set()
         found = await keeper.reconcile([wanted(1, "public.a"), wanted(2, "public.b")])
         assert set(found.published) == {("public", "a"), ("public", "b")}
         assert published(database) == {"public.a", "public.b"}
-        await keeper.reconcile([wanted(2, "public.b"), wanted(3, "public.c")])
-    assert published(database) == {"public.b", "public.c"}
+        query(database.source_dsn, "alter publication conductor add table theirs")
+        await keeper.reconcile(
+            [wanted(2, "public.b"), wanted(3, "public.c")],
+            ours=[("public", name) for name in "abc"],
+        )
+    assert published(database) == {"public.b", "public.c", "public.theirs"}
     assert value(database.dsn, "select pubviaroot and pubtruncate from pg_publication") is True
 
 

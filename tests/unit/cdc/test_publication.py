@@ -60,8 +60,11 @@ def publication(*tables: str, **changes: object) -> Publication:
     return Publication(**values)  # type: ignore[arg-type]  # checked by use
 
 
+OURS = {("public", "b")}  # named by a subscription that has ended
+
+
 def compare(want: list[Wanted], actual: Publication | None, *tables: Table) -> Plan:
-    return plan("p", want, actual, {t.key: t for t in tables})
+    return plan("p", want, actual, {t.key: t for t in tables}, ours={w.table for w in want} | OURS)
 
 
 def names(tables: tuple[tuple[str, str], ...]) -> list[str]:
@@ -74,6 +77,8 @@ def test_creates_adds_drops() -> None:
     assert len(change.statements) == 3
     change = compare([wanted(1, "a")], publication("b"), table("a"))
     assert (change.create, names(change.add), names(change.drop)) == (False, ["a"], ["b"])
+    change = compare([wanted(1, "a")], publication("theirs"), table("a"))
+    assert change.drop == ()
     assert compare([wanted(1, "a")], publication("a"), table("a")).statements == []
 
 
