@@ -290,3 +290,16 @@ async def test_a_rescue_that_was_cut_short_is_finished_by_another(
     with Leases(queue.database.dsn, on_rescue=lambda *counts: rescued.append(counts)):
         await queue.until("select count(*) = 0 from conductor.workers", within_s=3)
     assert rescued == [(5, 0)]
+
+
+async def test_a_job_to_be_cancelled_is_not_rescued(
+    queue: Queue, member: int, store: LeaseStore
+) -> None:
+    (job,) = await run_jobs(queue, member, [0])
+    await queue.value("select conductor.cancel(%s, 'enough')", job)
+    store.declare_dead(member, 0)
+    store.rescue(member, limit=2, max_crashes=3)
+    (ended,) = await queue.rows("select outcome, error from conductor.history")
+    assert (ended["outcome"], ended["error"]["type"]) == ("cancelled", "JobCancelled")
+    assert ended["error"]["message"] == "enough"
+    assert store.bury(member)

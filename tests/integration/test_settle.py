@@ -243,3 +243,27 @@ async def test_json_arrays_arrive_as_they_are(hand: Hand) -> None:
     cursor = hand.connection.cursor(binary=True)
     await cursor.execute("select unnest(%s::json[])", [JsonArray(documents)])
     assert [row[0] for row in await cursor.fetchall()] == documents
+
+
+async def test_a_job_to_be_cancelled_is_not_left_to_run_again(queue: Queue, hand: Hand) -> None:
+    jobs = one, two, three, four = await enqueue(queue, 4, parent=9)
+    await hand.claim()
+    for job in jobs[:3]:
+        await queue.value("select conductor.cancel(%s, 'enough')", job)
+    reply = await hand.settle(
+        Rescheduled(one, 1, "t", failures=1, delay_s=60.0, error=b'"later"'),
+        Rescheduled(two, 1, "t", waits=True),
+        Rescheduled(three, 1, "t"),
+        Rescheduled(four, 1, "t"),
+    )
+    assert reply.settled == set(jobs)
+    ended = await queue.rows("select * from conductor.history order by id")
+    assert [(row["id"], row["outcome"], row["attempt"]) for row in ended] == [
+        (one, "cancelled", 1),
+        (two, "cancelled", 0),
+        (three, "cancelled", 0),
+    ]
+    assert {row["error"]["message"] for row in ended} == {"enough"}
+    assert await queue.column("select id from conductor.jobs") == [four]
+    told = "select child from conductor.wakeups where outcome = 'cancelled' order by child"
+    assert await queue.column(told) == [one, two, three]

@@ -145,7 +145,8 @@ select g.id from gone g
 -- name: reschedule_jobs
 -- Lets jobs go until wake_at, or else delay_s from now: after a failure that is to be tried again
 -- (failures 1, with its error), asleep, given back (0 from now), or waiting for something, which may
--- have come already. Returns the ids of those that were the worker's.
+-- have come already. Those whose cancellation was requested meanwhile end instead. Returns the ids of
+-- those that were the worker's.
 with rescheduled as materialized (
     select r.id, r.fence, r.failures, r.error, r.waits,
         greatest(
@@ -157,28 +158,67 @@ with rescheduled as materialized (
     ) as r (id, fence, failures, delay_s, wake_at, error, waits)
 ),
 owned as materialized (
-    select j.ctid as at, r.failures, r.error, r.waits,
+    select j.ctid as at, r.failures, r.error, r.waits, j.cancel_reason,
         case when r.waits and j.woken then conductor.now() else r.due end as due
     from rescheduled r
     cross join lateral (
-        select c.ctid, c.fence, c.worker, c.woken
+        select c.ctid, c.fence, c.worker, c.woken, c.cancel_reason
         from conductor.jobs c
         where c.id = r.id
         limit 1
         for update skip locked
     ) j
     where j.fence = r.fence and j.worker = %(worker)s
+),
+left_to_run as (
+    update conductor.jobs j
+    set state = case
+            when o.due > conductor.now() then case when o.waits then 'waiting' else 'scheduled' end
+            when j.crashes > 0 then 'suspect'
+            else 'ready' end::conductor.job_state,
+        run_at = o.due, attempt = j.attempt + o.failures,
+        last_error = coalesce(o.error, j.last_error), worker = null, started_at = null
+    from owned o
+    where j.ctid = o.at and o.cancel_reason is null
+    returning j.id
+),
+gone as (
+    delete from conductor.jobs j
+    using owned o
+    where j.ctid = o.at and o.cancel_reason is not null
+    returning j.*, o.failures
+),
+kept as (
+    insert into conductor.history (
+        id, run_at, created_at, started_at, finished_at, parent, expires_on, fence, rank, attempt,
+        crashes, outcome, trigger, queue, task, app, version, key, dedupe_key, payload, metadata,
+        error, source_generation, source_lsn, source_ordinal, subscription)
+    select g.id, g.run_at, g.created_at, g.started_at, conductor.now(), g.parent,
+        conductor.expiry(g.task), g.fence, g.rank, g.attempt + g.failures, g.crashes, 'cancelled',
+        g.trigger, g.queue, g.task, g.app, g.version, g.key, g.dedupe_key, g.payload, g.metadata,
+        json_build_object(
+            'type', 'JobCancelled', 'message', g.cancel_reason, 'attempt', g.attempt + 1),
+        g.source_generation, g.source_lsn, g.source_ordinal, g.subscription
+    from gone g
+    where conductor.expiry(g.task) is not null
+),
+answered as (
+    insert into conductor.wakeups (job, child, outcome, result)
+    select g.parent, g.id, 'cancelled',
+        json_build_object('type', 'JobCancelled', 'message', g.cancel_reason)
+    from gone g
+    where g.parent is not null
+),
+forgotten as (
+    delete from conductor.steps s where s.job = any (array(select g.id from gone g))
+    returning s.kind, s.outcome, s.child
+),
+abandoned as (
+    insert into conductor.wakeups (job, cancel_reason)
+    select f.child, 'its parent was cancelled' from forgotten f
+    where f.kind = 'invoke' and f.outcome is null and f.child is not null
 )
-update conductor.jobs j
-set state = case
-        when o.due > conductor.now() then case when o.waits then 'waiting' else 'scheduled' end
-        when j.crashes > 0 then 'suspect'
-        else 'ready' end::conductor.job_state,
-    run_at = o.due, attempt = j.attempt + o.failures,
-    last_error = coalesce(o.error, j.last_error), worker = null, started_at = null
-from owned o
-where j.ctid = o.at
-returning j.id
+select l.id from left_to_run l union all select g.id from gone g
 
 -- name: promote_jobs
 -- Makes due jobs ready, those after %(after)s first come. They land where cursors look: a late one

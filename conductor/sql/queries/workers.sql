@@ -42,9 +42,9 @@ returning w.id
 
 -- name: rescue_jobs
 -- Takes up to %(limit)s jobs from a dead worker. Those that have now crashed %(max_crashes)s
--- processes end as failed; the others may be claimed again, each alone.
+-- processes end as failed, those whose cancellation was requested as cancelled; the others may be claimed again, each alone.
 with orphaned as materialized (
-    select c.ctid, c.crashes + 1 as crashes
+    select c.ctid, c.crashes + 1 as crashes, c.cancel_reason
     from conductor.jobs c
     where c.state = 'running' and c.worker = %(worker)s
     order by c.id
@@ -55,13 +55,23 @@ returned as (
     update conductor.jobs j
     set state = 'suspect', run_at = conductor.now(), crashes = j.crashes + 1,
         worker = null, started_at = null
-    where j.ctid = any (array(select o.ctid from orphaned o where o.crashes < %(max_crashes)s))
+    where j.ctid = any (array(
+        select o.ctid from orphaned o
+        where o.crashes < %(max_crashes)s and o.cancel_reason is null))
     returning j.queue
 ),
 gone as (
     delete from conductor.jobs j
-    where j.ctid = any (array(select o.ctid from orphaned o where o.crashes >= %(max_crashes)s))
-    returning j.*
+    where j.ctid = any (array(
+        select o.ctid from orphaned o
+        where o.crashes >= %(max_crashes)s or o.cancel_reason is not null))
+    returning j.*,
+        (case when j.cancel_reason is null then 'failed' else 'cancelled' end)::conductor.job_outcome
+            as outcome,
+        coalesce(
+            j.cancel_reason,
+            format('%%s processes died while they ran this job', j.crashes + 1)) as message,
+        case when j.cancel_reason is null then 'WorkerCrashed' else 'JobCancelled' end as error_type
 ),
 kept as (
     insert into conductor.history (
@@ -69,22 +79,17 @@ kept as (
         crashes, outcome, trigger, queue, task, app, version, key, dedupe_key, payload, metadata,
         error, source_generation, source_lsn, source_ordinal, subscription)
     select g.id, g.run_at, g.created_at, g.started_at, conductor.now(), g.parent,
-        conductor.expiry(g.task), g.fence, g.rank, g.attempt, g.crashes + 1, 'failed', g.trigger,
+        conductor.expiry(g.task), g.fence, g.rank, g.attempt, g.crashes + 1, g.outcome, g.trigger,
         g.queue, g.task, g.app, g.version, g.key, g.dedupe_key, g.payload, g.metadata,
-        json_build_object(
-            'type', 'WorkerCrashed',
-            'message', format('%%s processes died while they ran this job', g.crashes + 1),
-            'attempt', g.attempt),
+        json_build_object('type', g.error_type, 'message', g.message, 'attempt', g.attempt),
         g.source_generation, g.source_lsn, g.source_ordinal, g.subscription
     from gone g
     returning id
 ),
 answered as (
     insert into conductor.wakeups (job, child, outcome, result)
-    select g.parent, g.id, 'failed',
-        json_build_object(
-            'type', 'WorkerCrashed',
-            'message', format('%%s processes died while they ran this job', g.crashes + 1))
+    select g.parent, g.id, g.outcome,
+        json_build_object('type', g.error_type, 'message', g.message)
     from gone g
     where g.parent is not null
 ),
@@ -94,7 +99,7 @@ forgotten as (
 ),
 abandoned as (
     insert into conductor.wakeups (job, cancel_reason)
-    select f.child, 'its parent has failed' from forgotten f
+    select f.child, 'its parent has ended' from forgotten f
     where f.kind = 'invoke' and f.outcome is null and f.child is not null
 ),
 hints as materialized (
