@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -56,7 +57,7 @@ def shop(migrated: ScratchDatabase) -> ScratchDatabase:
 
 @asynccontextmanager
 async def capturing(
-    shop: ScratchDatabase, **changes: object
+    shop: ScratchDatabase, **changes: Any
 ) -> AsyncIterator[tuple[Service, asyncio.Task[None]]]:
     async with running(shop, **changes) as (service, task):
         await captured(shop, 1)
@@ -152,8 +153,7 @@ async def test_the_queue_may_be_another_database(new_database: NewDatabase) -> N
     source, queue = new_database(), new_database(migrated=True)
     query(source.dsn, "create table t (id int primary key, body text)")
     subscribe(queue.dsn, "public.t", ["insert"])
-    changes = {"queue_dsn": queue.source_dsn, "slot": queue.name}
-    async with running(source, **changes):
+    async with running(source, queue_dsn=queue.source_dsn, slot=queue.name):
         await captured(queue, 1)
         insert(source, 1, 2)
         await routed(queue, 2)
