@@ -16,6 +16,7 @@ from conductor.filters import Filter
 from conductor.matching import ChangeFilter
 
 _KINDS: Final = {"v": "a view", "m": "a materialised view", "f": "a foreign table"}
+_SYSTEM_SCHEMAS: Final = {"pg_catalog", "information_schema", "pg_toast"}
 _FULL_COST: Final = (
     "every UPDATE and DELETE then writes the whole old row to the WAL, not only its key"
 )
@@ -87,12 +88,19 @@ def refusals(task: str, change: ChangeFilter, table: TableFacts) -> Iterator[Con
         yield from _full_refusals(where, "`changed`", table.parts)
     if when is not None:
         yield from _filter_refusals(where, when, change, table.parts)
-    if change.operations & {"update", "delete"}:
-        yield from _usable_refusals(where, table.parts)
+    yield from _usable_refusals(where, table.parts)
 
 
 def check_schema(task: str, change: ChangeFilter) -> None:
-    """Raise RegistrationRefused for the queue's own tables: each job would make jobs."""
+    """Raise RegistrationRefused for the queue's own tables, and for the server's.
+
+    Each job would make jobs; and no publication takes a system catalogue.
+    """
+    if change.schema in _SYSTEM_SCHEMAS:
+        raise RegistrationRefused(
+            f"task {task!r}: tables of schema {change.schema} cannot be captured",
+            hint="Subscribe to the application's tables.",
+        )
     if change.schema == "conductor":
         raise RegistrationRefused(
             f"task {task!r}: tables of schema conductor cannot be captured",

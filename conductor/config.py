@@ -77,11 +77,11 @@ class Settings(BaseSettings):
     @field_validator("dsn", "listen_dsn")
     @classmethod
     def _check_dsn(cls, value: SecretStr | None) -> SecretStr | None:
-        try:
-            conninfo_to_dict(value.get_secret_value() if value is not None else "")
-        except psycopg.ProgrammingError:  # its text repeats the DSN, password and all
-            message = "is no connection string such as postgresql://user@host:5432/database"
-            raise ValueError(message) from None
+        if value is not None and not _is_well_formed(value.get_secret_value()):
+            raise ValueError(
+                "is no connection string such as postgresql://user@host:5432/database"
+                " (special characters of a password as %XX)"
+            )
         return value
 
     @property
@@ -124,6 +124,22 @@ def load(**options: Any) -> Settings:
         raise ConfigError(_describe(error), hint=_HINT) from None
     except ValueError as error:  # the TOML file cannot be parsed
         raise ConfigError(f"{CONFIG_VARIABLE}: {error}", hint=_HINT) from None
+
+
+def _is_well_formed(dsn: str) -> bool:
+    """Return whether a DSN can be used without part of its password being shown.
+
+    After an unescaped ``@`` or ``/`` the rest of a password counts as host or port, which libpq
+    quotes in its errors.
+    """
+    try:
+        parameters = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:  # its text repeats the DSN, password and all
+        return False
+    ports = str(parameters.get("port") or "").split(",")
+    return "@" not in str(parameters.get("host") or "") and all(
+        port.isdecimal() or not port for port in ports
+    )
 
 
 def _describe(error: ValidationError) -> str:

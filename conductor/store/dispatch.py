@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,8 @@ from conductor import sql
 from conductor.matching import Subscription
 
 _QUERIES: Final = sql.load("dispatch")
+_log = logging.getLogger("conductor.dispatcher")
+_unreadable: Final[set[int]] = set()  # subscriptions that have been logged
 
 
 class Position(NamedTuple):
@@ -66,7 +69,7 @@ class DispatchStore:
         """Return the live subscriptions of these events."""
         cursor = self._connection.cursor(row_factory=dict_row)
         await cursor.execute(_QUERIES["subscriptions_of"], {"events": list(events)})
-        return [Subscription.from_row(row) for row in await cursor.fetchall()]
+        return _readable(await cursor.fetchall())
 
     async def add_event_jobs(self, jobs: Sequence[tuple[Subscription, Dispatch]]) -> None:
         """Insert one ready job for each pair, in order."""
@@ -101,3 +104,17 @@ class DispatchStore:
             "reasons": [reason for _, reason in refused],
         }
         await self._connection.execute(_QUERIES["refuse_dispatches"], values)
+
+
+def _readable(rows: Sequence[dict[str, Any]]) -> list[Subscription]:
+    """Read subscriptions; one that cannot be read is logged once, and stops no other."""
+    read: list[Subscription] = []
+    for row in rows:
+        try:
+            read.append(Subscription.from_row(row))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if row["id"] not in _unreadable:
+                _unreadable.add(row["id"])
+                what = f"{type(error).__name__}: {error}"
+                _log.error("subscription %s cannot be read, and gets no jobs: %s", row["id"], what)
+    return read

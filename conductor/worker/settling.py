@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 MAX_SETTLE: Final = 1000
 _AUDITS_AFTER_S: Final = (0.0, 5.0, 30.0)  # an old server process may commit a claim rather late
 
+_PASSING_CLASSES: Final = ("08", "25", "40", "42", "53", "55", "57", "58")
+"""SQLSTATE classes: connection, read only, rollback, privileges and schema, resources, not ready,
+shutdown, system. None is the fault of one outcome."""
+
 _LOG: Final = logging.getLogger("conductor.worker")
 
 
@@ -114,9 +118,17 @@ class Settling:
         """
         if not reply.refused:
             return []
-        if not isinstance(reply.error, psycopg.DataError):
+        if reply.error is None or _may_pass(reply.error):
             return reply.refused
         self._limit = max(len(reply.refused) // 2, 1)
         if len(reply.refused) > 1:
             return reply.refused
         return [refused(reply.refused[0], str(reply.error))]
+
+
+def _may_pass(error: psycopg.Error) -> bool:
+    """Return whether an error is the server's state rather than what it was sent: sent again."""
+    state = error.sqlstate
+    if state is None:
+        return not isinstance(error, psycopg.DataError)
+    return state[:2] in _PASSING_CLASSES

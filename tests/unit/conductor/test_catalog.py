@@ -29,15 +29,11 @@ def test_a_table_with_an_identity_is_taken(part: Part, operation: Operation) -> 
 
 
 @pytest.mark.parametrize("part", [KEYLESS, NOTHING])
-@pytest.mark.parametrize("operation", ["update", "delete"])
-def test_updates_and_deletes_need_an_identity(part: Part, operation: Operation) -> None:
+@pytest.mark.parametrize("operation", ["insert", "update", "delete", "truncate"])
+def test_a_table_without_an_identity_is_refused(part: Part, operation: Operation) -> None:
     with pytest.raises(RegistrationRefused, match="no usable replica identity") as refused:
-        check_change("greet", change("insert", operation), table(part))
+        check_change("greet", change(operation), table(part))
     assert "alter table public.users replica identity full;" in refused.value.hint
-
-
-def test_inserts_and_truncates_need_none() -> None:
-    check_change("greet", change("insert", "truncate"), table(NOTHING))
 
 
 def test_every_partition_needs_its_own() -> None:
@@ -83,3 +79,9 @@ def test_the_queues_own_tables_are_refused() -> None:
     own = ChangeFilter("conductor", "jobs", frozenset({"insert"}))
     with pytest.raises(RegistrationRefused, match="schema conductor"):
         check_schema("greet", own)
+
+
+@pytest.mark.parametrize("schema", ["pg_catalog", "information_schema"])
+def test_the_servers_own_tables_are_refused(schema: str) -> None:
+    with pytest.raises(RegistrationRefused, match=f"schema {schema}"):
+        check_schema("greet", ChangeFilter(schema, "pg_class", frozenset({"insert"})))

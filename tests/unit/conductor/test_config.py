@@ -89,3 +89,13 @@ def test_a_file_that_is_wrong_is_refused(
     monkeypatch.setenv("CONDUCTOR_CONFIG", str(file))
     with pytest.raises(ConfigError, match=message):
         load()
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://u:s3@cret@127.0.0.1/db", "postgresql://u:s3/cret@h"])
+def test_a_password_that_is_read_as_a_host_is_refused_unseen(
+    monkeypatch: pytest.MonkeyPatch, dsn: str
+) -> None:
+    monkeypatch.setenv("CONDUCTOR_DSN", dsn)
+    with pytest.raises(ConfigError, match="is no connection string") as refused:
+        load()
+    assert "cret" not in str(refused.value)
