@@ -36,6 +36,8 @@ def docstring(text: str, indent: str = INDENT) -> list[str]:
     escaped = [line.replace("\\", "\\\\").replace('"""', r"\"\"\"") for line in lines]
     if escaped[-1].endswith('"') and len(lines) == 1:
         escaped[-1] = f'{escaped[-1][:-1]}\\"'
+    if escaped[0].startswith('"'):  # a formatter would put a space before it
+        escaped[0] = f"\\{escaped[0]}"
     if len(escaped) == 1:
         return [f'{indent}"""{escaped[0]}"""']
     middle = [f"{indent}{line}" if line else "" for line in escaped[1:]]
