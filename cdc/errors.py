@@ -74,7 +74,9 @@ class PrivilegeMissing(CdcError):
 
     retry = Retry.MANUAL
     exit_code = 78
-    hint = "grant the role what it lacks: `alter role … replication`, or roles.sql as a whole"
+    hint = (
+        "grant the role what it lacks, like `alter role … replication` (deploy/postgres/roles.sh)"
+    )
 
 
 class WalLevelTooLow(CdcError):
@@ -146,7 +148,10 @@ class ServerDecodeError(CdcError):
     retry = Retry.MANUAL
     exit_code = 65
     condition = "server_decode_error"
-    hint = "try client_encoding = SQL_ASCII, or give up what is there with `cdc slot skip`"
+    hint = (
+        "advance the slot past that transaction (pg_replication_slot_advance) and start once with "
+        "CDC_GAP_POLICY=recreate, which records the gap"
+    )
 
 
 class ValueUndecodable(CdcError):
@@ -183,21 +188,23 @@ class SlotError(CdcError):
 
     retry = Retry.MANUAL
     exit_code = 65
-    hint = "look at `cdc status` and decide on the gap: policy stop, recreate or backfill"
+    hint = "look at `cdc status`; CDC_GAP_POLICY=recreate accepts the gap and starts over"
 
 
 class SlotMissing(SlotError):
     """There is progress, but no slot of that name."""
 
     condition = "slot_missing"
-    hint = "changes since the progress are gone: choose a gap policy (recreate, backfill)"
+    hint = (
+        "changes since the progress are gone: CDC_GAP_POLICY=recreate accepts that and starts over"
+    )
 
 
 class SlotLost(SlotError):
     """The server has removed WAL that the slot needs (wal_status lost)."""
 
     condition = "slot_lost"
-    hint = "choose a gap policy (recreate, backfill) and raise max_slot_wal_keep_size"
+    hint = "raise max_slot_wal_keep_size; CDC_GAP_POLICY=recreate accepts the gap and starts over"
 
 
 class SlotForeign(SlotError):
@@ -300,8 +307,8 @@ class PublicationDrift(PublicationError):
     exit_code = 65
     condition = "publication_drift"
     hint = (
-        "changes since the last known-good position may be missing: put the table back, or deploy "
-        "without its trigger (which retires the subscription), or set CDC_GAP_POLICY=recreate"
+        "changes since the last known-good position may be missing: put the table back and set "
+        "CDC_GAP_POLICY=recreate, or deploy without its trigger, which retires the subscription"
     )
 
 
