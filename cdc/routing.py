@@ -345,7 +345,9 @@ class _Route:
         self._captured = frozenset(captured)
         self.subscription = subscription.id
         self.operations = wanted.operations
-        self.changed = None if wanted.changed is None else frozenset(wanted.changed)
+        # A column that was renamed or dropped cannot be compared: then every update is let through.
+        compared = frozenset(wanted.changed or ())
+        self.changed = compared if wanted.changed and compared.issubset(names) else None
         self.when = None if wanted.when is None else _When(wanted.when, shape)
         self.copy_head = subscription.head
         keys = [i for i in captured if i in shape.key_indexes]

@@ -159,6 +159,12 @@ class TestUpdate:
         routed = route(shape, update, subscribe(1, changed=["email"]))
         assert len(routed.specs) == jobs
 
+    def test_a_column_the_table_has_no_more_lets_every_update_through(self) -> None:
+        shape = describe(RelationCache(), identity="f")
+        update = Update(OID, "O", [b"7", b"a", b"x"], [b"7", b"a", b"x"])
+        assert len(route(shape, update, subscribe(1, changed=["mail"])).specs) == 1
+        assert route(shape, update, subscribe(1, changed=["email"])).specs == []
+
     def test_a_filter_nobody_can_decide_lets_the_change_through(self, shape: RelationShape) -> None:
         update = Update(OID, None, None, [b"7", b"a", b"x"])
         assert len(route(shape, update, subscribe(1, changed=["email"])).specs) == 1
