@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from cdc import queries
+from cdc import operator_queries, queries
 from cdc.connection import Connection, source_errors
 from cdc.errors import SourceUnavailable
 from cdc.lsn import Lsn
@@ -48,6 +48,8 @@ class Server:
     can_create: bool  # publications, in this database
     can_read_settings: bool = False  # those that are hidden from ordinary roles, like the next
     output_plugin_libraries: str | None = None  # which plugins may be used; None: any, or hidden
+    synchronous_standby_names: str = ""
+    physical_slots: int = 0  # of standbys, as a rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,18 @@ class Publication:
         """What it publishes, table by table."""
         return frozenset(table.key for table in self.tables)
 
+    @property
+    def partial_tables(self) -> frozenset[TableName]:
+        """Of which it leaves out rows or columns."""
+        return frozenset(
+            table.key for table in self.tables if table.has_row_filter or table.has_column_list
+        )
+
+    @property
+    def publishes_all(self) -> bool:
+        """Whether every operation of every partition is published, as its root."""
+        return self.all_operations and self.via_root
+
 
 @dataclass(frozen=True, slots=True)
 class SlotStatistics:
@@ -176,8 +190,10 @@ async def read_server(connection: Connection) -> Server:
 async def read_slot(connection: Connection, slot: str) -> Slot | None:
     """Read a slot, of whatever kind and database; None when there is none of that name."""
     row = await _row(connection, queries.SLOT, {"slot": slot})
-    if row is None:
-        return None
+    return None if row is None else _slot(row)
+
+
+def _slot(row: dict[str, Any]) -> Slot:
     return Slot(
         name=row["slot_name"],
         plugin=row["plugin"],
@@ -194,6 +210,11 @@ async def read_slot(connection: Connection, slot: str) -> Slot | None:
         failover=row["failover"],
         retained_bytes=None if row["retained_bytes"] is None else int(row["retained_bytes"]),
     )
+
+
+async def read_slots(connection: Connection) -> list[Slot]:
+    """Read every logical slot of the server, by name."""
+    return [_slot(row) for row in await _rows(connection, operator_queries.SLOTS, {})]
 
 
 async def read_slot_statistics(connection: Connection, slot: str) -> SlotStatistics | None:

@@ -12,6 +12,7 @@ from cdc.activation import SubscriptionBook
 from cdc.catalog import (
     Publication,
     Server,
+    Slot,
     Table,
     TableName,
     read_publication,
@@ -20,9 +21,22 @@ from cdc.catalog import (
     read_tables,
 )
 from cdc.config import Settings
-from cdc.connection import Connection, connect_queue, connect_source, describe_dsn
+from cdc.connection import (
+    Connection,
+    connect_queue,
+    connect_source,
+    describe_dsn,
+    is_same_server,
+)
 from cdc.errors import CdcError
-from cdc.preflight import limits_of, refuse_server, warn_of_release
+from cdc.preflight import (
+    can_fail_over,
+    limits_of,
+    refuse_server,
+    refuse_unlimited_wal,
+    warn_of_failover,
+    warn_of_release,
+)
 from cdc.publication import Plan, Wanted, plan
 from cdc.slots import SlotKeeper, judge
 from cdc.source import PGOUTPUT, ReplicationStream
@@ -82,7 +96,7 @@ async def check(settings: Settings) -> list[Finding]:
                 wanted = [entry.wanted for entry in book.entries]
                 findings += await _check_publication(settings, source, server, wanted)
             if stream is not None and slots is not None and server is not None:
-                findings += await _check_slot(slots, stream, server)
+                findings += await _check_slot(settings, slots, stream, server)
         except CdcError as error:
             findings.append(_error(error))
     return findings
@@ -95,14 +109,11 @@ def _judge_server(server: Server, settings: Settings) -> list[Finding]:
     findings = [Finding("ok", f"source {where}: PostgreSQL {server.version}, wal_level logical")]
     if warning := warn_of_release(server):
         findings.append(Finding("warning", warning, "upgrade the server"))
-    if server.max_slot_wal_keep_bytes < 0:
-        findings.append(
-            Finding(
-                "warning",
-                "max_slot_wal_keep_size is unlimited: a slot that nobody reads fills the disk",
-                "alter system set max_slot_wal_keep_size = '20GB' (what the disk can spare)",
-            )
-        )
+    if unlimited := refuse_unlimited_wal(server, allowed=False):
+        if settings.allow_unlimited_wal:
+            findings.append(Finding("warning", str(unlimited), unlimited.hint))
+        else:
+            findings.append(_error(unlimited))
     findings += [
         Finding("warning", f"{settings.plugin}: {limit}") for limit in limits_of(settings.plugin)
     ]
@@ -178,7 +189,7 @@ def _obstacle(
 
 
 async def _check_slot(
-    slots: SlotKeeper, stream: ReplicationStream, server: Server
+    settings: Settings, slots: SlotKeeper, stream: ReplicationStream, server: Server
 ) -> list[Finding]:
     situation = await slots.situation(stream)
     if (problem := judge(situation)) is not None:
@@ -194,7 +205,8 @@ async def _check_slot(
                     78,
                 )
             ]
-        return [Finding("ok", f"`cdc run` will create slot {name!r}")]
+        findings = [Finding("ok", f"`cdc run` will create slot {name!r}")]
+        return findings + _check_failover(settings, server, None)
     findings = []
     who = "nobody streams" if slot.active_pid is None else f"PID {slot.active_pid} streams"
     findings.append(
@@ -208,14 +220,28 @@ async def _check_slot(
                 "let cdc catch up now, or raise max_slot_wal_keep_size",
             )
         )
-    if slot.failover and not server.synchronized_standby_slots:
+    return findings + _check_failover(settings, server, slot)
+
+
+def _check_failover(settings: Settings, server: Server, slot: Slot | None) -> list[Finding]:
+    """Say what a failover of the source will cost; `slot` is None when it is still to be made."""
+    wanted = settings.failover and can_fail_over(server)
+    findings = []
+    if slot is not None and slot.failover != wanted:
+        does = "survives a failover" if slot.failover else "does not survive a failover"
         findings.append(
             Finding(
                 "warning",
-                f"slot {name!r} fails over, but synchronized_standby_slots is empty",
-                "name the standby's slot there, or a failover is a gap (slot_ahead)",
+                f"slot {slot.name!r} {does}, against CDC_FAILOVER",
+                "stop the sidecars, then: cdc apply",
             )
         )
+    if wanted if slot is None else slot.failover:
+        same_queue = is_same_server(settings.source_conninfo, settings.queue_conninfo)
+        findings += [
+            Finding("warning", warning, fix)
+            for warning, fix in warn_of_failover(server, same_queue=same_queue)
+        ]
     return findings
 
 

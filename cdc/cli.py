@@ -1,4 +1,4 @@
-"""The console script `cdc`: run, check, status, record, decode; dead.
+"""The console script `cdc`: run, check, plan, apply, status, record, decode; dead, slot.
 
 Thin: settings in, one function of the package called, its result printed. A failure that has a name
 is one line `error: …` and one line `hint: …` on standard error, and the exit code of its class;
@@ -22,6 +22,7 @@ from cdc.errors import CdcError, ConfigError
 if TYPE_CHECKING:
     from cdc.config import Settings
     from cdc.letters import Outcome
+    from cdc.reconciliation import Proposal
 
 T = TypeVar("T")
 _EXIT_REFUSED: Final = 65
@@ -39,12 +40,15 @@ dead = typer.Typer(
     help="Changes that could not become a job: list, show, redrive, discard.", no_args_is_help=True
 )
 app.add_typer(dead, name="dead")
+slots = typer.Typer(help="Replication slots: list, drop, skip.", no_args_is_help=True)
+app.add_typer(slots, name="slot")
 
 Slot = Annotated[str | None, typer.Option("--slot", help="CDC_SLOT", show_default=False)]
 Publication = Annotated[
     str | None, typer.Option("--publication", help="CDC_PUBLICATION", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SlotName = Annotated[str, typer.Argument(metavar="SLOT", help="Its name.")]
 LetterIds = Annotated[
     list[int] | None,
     typer.Argument(metavar="ID...", help="Of `cdc dead list`.", show_default=False),
@@ -103,6 +107,47 @@ def check(slot: Slot = None, publication: Publication = None, as_json: AsJson = 
             fix = f" → {finding.fix}" if finding.fix else ""
             typer.echo(f"{_colour(finding.level)} {finding.message}{fix}")
     raise typer.Exit(exit_code(findings))
+
+
+@app.command("plan")
+def show_plan(slot: Slot = None, publication: Publication = None, as_json: AsJson = False) -> None:
+    """Show what publication and slot lack, as SQL that a DBA can run. Changes nothing."""
+    from cdc.reconciliation import Reconciliation  # noqa: PLC0415  # lazy
+
+    settings = _settings(slot=slot, publication=publication)
+
+    async def propose() -> "Proposal":
+        async with Reconciliation.open(settings) as reconciliation:
+            return await reconciliation.propose()
+
+    proposal = _run(propose)
+    if as_json:
+        from dataclasses import asdict  # noqa: PLC0415  # lazy
+
+        _print_json(asdict(proposal))
+    else:
+        _print_proposal(settings, proposal)
+
+
+@app.command("apply")
+def apply_plan(
+    slot: Slot = None,
+    publication: Publication = None,
+    accept_gap: Annotated[
+        bool, typer.Option("--accept-gap", help="Record as lost what was out of the publication.")
+    ] = False,
+) -> None:
+    """Do what `cdc plan` shows: the publication with the rights of CDC_ADMIN_DSN, the slot."""
+    from cdc.reconciliation import Reconciliation  # noqa: PLC0415  # lazy
+
+    settings = _settings(slot=slot, publication=publication)
+
+    async def apply() -> list[str]:
+        async with Reconciliation.open(settings) as reconciliation:
+            return await reconciliation.apply(accept_gap=accept_gap)
+
+    for line in _run(apply) or ["nothing to do"]:
+        typer.echo(line)
 
 
 @app.command()
@@ -240,6 +285,54 @@ def _print_outcomes(outcomes: "list[Outcome]", *, as_json: bool) -> None:
         raise typer.Exit(_EXIT_REFUSED)
 
 
+# --- slots ------------------------------------------------------------------------------------
+
+
+@slots.command("list")
+def slot_list(as_json: AsJson = False) -> None:
+    """Show the server's logical slots, and what stands against streaming from ours."""
+    from cdc.operations import list_slots  # noqa: PLC0415  # lazy
+
+    settings = _settings()
+    rows = _run(lambda: list_slots(settings))
+    if as_json:
+        _print_json(rows)
+    for row in () if as_json else rows:
+        level = "error" if row["problem"] else "ok"
+        state = row["problem"] or ("fits its progress" if row["ours"] else "not ours")
+        who = f", PID {row['active_pid']} streams" if row["active_pid"] else ""
+        condition = f"{row['condition']}: " if row["condition"] else ""
+        typer.echo(f"{_colour(level)} {row['slot']}: {condition}{state}{who}")
+
+
+@slots.command("drop")
+def slot_drop(name: SlotName) -> None:
+    """Take a slot and its progress out of service. What it has not routed yet is given up."""
+    from cdc.operations import drop_slot  # noqa: PLC0415  # lazy
+
+    settings = _settings(slot=name)
+    end = _run(lambda: drop_slot(settings, name))
+    typer.echo(f"slot {name} is dropped; changes after {end} are not captured")
+
+
+@slots.command("skip")
+def slot_skip(
+    name: SlotName,
+    to: Annotated[str, typer.Option("--to", metavar="LSN", help="As the error names it.")],
+) -> None:
+    """Give up what the server cannot decode: go on at LSN, and record the gap."""
+    from cdc.lsn import Lsn  # noqa: PLC0415  # lazy
+    from cdc.operations import skip_to  # noqa: PLC0415  # lazy
+
+    try:
+        position = Lsn.parse(to)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    settings = _settings(slot=name)
+    stands = _run(lambda: skip_to(settings, name, position))
+    typer.echo(f"slot {name} goes on at {stands}; what was committed before is given up")
+
+
 # --- what the commands share ------------------------------------------------------------------
 
 
@@ -290,6 +383,29 @@ def _print_json(value: object) -> None:
 def _colour(level: str) -> str:
     colours = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "error": typer.colors.RED}
     return typer.style(f"{level}:", fg=colours[level])
+
+
+def _print_proposal(settings: "Settings", proposal: "Proposal") -> None:
+    """Print a plan as a script: whatever is not SQL is a comment."""
+    _comment(f"publication {settings.publication}")
+    for statement in proposal.statements:
+        typer.echo(f"{statement};")
+    for drift in proposal.drift:
+        _comment(f"drift: {drift}, and its changes were captured before: some are lost")
+    for task, why in proposal.refused.items():
+        _comment(f"refused: task {task}: {why}")
+    _comment(f"slot {settings.slot}")
+    if proposal.problem:
+        _comment(f"{proposal.condition or 'error'}: {proposal.problem}")
+    if proposal.slot:
+        _comment(f"{proposal.slot}: {proposal.slot_command}")
+    if not (proposal.statements or proposal.slot or proposal.problem):
+        _comment("nothing to do")
+
+
+def _comment(text: str) -> None:
+    """Print a line that SQL ignores, whatever names are in it."""
+    typer.echo(f"-- {' '.join(text.split())}")
 
 
 def _print_status(report: dict[str, Any]) -> None:

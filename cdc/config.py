@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     queue_dsn: SecretStr = SecretStr("")
     """Where schema conductor lives; empty: in the source database."""
 
+    admin_dsn: SecretStr = SecretStr("")
+    """Whose rights `cdc apply` uses: the owner of tables and publication; empty: the source's."""
+
     slot: SlotName = "conductor"
     """The replication slot; it is also the leader lock. One per source and queue."""
 
@@ -53,10 +56,14 @@ class Settings(BaseSettings):
     plugin: Literal["pgoutput", "wal2json"] = "pgoutput"
     """What decodes the WAL on the server. Another plugin is another slot."""
 
-    """The output plugin."""
-
     manage_publication: bool = True
-    """Off: change nothing, say which statements are missing."""
+    """Off: only look whether it is as it must be; `cdc plan` shows what is missing."""
+
+    allow_unlimited_wal: bool = False
+    """On: run on a server without max_slot_wal_keep_size, whose disk an absent sidecar can fill."""
+
+    failover: bool = True
+    """The slot survives a failover to a standby that synchronises it (PostgreSQL 17 and later)."""
 
     gap_policy: Literal["stop", "recreate"] = "stop"
     """When changes may have been lost: end with status 65, or go on with a new slot."""
@@ -88,7 +95,7 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: for people on a terminal, JSON elsewhere."""
 
-    @field_validator("source_dsn", "queue_dsn")
+    @field_validator("source_dsn", "queue_dsn", "admin_dsn")
     @classmethod
     def _check_dsn(cls, value: SecretStr) -> SecretStr:
         try:
@@ -106,6 +113,11 @@ class Settings(BaseSettings):
     def queue_conninfo(self) -> str:
         """The queue's connection string, password and all."""
         return self.queue_dsn.get_secret_value() or self.source_conninfo
+
+    @property
+    def admin_conninfo(self) -> str:
+        """The connection string of `cdc apply` for the source, password and all."""
+        return self.admin_dsn.get_secret_value() or self.source_conninfo
 
     @classmethod
     def settings_customise_sources(

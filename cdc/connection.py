@@ -105,6 +105,13 @@ def describe_dsn(dsn: str) -> str:
     return f"{parts.get('user', '')}@{where}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
 
 
+def is_same_server(one: str, other: str) -> bool:
+    """Tell whether two connection strings lead to one server, as far as they say."""
+    parts = [parse_dsn(dsn, "the DSN") for dsn in (one, other)]
+    places = [(p.get("host") or p.get("hostaddr"), str(p.get("port") or 5432)) for p in parts]
+    return places[0] == places[1]
+
+
 @contextmanager
 def source_errors() -> Iterator[None]:
     """Turn the driver's errors on a connection to the source database into ours."""

@@ -4,6 +4,64 @@ from typing import Final
 
 from psycopg import sql
 
+from cdc.queries import SLOT_FIELDS
+
+# --- source: slots ----------------------------------------------------------------------------
+
+SLOTS: Final = sql.SQL("{} where s.slot_type = 'logical' order by s.slot_name").format(SLOT_FIELDS)
+
+ADVANCE_SLOT: Final = sql.SQL(
+    "select end_lsn::text from pg_replication_slot_advance(%(slot)s, %(lsn)s)"
+)
+
+
+def alter_failover(slot: str, *, failover: bool) -> sql.Composed:
+    """Let a slot survive a failover, or not (a replication command, from PostgreSQL 17)."""
+    return sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER {})").format(
+        sql.Identifier(slot), sql.SQL("true" if failover else "false")
+    )
+
+
+# --- queue: slots -----------------------------------------------------------------------------
+
+PROGRESS_SLOTS: Final = sql.SQL("select slot from conductor.progress order by slot")
+
+RECORD_GAP: Final = sql.SQL("""
+    with ended as (
+        update conductor.gaps
+        set closed_at = clock_timestamp(), policy = %(policy)s,
+            from_lsn = case condition when %(condition)s then %(from)s::pg_lsn else from_lsn end,
+            to_lsn = case condition when %(condition)s then %(to)s::pg_lsn
+                else coalesce(to_lsn, %(to)s::pg_lsn) end
+        where slot = %(slot)s and closed_at is null
+            and (%(all)s or condition = %(condition)s)
+        returning condition
+    )
+    insert into conductor.gaps (
+        slot, generation, condition, policy, from_lsn, to_lsn, detail, closed_at)
+    select %(slot)s, %(generation)s, %(condition)s, %(policy)s, %(from)s, %(to)s, %(detail)s::json,
+        clock_timestamp()
+    where not exists (select from ended where ended.condition = %(condition)s)
+""")
+"""What an operator gave up, knowingly: in the row that a sidecar has left, or else in a new one."""
+
+CLOSE_GAP: Final = sql.SQL("""
+    update conductor.gaps set closed_at = clock_timestamp(), to_lsn = %(to)s
+    where slot = %(slot)s and condition = %(condition)s and closed_at is null
+""")
+
+SKIP_PROGRESS: Final = sql.SQL("""
+    update conductor.progress
+    set routed_lsn = %(to)s, acknowledged_lsn = greatest(acknowledged_lsn, %(to)s),
+        epoch = epoch + 1, updated_at = clock_timestamp()
+    where slot = %(slot)s and generation = %(generation)s and routed_lsn = %(from)s
+""")
+
+FORGET_PROGRESS: Final = sql.SQL("""
+    with activations as (delete from conductor.activations where slot = %(slot)s)
+    delete from conductor.progress where slot = %(slot)s and generation = %(generation)s
+""")
+
 # --- queue: dead letters ----------------------------------------------------------------------
 
 DEAD_LETTERS: Final = sql.SQL("""

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Final, Protocol
 
-from cdc.errors import RelationUnknown, UndecodableMessage
+from cdc.errors import RelationUnknown, ServerDecodeError, UndecodableMessage
+from cdc.lsn import Lsn
 from cdc.marker import PREFIX, Marker, decode_marker
 from cdc.progress import Progress
 from cdc.relations import describe_shape
@@ -189,6 +190,10 @@ class Pipeline:
                 self._work.set()
                 await writer
                 await self._send_status()
+            elif reader.done() and isinstance(reader.exception(), ServerDecodeError):
+                self._stop.set()  # write what came before it, so that only it can be skipped
+                self._work.set()
+                await writer
         finally:
             for task in tasks:
                 task.cancel()
@@ -201,7 +206,10 @@ class Pipeline:
 
     async def _read(self) -> None:
         while True:
-            rest = iter(await self._stream.read(READ_FRAMES, READ_BYTES))
+            try:
+                rest = iter(await self._stream.read(READ_FRAMES, READ_BYTES))
+            except ServerDecodeError as error:
+                raise self._located(error) from error
             if self._subscriptions.revision != self._revision:
                 self._renew()
             while (marker := self._take(rest)) is not None:
@@ -210,6 +218,17 @@ class Pipeline:
                 self._work.set()
             if self._pending.size_bytes >= PENDING_LIMIT_BYTES:
                 await self._wait_for_room()
+
+    def _located(self, error: ServerDecodeError) -> ServerDecodeError:
+        """Name the transaction that the server cannot decode, when it has begun to send it."""
+        if not self._reader.in_transaction:
+            return error
+        commit_lsn = self._reader.commit_lsn
+        return ServerDecodeError(
+            f"{error}, in the transaction that committed at {Lsn(commit_lsn)}",
+            hint="if client_encoding = SQL_ASCII does not help, give that transaction up: "
+            f"cdc slot skip {self._slot} --to {Lsn(commit_lsn + 1)}",
+        )
 
     async def _wait_for_room(self) -> None:
         started_s = time.monotonic()

@@ -5,14 +5,31 @@ start because of it, `check` prints it.
 """
 
 from cdc.catalog import MINIMUM_VERSION, Server
-from cdc.errors import CdcError, ConfigError, PluginRefused, PrivilegeMissing, WalLevelTooLow
+from cdc.errors import (
+    CdcError,
+    ConfigError,
+    PluginRefused,
+    PrivilegeMissing,
+    WalLevelTooLow,
+    WalUnlimited,
+)
 
+_FAILOVER_SLOTS = 170000
 _LOST_NUMBERS = "before wal2json 2.6, NaN and infinite numbers come as null"
 _WAL2JSON_LIMITS = [
     "a truncate does not tell CASCADE and RESTART IDENTITY: both are false",
     "rows read after their table was altered or dropped are described as the catalog has it by now",
     "logical messages end at their first zero byte",
 ]
+
+_STANDBY_BEHIND = (
+    "the slot fails over, but synchronized_standby_slots is empty: a standby may lack what was "
+    "routed already (server_behind)"
+)
+_JOBS_LOST = (
+    "source and queue fail over together, and jobs are not committed synchronously: those of the "
+    "last moments can be lost though the slot has moved on (slot_ahead)"
+)
 
 _DECODING_FIXES = {15: 13, 16: 9, 17: 5}
 """First minor releases whose decoding tells transactions in progress of a changed publication."""
@@ -38,6 +55,39 @@ def refuse_server(server: Server, plugin: str) -> CdcError | None:
             f"output_plugin_libraries = {server.output_plugin_libraries}"
         )
     return None
+
+
+def refuse_unlimited_wal(server: Server, *, allowed: bool) -> CdcError | None:
+    """Return why no slot of ours should be kept on this server; None when one may be."""
+    if server.max_slot_wal_keep_bytes >= 0 or allowed:
+        return None
+    return WalUnlimited(
+        "max_slot_wal_keep_size is unlimited on the source server: a slot that nobody reads fills "
+        "its disk"
+    )
+
+
+def can_fail_over(server: Server) -> bool:
+    """Tell whether this server can have a slot that survives a failover."""
+    return server.version_number >= _FAILOVER_SLOTS and not server.in_recovery
+
+
+def warn_of_failover(server: Server, *, same_queue: bool) -> list[tuple[str, str]]:
+    """Return what a failover would cost a failover slot, each with its fix; none without standbys.
+
+    Args:
+        server: the source.
+        same_queue: the queue database is in the same cluster, so it fails over as well.
+    """
+    if not server.physical_slots:
+        return []
+    warnings = []
+    if not server.synchronized_standby_slots:
+        warnings.append((_STANDBY_BEHIND, "name the standby's physical slot there"))
+    if same_queue and not server.synchronous_standby_names:
+        fix = "name the standby in synchronous_standby_names, or keep the queue elsewhere"
+        warnings.append((_JOBS_LOST, fix))
+    return warnings
 
 
 def limits_of(plugin: str, *, numbers_as_text: bool = False) -> list[str]:

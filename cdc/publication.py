@@ -71,6 +71,8 @@ class Plan:
     create: bool
     add: tuple[TableName, ...]
     drop: tuple[TableName, ...]
+    restore: bool = False  # its options
+    whole: tuple[TableName, ...] = ()  # published in part: with a filter or a list of columns
     refused: Mapping[int, CdcError] = field(default_factory=dict)  # by subscription id
     drift: tuple[str, ...] = ()  # what was captured, and is no longer as it must be
 
@@ -80,7 +82,19 @@ class Plan:
         created = [queries.create_publication(self.publication)] if self.create else []
         added = [queries.add_tables(self.publication, [table]) for table in self.add]
         dropped = [queries.drop_tables(self.publication, [table]) for table in self.drop]
-        return created + added + dropped
+        restored = [queries.restore_publication(self.publication)] if self.restore else []
+        for table in self.whole:
+            restored.append(queries.drop_tables(self.publication, [table]))
+            restored.append(queries.add_tables(self.publication, [table]))
+        return created + restored + added + dropped
+
+    @property
+    def loss(self) -> CdcError | None:
+        """Say as an error what was captured, and is captured no longer; None when nothing was."""
+        if not self.drift:
+            return None
+        kind = PublicationMissing if self.create else PublicationDrift
+        return kind(f"publication {self.publication!r} was changed: {'; '.join(self.drift)}")
 
 
 def plan(
@@ -118,12 +132,15 @@ def plan(
     accepted = [w for w in wanted if w.subscription.id not in refused]
     needed = {w.table for w in accepted if w.table in tables}
     published = _published(actual, needed)
+    partial = set() if actual is None else actual.partial_tables & needed
     idle = set() if actual is None else (actual.table_names - needed).intersection(ours)
     return Plan(
         publication=publication,
         create=actual is None,
         add=tuple(sorted(needed - published)),
         drop=tuple(sorted(idle)),
+        restore=actual is not None and not actual.publishes_all,
+        whole=tuple(sorted(partial)),
         refused=refused,
         drift=tuple(_drift(publication, accepted, actual, published)),
     )
@@ -196,22 +213,29 @@ class PublicationKeeper:
             PublicationMissing, PublicationDrift: what was captured is captured no longer.
             PublicationError, PrivilegeMissing: there is no publication that could be used.
         """
-        tables = await read_tables(self.connection, {w.table for w in wanted})
-        known = () if len(tables) == len({w.table for w in wanted}) else await self._names()
-        actual = await read_publication(self.connection, self.name)
-        change = plan(self.name, wanted, actual, tables, known, ours)
-        if change.drift and not tolerate_drift:
-            kind = PublicationMissing if actual is None else PublicationDrift
-            raise kind(f"publication {self.name!r} was changed: {'; '.join(change.drift)}")
+        change, actual, tables = await self._compare(wanted, ours)
+        if change.loss is not None and not tolerate_drift:
+            raise change.loss
         obstacle = await self._apply(change)
         if change.statements:
             actual = await read_publication(self.connection, self.name)
         needed = {w.table for w in wanted if w.subscription.id not in change.refused}
-        published = {t: tables[t].oid for t in _published(actual, needed) if t in tables}
+        published = {t: tables[t].oid for t in _whole(actual, needed) if t in tables}
         return Reconciled(published, change.refused, obstacle)
 
-    async def _names(self) -> list[str]:
-        return await read_table_names(self.connection)
+    async def plan(self, wanted: Sequence[Wanted], *, ours: Collection[TableName] = ()) -> Plan:
+        """Compare, and change nothing (raises PublicationError as `reconcile` does)."""
+        change, _, _ = await self._compare(wanted, ours)
+        return change
+
+    async def _compare(
+        self, wanted: Sequence[Wanted], ours: Collection[TableName]
+    ) -> tuple[Plan, Publication | None, Mapping[TableName, Table]]:
+        names = {w.table for w in wanted}
+        tables = await read_tables(self.connection, names)
+        known = () if len(tables) == len(names) else await read_table_names(self.connection)
+        actual = await read_publication(self.connection, self.name)
+        return plan(self.name, wanted, actual, tables, known, ours), actual, tables
 
     async def _apply(self, change: Plan) -> CdcError | None:
         if self.manage or not change.statements:
@@ -220,7 +244,7 @@ class PublicationKeeper:
         obstacle = PublicationError(
             f"publication {self.name!r} is not as the subscriptions need it, "
             "and CDC_MANAGE_PUBLICATION is off",
-            hint=f"let its owner run: {statements}",
+            hint=f"run `cdc apply` with CDC_ADMIN_DSN, or let its owner run: {statements}",
         )
         if change.create:
             raise obstacle
@@ -240,6 +264,13 @@ def _published(actual: Publication | None, needed: Collection[TableName]) -> set
         return set()
     by_schema = {table for table in needed if table[0] in actual.schemas}
     return set(actual.table_names) | by_schema
+
+
+def _whole(actual: Publication | None, needed: Collection[TableName]) -> set[TableName]:
+    """Return what it publishes without leaving anything out."""
+    if actual is None or not actual.publishes_all:
+        return set()
+    return _published(actual, needed) - actual.partial_tables
 
 
 def _drift(

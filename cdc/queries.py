@@ -46,11 +46,14 @@ def timeline_history(timeline: int) -> sql.Composed:
     return sql.SQL("TIMELINE_HISTORY {}").format(sql.SQL(_digits(timeline)))
 
 
-def create_slot(slot: str, plugin: str, *, temporary: bool) -> sql.Composed:
+def create_slot(
+    slot: str, plugin: str, *, temporary: bool = False, failover: bool = False
+) -> sql.Composed:
     """Create our slot. No snapshot is exported: nobody reads one, and it would hold xmin."""
-    kind = sql.SQL("TEMPORARY" if temporary else "")
-    return sql.SQL("CREATE_REPLICATION_SLOT {} {} LOGICAL {} (SNAPSHOT 'nothing')").format(
-        sql.Identifier(slot), kind, sql.Identifier(plugin)
+    kind = sql.SQL("TEMPORARY " if temporary else "")
+    options = sql.SQL(", FAILOVER true" if failover else "")  # from PostgreSQL 17
+    return sql.SQL("CREATE_REPLICATION_SLOT {} {}LOGICAL {} (SNAPSHOT 'nothing'{})").format(
+        sql.Identifier(slot), kind, sql.Identifier(plugin), options
     )
 
 
@@ -106,6 +109,9 @@ SERVER: Final = sql.SQL("""
         (select setting::bigint * 1048576 from pg_settings where name = 'max_slot_wal_keep_size')
             as max_slot_wal_keep_bytes,
         current_setting('synchronized_standby_slots', true) as synchronized_standby_slots,
+        current_setting('synchronous_standby_names') as synchronous_standby_names,
+        (select count(*)::int from pg_replication_slots where slot_type = 'physical')
+            as physical_slots,
         pg_is_in_recovery() as in_recovery,
         current_database() as database,
         pg_encoding_to_char(d.encoding) as encoding,
@@ -122,7 +128,7 @@ SERVER: Final = sql.SQL("""
     where d.datname = current_database() and r.rolname = current_user
 """)
 
-SLOT: Final = sql.SQL("""
+SLOT_FIELDS: Final = sql.SQL("""
     select s.slot_name, s.plugin, s.slot_type, s.database, s.temporary, s.two_phase, s.active_pid,
         s.restart_lsn::text, s.confirmed_flush_lsn::text, s.wal_status, s.safe_wal_size,
         to_jsonb(s) ->> 'invalidation_reason' as invalidation_reason,
@@ -130,8 +136,9 @@ SLOT: Final = sql.SQL("""
         case when pg_is_in_recovery() then pg_last_wal_receive_lsn() else pg_current_wal_lsn() end
             - s.restart_lsn as retained_bytes
     from pg_replication_slots s
-    where s.slot_name = %(slot)s
 """)
+
+SLOT: Final = sql.SQL("{} where s.slot_name = %(slot)s").format(SLOT_FIELDS)
 
 DROP_SLOT: Final = sql.SQL("select pg_drop_replication_slot(%(slot)s)")
 
@@ -297,6 +304,14 @@ def drop_tables(publication: str, tables: Iterable[tuple[str, str]]) -> sql.Comp
     return sql.SQL("alter publication {} drop table {}").format(
         sql.Identifier(publication), _tables(tables)
     )
+
+
+def restore_publication(publication: str) -> sql.Composed:
+    """Publish all operations again, and partitions as their root."""
+    return sql.SQL(
+        "alter publication {} set (publish = 'insert, update, delete, truncate', "
+        "publish_via_partition_root = true)"
+    ).format(sql.Identifier(publication))
 
 
 def _tables(tables: Iterable[tuple[str, str]]) -> sql.Composed:

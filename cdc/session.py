@@ -27,7 +27,7 @@ from cdc.lsn import Lsn
 from cdc.marker import PREFIX
 from cdc.metrics import Metrics
 from cdc.pipeline import Pipeline, Stream
-from cdc.preflight import limits_of, refuse_server
+from cdc.preflight import can_fail_over, limits_of, refuse_server, refuse_unlimited_wal
 from cdc.publication import PublicationKeeper
 from cdc.sink import Sink
 from cdc.slots import Loss, Situation, SlotKeeper, judge
@@ -129,7 +129,11 @@ class Session:
         self._stack.push_async_callback(source.close)
         with source_errors():
             await source.execute(queries.WAIT_BRIEFLY_FOR_LOCKS)
-        if (refusal := refuse_server(await read_server(source), settings.plugin)) is not None:
+        server = await read_server(source)
+        refusal = refuse_server(server, settings.plugin) or refuse_unlimited_wal(
+            server, allowed=settings.allow_unlimited_wal
+        )
+        if refusal is not None:
             raise refusal
         queue = await connect_queue(settings.queue_conninfo, application_name=name)
         self._stack.push_async_callback(queue.close)
@@ -156,6 +160,7 @@ class Session:
                 queue,
                 settings.slot_creation_deadline_s,
                 settings.plugin,
+                failover=settings.failover and can_fail_over(server),
             ),
             stream=stream,
         )

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from cdc import queries
+from cdc import operator_queries, queries
 from cdc.catalog import Slot, read_server_lsn, read_slot
 from cdc.connection import Connection, queue_errors, source_errors
 from cdc.errors import (
@@ -172,6 +172,7 @@ class SlotKeeper:
         queue_control: an ordinary connection to the queue database.
         creation_deadline_s: how long creating the slot may wait for running writers.
         plugin: what decodes the slot's WAL.
+        failover: whether a new slot is to survive a failover; the server must be able to.
     """
 
     name: str
@@ -180,6 +181,7 @@ class SlotKeeper:
     queue_control: Connection
     creation_deadline_s: float = 60.0
     plugin: str = PGOUTPUT
+    failover: bool = False
 
     async def situation(self, stream: ReplicationStream) -> Situation:
         """Read what `judge` needs, on a replication connection that does not stream yet.
@@ -223,7 +225,7 @@ class SlotKeeper:
             SlotBusy: another sidecar is at it.
             SlotError: running writers did not end within the deadline; it names them.
         """
-        async with self._turn(lock):
+        async with self.turn(lock):
             situation = await self.situation(stream)
             if (problem := judge(situation)) is not None:
                 raise problem
@@ -241,7 +243,7 @@ class SlotKeeper:
         Raises:
             SlotError: it was done `RECREATIONS_AN_HOUR` times within an hour.
         """
-        async with self._turn(lock):
+        async with self.turn(lock):
             situation = await self.situation(stream)
             progress = situation.progress
             if progress is None or progress.generation != loss.generation:
@@ -274,6 +276,24 @@ class SlotKeeper:
         )
         return None if progress is None else Loss(problem, progress.generation)
 
+    async def alter_failover(self, stream: ReplicationStream) -> None:
+        """Make the slot what `failover` says. From PostgreSQL 17.
+
+        Raises:
+            SlotBusy: somebody streams from it; the server would wait for them without end.
+        """
+        command = operator_queries.alter_failover(self.name, failover=self.failover)
+        slot = await read_slot(self.source_control, self.name)
+        try:
+            if slot is None or slot.active_pid is None:
+                async with asyncio.timeout(_CANCEL_TIMEOUT_S):
+                    return await stream.command(command)
+        except TimeoutError:
+            pass
+        raise SlotBusy(
+            f"slot {self.name!r} is in use", hint="stop every sidecar of it, then try again"
+        )
+
     async def follow_timeline(self, progress: ProgressRow, timeline: int) -> None:
         """Note that the source went on, without loss, on another timeline."""
         await self._queue(
@@ -283,7 +303,7 @@ class SlotKeeper:
     # --- creating ------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def _turn(self, lock: Connection) -> AsyncIterator[None]:
+    async def turn(self, lock: Connection) -> AsyncIterator[None]:
         """Hold the slot's lock, in a transaction without an xid: slot creation waits for xids."""
         with queue_errors():
             async with lock.transaction():
@@ -308,7 +328,7 @@ class SlotKeeper:
 
     async def _create_within_deadline(self, stream: ReplicationStream) -> Lsn:
         creation = asyncio.create_task(
-            stream.create_slot(self.name, self.plugin), name="create slot"
+            stream.create_slot(self.name, self.plugin, failover=self.failover), name="create slot"
         )
         deadline_s = asyncio.get_running_loop().time() + self.creation_deadline_s
         blockers = ""

@@ -131,7 +131,12 @@ class ReplicationStream:
         return parse_timeline_history(content if isinstance(content, str) else content.decode())
 
     async def create_slot(
-        self, slot: str, plugin: str = PGOUTPUT, *, temporary: bool = False
+        self,
+        slot: str,
+        plugin: str = PGOUTPUT,
+        *,
+        temporary: bool = False,
+        failover: bool = False,
     ) -> Lsn:
         """Create our logical slot; return its consistent point. Waits for every running writer.
 
@@ -141,7 +146,7 @@ class ReplicationStream:
         """
         try:
             cursor = await self._connection.cursor(row_factory=tuple_row).execute(
-                queries.create_slot(slot, plugin, temporary=temporary)
+                queries.create_slot(slot, plugin, temporary=temporary, failover=failover)
             )
             row = await cursor.fetchone()
         except psycopg.errors.DuplicateObject as error:
@@ -153,6 +158,11 @@ class ReplicationStream:
         if row is None:
             raise SourceUnavailable(f"the server did not say where slot {slot!r} starts")
         return Lsn.parse(row[1])
+
+    async def command(self, command: queries.Statement) -> None:
+        """Run a replication command that returns nothing; cancelling this cancels it."""
+        with source_errors():
+            await self._connection.execute(command)
 
     async def cancel(self) -> None:
         """Cancel the command that runs on this connection."""
@@ -226,11 +236,15 @@ class ReplicationStream:
         fruitless = 0
         try:
             while True:
-                size = self._take(payloads, limit - len(payloads), limit_bytes)
+                size = (
+                    0 if self._ended else self._take(payloads, limit - len(payloads), limit_bytes)
+                )
                 limit_bytes -= size
                 fruitless = 0 if size else fruitless + 1
                 if limit_bytes <= 0 or len(payloads) >= limit or (payloads and fruitless):
                     return payloads
+                if self._ended and payloads:
+                    return payloads  # what came before the end counts; the next call says why
                 if self._ended:
                     raise await self._end_error()
                 if fruitless > 1:

@@ -32,6 +32,7 @@ DEFAULT_SETTINGS: Mapping[str, str] = {
     "max_connections": "200",
     "max_wal_senders": "40",
     "max_replication_slots": "40",
+    "max_slot_wal_keep_size": "50GB",
     "max_prepared_transactions": "10",
     "shared_buffers": "128MB",
     "jit": "off",

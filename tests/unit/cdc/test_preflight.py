@@ -3,8 +3,21 @@
 from dataclasses import replace
 
 from cdc.catalog import Server
-from cdc.errors import ConfigError, PluginRefused, PrivilegeMissing, WalLevelTooLow
-from cdc.preflight import limits_of, refuse_server, warn_of_release
+from cdc.errors import (
+    ConfigError,
+    PluginRefused,
+    PrivilegeMissing,
+    WalLevelTooLow,
+    WalUnlimited,
+)
+from cdc.preflight import (
+    can_fail_over,
+    limits_of,
+    refuse_server,
+    refuse_unlimited_wal,
+    warn_of_failover,
+    warn_of_release,
+)
 
 SERVER = Server(
     version_number=150018,
@@ -58,3 +71,32 @@ def test_warns_of_releases_that_lose_rows() -> None:
     assert warn_of_release(replace(SERVER, version_number=180000)) is None
     for number in (150012, 160008, 170004):
         assert warn_of_release(replace(SERVER, version_number=number)) is not None
+
+
+def test_wal_without_a_limit_is_refused_unless_allowed() -> None:
+    refusal = refuse_unlimited_wal(SERVER, allowed=False)
+    assert isinstance(refusal, WalUnlimited)
+    assert "CDC_ALLOW_UNLIMITED_WAL" in refusal.hint
+    assert refuse_unlimited_wal(SERVER, allowed=True) is None
+    limited = replace(SERVER, max_slot_wal_keep_bytes=1 << 30)
+    assert refuse_unlimited_wal(limited, allowed=False) is None
+
+
+def test_a_slot_fails_over_from_17_on_a_primary() -> None:
+    newer = replace(SERVER, version_number=170000)
+    assert can_fail_over(newer)
+    assert not can_fail_over(replace(SERVER, version_number=160009))
+    assert not can_fail_over(replace(newer, in_recovery=True))
+
+
+def test_what_a_failover_costs_is_told_where_there_is_a_standby() -> None:
+    def words(server: Server, *, same_queue: bool = True) -> list[str]:
+        return [fix.split()[-1] for _, fix in warn_of_failover(server, same_queue=same_queue)]
+
+    assert words(SERVER) == []
+    standby = replace(SERVER, physical_slots=1)
+    assert len(words(standby)) == 2
+    assert words(standby, same_queue=False) == ["there"]
+    waited_for = replace(standby, synchronized_standby_slots="standby")
+    assert words(waited_for) == ["elsewhere"]
+    assert words(replace(waited_for, synchronous_standby_names="standby")) == []

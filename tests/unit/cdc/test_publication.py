@@ -3,7 +3,12 @@
 import pytest
 
 from cdc.catalog import Publication, PublishedTable, Table
-from cdc.errors import PublicationError, ReplicaIdentityMissing
+from cdc.errors import (
+    PublicationDrift,
+    PublicationError,
+    PublicationMissing,
+    ReplicaIdentityMissing,
+)
 from cdc.publication import Plan, Wanted, plan
 from conductor.matching import ChangeFilter, Subscription
 
@@ -130,3 +135,14 @@ def test_a_published_schema_covers_its_tables() -> None:
 def test_a_publication_that_would_do_harm_is_refused(actual: Publication) -> None:
     with pytest.raises(PublicationError):
         compare([], actual)
+
+
+def test_what_is_published_in_part_is_made_whole() -> None:
+    part = PublishedTable("public", "a", has_row_filter=True, has_column_list=False)
+    actual = publication(tables=(part,), via_root=False)
+    change = compare([wanted(1, "a")], actual, table("a"))
+    assert (change.restore, names(change.whole), change.add) == (True, ["a"], ())
+    assert (len(change.statements), change.loss) == (3, None)
+    lost = compare([wanted(1, "a", started=True)], actual, table("a"))
+    assert isinstance(lost.loss, PublicationDrift)
+    assert isinstance(compare([wanted(1, "a", started=True)], None).loss, PublicationMissing)
