@@ -17,7 +17,7 @@ from tools.localpg import PostgresServer
 from tools.supervision import SupervisedProcess, free_port
 
 SETTINGS = {"max_wal_size": "8GB", "checkpoint_timeout": "30min", "shared_buffers": "512MB"}
-POLL_INTERVAL_S = 0.005
+POLL_INTERVAL_S = 0.05
 TIMEOUT_S = 120.0
 ROLE = "bench"
 CREATE_DATABASE: Final = "create database {} owner bench"

@@ -24,18 +24,18 @@ on conflict (id) do update set balance = bench.accounts.balance + 1;
 -- name: drop_slot
 select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = %(slot)s;
 
+-- name: create_slot
+select lsn::text from pg_create_logical_replication_slot(%(slot)s, 'pgoutput');
+
 -- name: copy_slot
 select pg_copy_logical_replication_slot(%(source)s, %(slot)s);
 
 -- name: slot_is_active
 select active from pg_replication_slots where slot_name = %(slot)s;
 
--- name: read_progress
-select routed_lsn::text, acknowledged_lsn::text from conductor.progress where slot = %(slot)s;
-
 -- name: reset_progress
 update conductor.progress
-set routed_lsn = %(routed)s::pg_lsn, acknowledged_lsn = %(acknowledged)s::pg_lsn
+set routed_lsn = %(lsn)s::pg_lsn, acknowledged_lsn = %(lsn)s::pg_lsn
 where slot = %(slot)s;
 
 -- name: is_routed
