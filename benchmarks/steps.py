@@ -1,7 +1,8 @@
 """Two-step durable jobs a second of one worker process.
 
 Each job runs two steps whose results are committed one after the other; steps of jobs that run at
-the same time are committed together. The pace is read from the history's own timestamps.
+the same time, a thousand here, are committed together. The pace is read from the history's own
+timestamps.
 """
 
 from statistics import median

@@ -68,6 +68,6 @@ async def late(event: Insert[Row], _ctx: Context[None]) -> float:
 
 
 jobs = Orchestrator(conductor, tasks=[noop])
-durable = Orchestrator(conductor, tasks=[two_steps])
+durable = Orchestrator(conductor, tasks=[two_steps], slots=1_000)
 routing = Orchestrator(conductor, tasks=[capture])
 latency = Orchestrator(conductor, tasks=[late])
