@@ -7,6 +7,9 @@ PostgreSQL 15 with wal2json (Debian's packages) and the newest (`PG_BINDIR`, or 
 
 Where Debian's packages cannot be had, the tests on PostgreSQL 15 are deselected and the summary
 says so; under `CI=true` that is an error.
+
+The tests run in several processes (pytest-xdist), each with servers of its own; `pytest -n0` runs
+them in one, as with a debugger.
 """
 
 import getpass
@@ -16,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -34,7 +38,14 @@ EMBEDDED_VERSION = 18
 GIVEN_DSN = os.environ.get("CONDUCTOR_TEST_DSN", "")
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
+PROCESSES = 3  # whose tests mostly wait: for timers, start-ups and dead processes
+
 not_run = pytest.StashKey[dict[str, int]]()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes run tests: one on a server that is given, for its slots are counted."""
+    return 0 if GIVEN_DSN else PROCESSES
 
 
 @cache
@@ -135,6 +146,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
     config.stash[not_run] = reasons
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what was not run to the process that prints the summary."""
+    output: dict[str, object] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["not_run"] = session.config.stash.get(not_run, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take it over: every process has collected the same tests."""
+    node.config.stash[not_run] = getattr(node, "workeroutput", {}).get("not_run", {})
 
 
 def pytest_terminal_summary(
