@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 import psycopg
 
 from conductor.store.leases import LeaseStore
-from conductor.store.sessions import Backoff, connect_blocking
+from conductor.store.sessions import Backoff, connect_blocking, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,7 +159,7 @@ class Leases:
                         backoff.reset()
                         self._stopped.wait(self._pause_s())
             except psycopg.Error as error:
-                _LOG.warning("leases: %s: %s", type(error).__name__, str(error).strip())
+                _LOG.warning("leases: %s: %s", type(error).__name__, first_line(error))
                 if self._on_reconnect is not None:
                     self._on_reconnect()
                 self._stopped.wait(backoff.delay_s())

@@ -63,6 +63,11 @@ def _adapt(context: AdaptContext) -> None:
     context.adapters.register_loader("json", _JsonTextLoader)
 
 
+def first_line(error: psycopg.Error) -> str:
+    """Return what an error says for a log: what follows may quote a row (DETAIL)."""
+    return str(error).strip().partition("\n")[0]
+
+
 async def connect(dsn: str, name: str) -> AsyncConnection[Any]:
     """Open a session's connection once. Raises psycopg.OperationalError."""
     connection = await AsyncConnection.connect(dsn, **connection_settings(dsn, name))
@@ -120,7 +125,7 @@ class Session:
 
         The connection is given up; what was sent on it may or may not have been committed.
         """
-        _LOG.warning("%s: %s: %s", self.name, type(error).__name__, str(error).strip())
+        _LOG.warning("%s: %s: %s", self.name, type(error).__name__, first_line(error))
         await self.close()
         if self._on_lost is not None:
             self._on_lost()

@@ -9,11 +9,14 @@ from typing import Any
 import psycopg
 import pytest
 from prometheus_client import generate_latest
+from psycopg import AsyncConnection
 from pydantic import BaseModel
 
 from conductor.errors import NonRetryable
+from conductor.maintenance import partition_name
 from conductor.metrics import Metrics
 from conductor.retry import RetryPolicy
+from conductor.store.maintenance import MaintenanceStore
 from tests.integration.conftest import Queue, eventually
 from tests.integration.workers import Workshop, task
 
@@ -529,3 +532,27 @@ async def test_metadata_that_cannot_be_read_fails_its_job_alone(workshop: Worksh
     endings = [await workshop.queue.value(f"{ending} where id = %s", j) for j in (odd, deep, plain)]
     assert endings == ["completed:", "failed:PayloadInvalid", "completed:"]
     assert seen == [{"a": "\ud800"}, {"a": 1}]
+
+
+async def test_a_day_that_gets_its_partition_fails_no_job(
+    workshop: Workshop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A settle that waits for the default partition finds its day gone from there."""
+    queue, retention = workshop.queue, timedelta(days=40)
+    async with (
+        workshop.worker([task(lambda _event, _ctx: "kept", retention=retention)]),
+        await AsyncConnection.connect(queue.database.dsn) as connection,
+    ):
+        store, today = MaintenanceStore(connection), datetime.now(UTC).date()
+        for day in (today + retention + timedelta(days=n) for n in range(3)):
+            await store.add_partition(name=partition_name(day), day=day)
+        job = await workshop.invoke({"secret": "in the row"})
+        await queue.until(
+            "select exists (select from pg_catalog.pg_locks where not granted"
+            " and relation = 'conductor.history_default'::regclass)"
+        )
+        await connection.commit()
+        ended = await workshop.ended(job)
+    assert (ended["state"], ended["result"]) == ("completed", "kept")
+    assert "violates partition constraint" in caplog.text
+    assert "in the row" not in caplog.text
