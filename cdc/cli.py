@@ -71,9 +71,11 @@ def run(slot: Slot = None, publication: Publication = None) -> None:
     from cdc import logs  # noqa: PLC0415  # lazy
     from cdc.metrics import Metrics  # noqa: PLC0415  # lazy
     from cdc.service import Service  # noqa: PLC0415  # lazy
+    from conductor.tracing import export  # noqa: PLC0415  # lazy
 
     settings = _settings(slot=slot, publication=publication)
     logs.configure(settings.log_level, settings.log_format)
+    export("cdc")
 
     # Rows leave no cycles behind: looking for some took a tenth of the router's time.
     gc.collect()
@@ -419,8 +421,9 @@ def _print_status(report: dict[str, Any]) -> None:
         if not isinstance(value, list) and value is not None:
             facts.add_row(name.replace("_", " "), escape(str(value)))
     console.print(facts)
-    for title in ("subscriptions", "gaps"):
-        rows = report[title]
+    tables = ("subscriptions", "publication_drift", "publication_lacks", "sidecars", "gaps")
+    for name in tables:
+        rows, title = report[name], name.replace("_", " ")
         if not rows:
             console.print(f"no {title}")
             continue

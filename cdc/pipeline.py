@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cdc.errors import RelationUnknown, ServerDecodeError, UndecodableMessage
 from cdc.lsn import Lsn
@@ -26,6 +26,7 @@ from cdc.progress import Progress
 from cdc.relations import describe_shape
 from cdc.routing import DeadLetter, Routed, Router
 from cdc.sink import DURABLE_EVERY_S, Batch, Sink, Stamp
+from cdc.tracing import TransactionSpans, committed
 from cdc.transactions import TransactionReader
 from cdc.wire.frames import XLOG_DATA, XLOG_DATA_HEADER_SIZE, Keepalive, parse_frame
 from cdc.wire.messages import (
@@ -39,6 +40,9 @@ from cdc.wire.messages import (
     Update,
 )
 from conductor.matching import Subscription
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 PENDING_LIMIT_BYTES: Final = 4 << 20
 """Jobs and dead letters held in memory: beyond it the reader waits for the writer."""
@@ -125,6 +129,7 @@ class _Pending:
     end_lsn: int | None = None
     since_s: float = 0.0
     commit_time_us: int = 0
+    spans: list["Span"] = field(default_factory=list)
 
 
 class Pipeline:
@@ -154,6 +159,7 @@ class Pipeline:
             [s for s, start, end in subscriptions.stamped if start is not None and end is None],
         )
         self._revision = subscriptions.revision
+        self._spans = TransactionSpans(slot)
         self._progress = Progress(position.routed_lsn, position.acknowledged_lsn)
         self._pending = _Pending()
         self._marker: Marker | None = None
@@ -262,7 +268,8 @@ class Pipeline:
             if isinstance(event, _ROW_CHANGES):
                 route(relation_of(event.relation_oid), event, reader.ordinal, payload, routed)
             elif isinstance(event, Begin):
-                self._router.begin(event.final_lsn, event.commit_time_us)
+                lsn, time_us = event.final_lsn, event.commit_time_us
+                self._router.begin(lsn, time_us, self._spans.begin(lsn, time_us))
                 self._progress.transaction_started()
             elif isinstance(event, Commit):
                 self._cut(event)
@@ -302,8 +309,12 @@ class Pipeline:
         if self._marker is not None:
             self._stamp(self._marker, commit.commit_lsn)
             self._marker = None
-        if len(pending.routed.specs) > pending.cut and not pending.commit_time_us:
-            pending.commit_time_us = commit.commit_time_us
+        spans = self._spans.commit()
+        if len(pending.routed.specs) > pending.cut:
+            pending.commit_time_us = pending.commit_time_us or commit.commit_time_us
+            pending.spans += spans
+        elif self._sink.is_open:  # its jobs are written already
+            pending.spans += spans
         self._cut_at(commit.end_lsn)
         self._progress.transaction_ended(commit.end_lsn)
 
@@ -431,12 +442,14 @@ class Pipeline:
         self._status_due.set()
 
     async def _write_pending(self) -> None:
+        spans = self._pending.spans
         batch, commit_time_us = self._take_batch()
         started_s = time.monotonic()
         await self._sink.write(batch)
         self._uncommitted.update(map(_head_of, batch.specs))
         if batch.end_lsn is None:
             return
+        committed(spans)
         durable = self._sink.is_durable
         self._progress.committed(batch.end_lsn, durable=durable)
         if durable:

@@ -128,11 +128,11 @@ class Router:
         plan = self._plan(shape)
         return bool(plan.routes) or plan.waits is not None
 
-    def begin(self, commit_lsn: int, commit_time_us: int) -> None:
-        """Start on the changes of the transaction that committed here."""
+    def begin(self, commit_lsn: int, commit_time_us: int, metadata: bytes | None = None) -> None:
+        """Start on the changes of the transaction that committed here; its jobs get `metadata`."""
         self._commit_lsn = commit_lsn
         self._commit_time_us = commit_time_us
-        self._position = encode_position(self._generation, commit_lsn)
+        self._position = encode_position(self._generation, commit_lsn, metadata)
         second, microsecond = divmod(commit_time_us, 1_000_000)
         if second != self._second:
             self._second = second

@@ -21,6 +21,7 @@ from conductor.durable import message_document
 from conductor.errors import OptionInvalid
 from conductor.matching import change_topic, event_topic, match_key
 from conductor.store.steps import NewJob, Wanted
+from conductor.tracing import without_context
 from conductor.triggers import OnChange, OnEvent
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def child(
     delay, key = options.get("delay", 0.0), options.get("key")
     if key is not None and "\0" in key:
         raise OptionInvalid("a key cannot hold the character NUL")
-    metadata = options.get("metadata", parent.metadata)
+    inherited = without_context(parent.metadata)
+    metadata = options.get("metadata", inherited)
     return NewJob(
         queue=definition.queue,
         task=definition.name,
@@ -81,12 +83,13 @@ def child(
 def emission(parent: JobInfo, event: EventDefinition[Any], payload: Any) -> NewJob:
     """Return the dispatch job of an event. Raises PayloadInvalid."""
     encoded = event.encode_payload(payload)
+    inherited = without_context(parent.metadata)
     return NewJob(
         queue=INTERNAL_QUEUE,
         task=DISPATCH_TASK,
         trigger="event",
         payload=b'{"event":' + to_json(event.name) + b',"payload":' + encoded + b"}",
-        metadata=None if parent.metadata is None else to_json(parent.metadata),
+        metadata=None if inherited is None else to_json(inherited),
     )
 
 

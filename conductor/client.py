@@ -50,6 +50,7 @@ from conductor.events import Invocation
 from conductor.hints import QueueHints
 from conductor.job import JobHandle
 from conductor.results import ResultPoller
+from conductor.tracing import sending
 from conductor.triggers import Invocable, OnEvent
 
 if TYPE_CHECKING:
@@ -488,6 +489,14 @@ class Conductor(Generic[D]):
         hint: bool = False,
     ) -> list[Enqueued]:
         """Enqueue a batch on the caller's connection, or commit it on one of the client's own."""
+        with sending(batch.queue, batch.task, batch.payloads, batch.metadata) as traced:
+            jobs = await self._enqueue(batch.carrying(traced.metadata), connection, hint=hint)
+            traced.sent(jobs[0].id if len(jobs) == 1 else None)
+        return jobs
+
+    async def _enqueue(
+        self, batch: Batch, connection: AsyncConnection[Any] | None, *, hint: bool
+    ) -> list[Enqueued]:
         if connection is not None:
             jobs = await enqueue(connection, batch)
             if hint:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, overload
 
 from typing_extensions import TypeForm, TypeVar, Unpack
 
-from conductor import calls
+from conductor import calls, tracing
 from conductor.calls import ChildOptions, Expected, Match
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import Deadline, Run, child_document, group, is_over
@@ -125,11 +125,12 @@ class Context(BaseContext[D]):
             if stored is not None:
                 await asyncio.sleep(0)
                 return decode_step(codec, name, stored.result)
-            value = fn()
-            if isawaitable(value):
-                value = await value
-            document = encode_step(codec, name, value)
-            await run.write(run.result(name, place, "step", document))
+            with tracing.step(name, "step"):
+                value = fn()
+                if isawaitable(value):
+                    value = await value
+                document = encode_step(codec, name, value)
+                await run.write(run.result(name, place, "step", document))
             return decode_step(codec, name, document)
         except FenceLost:
             await run.hold()
@@ -468,7 +469,8 @@ class Context(BaseContext[D]):
                     value = await fn(connection)
                     return encode_step(codec, name, None if codec.is_none else value)
 
-                document: bytes | None = await run.transact(name, place, work)
+                with tracing.step(name, "transaction"):
+                    document: bytes | None = await run.transact(name, place, work)
             else:
                 document = stored.result
             return decode_step(codec, name, document)

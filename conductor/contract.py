@@ -26,6 +26,7 @@ COPY_COLUMNS = (
     "trigger",
     "rank",
     "subscription",
+    "metadata",
     "source_generation",
     "source_lsn",
     "source_ordinal",
@@ -53,16 +54,17 @@ class JobSpec:
     """
 
     head: bytes  # encode_head(...) of the subscription
-    position: bytes  # encode_position(...) of the transaction
+    position: bytes  # encode_position(...) of the transaction; ends with the commit LSN
     ordinal: int  # of the change in its transaction
     payload: bytes  # JSON text
 
 
 def _text(value: str | None) -> bytes:
-    if value is None:
-        return _NULL
-    data = value.encode()
-    return len(data).to_bytes(4, "big") + data
+    return _data(None if value is None else value.encode())
+
+
+def _data(value: bytes | None) -> bytes:
+    return _NULL if value is None else len(value).to_bytes(4, "big") + value
 
 
 def encode_head(
@@ -87,9 +89,12 @@ def encode_head(
     )
 
 
-def encode_position(generation: int, commit_lsn: int) -> bytes:
-    """Return the columns that every job of one source transaction shares, encoded for COPY."""
-    return _POSITION(8, generation, 8, commit_lsn)
+def encode_position(generation: int, commit_lsn: int, metadata: bytes | None = None) -> bytes:
+    """Return the columns that every job of one source transaction shares, encoded for COPY.
+
+    ``metadata`` is JSON text.
+    """
+    return _data(metadata) + _POSITION(8, generation, 8, commit_lsn)
 
 
 def encode_copy_rows(specs: Iterable[JobSpec], run_at_us: int) -> bytes:

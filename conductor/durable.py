@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from orjson import loads
+from pydantic_core import from_json, to_json
 
+from conductor import tracing
 from conductor.errors import (
     ChildCancelled,
     ChildFailed,
@@ -217,18 +219,12 @@ class Run:
         place, stored = await self.reach(name, "sleep")
         if stored is not None:
             return stored
-        info = self.info
-        return await self.write(
-            StepWrite(
-                info.id,
-                info.fence,
-                name,
-                place,
-                "sleep",
-                delay_s=until.delay_s,
-                wake_at=until.instant,
+        job, fence = self.info.id, self.info.fence
+        delay_s, wake_at = until.delay_s, until.instant
+        with tracing.step(name, "sleep"):
+            return await self.write(
+                StepWrite(job, fence, name, place, "sleep", delay_s=delay_s, wake_at=wake_at)
             )
-        )
 
     async def make(self, name: str, kind: str, job: NewJob) -> StoredStep:
         """Come to a step that makes a job and does not wait for it."""
@@ -281,10 +277,32 @@ class Run:
             step.name, step.position, step.kind, outcome=TIMED_OUT, cancels=cancels
         )
 
-    async def _call(self, name: str, place: int | None, kind: str, **rest: Any) -> StoredStep:
+    async def _call(
+        self,
+        name: str,
+        place: int | None,
+        kind: str,
+        *,
+        makes: NewJob | None = None,
+        **rest: Any,
+    ) -> StoredStep:
         info = self.info
         call = Call(job=info.id, fence=info.fence, name=name, position=place, kind=kind, **rest)
-        return await self.write(call)
+        call.makes = makes
+        if makes is not None and tracing.find_tracer() is not None:
+            return await self._send(call, makes)
+        with tracing.step(name, kind):
+            return await self.write(call)
+
+    async def _send(self, call: Call, job: NewJob) -> StoredStep:
+        """Write a step that makes a job, which carries the trace on."""
+        metadata = None if job.metadata is None else from_json(job.metadata)
+        with tracing.sending(job.queue, job.task, [job.payload], metadata, call.name) as sending:
+            carried = sending.metadata
+            call.makes = replace(job, metadata=None if carried is None else to_json(carried))
+            step = await self.write(call)
+            sending.sent(step.child)
+        return step
 
     # --- suspending --------------------------------------------------------------------------
 

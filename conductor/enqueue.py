@@ -6,7 +6,7 @@ statement. Errors of the database are passed on as psycopg raises them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -72,6 +72,10 @@ class Batch:
         for keys in (self.keys, self.dedupe_keys):
             if keys is not None and len(keys) != len(self.payloads):
                 raise OptionInvalid(f"{len(keys)} keys for {len(self.payloads)} payloads")
+
+    def carrying(self, metadata: dict[str, Any] | None) -> Batch:
+        """Return the batch with other metadata."""
+        return self if metadata is self.metadata else replace(self, metadata=metadata)
 
     def statement(self) -> tuple[bytes, dict[str, Any]]:
         """Return the statement that enqueues the batch, and its parameters."""

@@ -17,6 +17,7 @@ from typing_extensions import TypeVar, Unpack
 
 from conductor.enqueue import Batch, enqueue_blocking
 from conductor.job import JobHandle
+from conductor.tracing import sending
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -220,7 +221,9 @@ class SyncConductor:
         if connection is None:
             jobs = self._portal.call(conductor.enqueue_batch(batch))
         else:
-            jobs = enqueue_blocking(connection, batch)
+            with sending(batch.queue, batch.task, batch.payloads, batch.metadata) as traced:
+                jobs = enqueue_blocking(connection, batch.carrying(traced.metadata))
+                traced.sent(jobs[0].id if len(jobs) == 1 else None)
         handles = conductor.handles(batch, jobs, committed=connection is None)
         return [SyncJobHandle(handle, self._portal) for handle in handles]
 

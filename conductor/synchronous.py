@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from typing_extensions import TypeForm, TypeVar, Unpack
 
-from conductor import calls
+from conductor import calls, tracing
 from conductor.calls import ChildOptions, Expected, Match
 from conductor.context import BaseContext, Timeout, aware, raise_if_cancelled
 from conductor.definitions import EventDefinition, Task, TaskDefinition
@@ -68,8 +68,9 @@ class SyncContext(BaseContext[D]):
         place, stored = self._await(run.reach(name, "step"))
         if stored is not None:
             return decode_step(codec, name, stored.result)
-        document = encode_step(codec, name, fn())
-        self._await(run.write(run.result(name, place, "step", document)))
+        with tracing.step(name, "step"):
+            document = encode_step(codec, name, fn())
+            self._await(run.write(run.result(name, place, "step", document)))
         return decode_step(codec, name, document)
 
     def sleep(self, name: str, duration: float | timedelta) -> None:
@@ -194,10 +195,11 @@ class SyncContext(BaseContext[D]):
             value = fn(connection)
             return encode_step(codec, name, None if codec.is_none else value)
 
-        try:
-            document: bytes | None = run.transact_blocking(name, place, work)
-        except CommitUnknown as unknown:
-            document = self._await(run.find_committed(name, unknown))
+        with tracing.step(name, "transaction"):
+            try:
+                document: bytes | None = run.transact_blocking(name, place, work)
+            except CommitUnknown as unknown:
+                document = self._await(run.find_committed(name, unknown))
         return decode_step(codec, name, document)
 
     def _settled(self, operation: Coroutine[Any, Any, StoredStep]) -> StoredStep:

@@ -37,7 +37,9 @@ from conductor.errors import (
 )
 from conductor.migrations import Migration
 from conductor.store.operations import OperationStore, Row
+from conductor.store.overview import read_overview
 from conductor.store.sessions import Backoff, connection_settings
+from conductor.tracing import export
 
 T = TypeVar("T")
 
@@ -49,6 +51,7 @@ async def run_worker(path: str, settings: Settings) -> None:
     if settings.dsn is not None:  # a secret file's, too: applications look in the environment
         os.environ[f"{PREFIX}DSN"] = settings.conninfo
     orchestrator = load_orchestrator(path)
+    export("conductor")  # unless the application has seen to it itself
     if settings.metrics_port is not None:
         orchestrator.metrics_port = None if settings.metrics_port < 0 else settings.metrics_port
     for name in ("metrics_host", "slots", "drain_timeout_s", "connect_timeout_s"):
@@ -116,6 +119,12 @@ async def emit(settings: Settings, event: str, payload: str, *, app: str | None)
             raise UnknownEvent(event, known)
         await store.emit_event(event, payload)
         await hint_queue(connection, INTERNAL_QUEUE)
+
+
+async def read_top(settings: Settings) -> Row:
+    """Return what `conductor top` shows; see `conductor.store.overview`."""
+    async with _connected(settings) as (connection, _):
+        return await read_overview(connection)
 
 
 async def list_jobs(settings: Settings, **filters: Any) -> list[Row]:

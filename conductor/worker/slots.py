@@ -12,11 +12,15 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
+from conductor.tracing import find_tracer
 from conductor.worker.execution import Execution, Interruption
 from conductor.worker.outcomes import cancelled, given_back
+from conductor.worker.spans import traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from opentelemetry.trace import Tracer
 
     from conductor.store.jobs import ClaimedJob, Outcome
     from conductor.worker.execution import Surroundings
@@ -128,17 +132,19 @@ class Slots:
 
     def _start(self) -> None:
         buffer, running, loop = self.buffer, self.running, asyncio.get_running_loop()
+        tracer = find_tracer() if buffer else None
         while buffer and self.busy < self.limit:
             execution = Execution(buffer.popleft(), self._surroundings)
             running[execution.info.id] = execution
             self.busy += 1
-            execution.handle = loop.create_task(self._occupy(execution))
+            execution.handle = loop.create_task(self._occupy(execution, tracer))
 
-    async def _occupy(self, execution: Execution) -> None:
+    async def _occupy(self, execution: Execution, tracer: Tracer | None) -> None:
         """Hold a slot for one run, and while a thread of it still runs."""
         outcome = None
         try:
-            outcome = await execution.outcome()
+            run = execution.outcome() if tracer is None else traced(execution, tracer)
+            outcome = await run
         finally:
             self._end(execution, outcome)
             thread = execution.thread

@@ -9,7 +9,16 @@ import grimp
 PROJECT = Path(__file__).resolve().parents[2]
 SHARED_WITH_CDC = {
     f"conductor.{name}"
-    for name in ("contract", "enqueue", "filters", "gauges", "health", "matching")
+    for name in (
+        "contract",
+        "enqueue",
+        "filters",
+        "gauges",
+        "health",
+        "logs",
+        "matching",
+        "tracing",
+    )
 }
 
 

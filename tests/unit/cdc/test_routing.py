@@ -84,9 +84,9 @@ def test_a_job_is_identified_by_generation_commit_ordinal_and_subscription(
 ) -> None:
     wanted = subscribe(1)
     (spec,) = route(shape, Insert(OID, [b"7", None, None]), wanted).specs
-    position = (
-        b"\0\0\0\x08" + (7).to_bytes(8, "big") + b"\0\0\0\x08" + COMMIT_LSN.to_bytes(8, "big")
-    )
+    no_metadata, eight_bytes = b"\xff\xff\xff\xff", b"\0\0\0\x08"
+    generation, lsn = (7).to_bytes(8, "big"), COMMIT_LSN.to_bytes(8, "big")
+    position = no_metadata + eight_bytes + generation + eight_bytes + lsn
     assert spec == JobSpec(wanted.head, position, 3, spec.payload)
 
 
