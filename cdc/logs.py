@@ -1,20 +1,44 @@
 """How a sidecar logs: one JSON object a line, or readable lines on a terminal.
 
-Event names are stable and in the past or present tense of what happened; fields carry the facts.
-Rows, payloads and passwords are never logged.
+Event names are stable, `EVENTS` lists them; fields carry the facts. What it uses of `conductor`
+logs in the same form. Rows, payloads and passwords are never logged.
 """
 
 import logging
 import sys
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 
+from conductor import logs
+
 Format = Literal["auto", "json", "console"]
+
+EVENTS: Final = {
+    "starting": "The process has read its settings.",
+    "serving": "Metrics and probes are served on `port`.",
+    "standing_by": "Another sidecar holds the slot; this one takes over when it goes.",
+    "slot_busy": "The slot was taken by another sidecar at the last moment.",
+    "slot_created": "There was no slot and no progress: changes are captured from `lsn` on.",
+    "slot_recreated": "After a loss (policy `recreate`): changes are captured from `lsn` on.",
+    "leading": "This sidecar streams, from `lsn`, under `epoch`.",
+    "timeline_followed": "The source was promoted; the stream goes on there.",
+    "plugin_limits": "What the plugin in use cannot tell.",
+    "subscriptions_marked": "Subscriptions begin or end with this marker in the stream.",
+    "subscription_refused": "Its table cannot be captured as it is; `hint` says what to do.",
+    "subscription_unreadable": "Its row was written by hand or by a newer version.",
+    "activation_waits": "Writers that were there before hold up a subscription: `pids`.",
+    "publication_unchanged": "The publication lacks something and may not be changed from here.",
+    "condition": "Changes may have been lost: `condition`, with a row in conductor.gaps.",
+    "session_ended": "The attempt to lead ended with `error`; the next is in `retry_in_s`.",
+    "stopped": "Asked to stop, and done: what was read is committed and acknowledged.",
+}
+"""Every event of a sidecar, and what it says."""
 
 
 def configure(level: str, form: Format) -> None:
-    """Set up structlog for this process: to standard error, JSON unless that is a terminal."""
+    """Set up logging for this process: to standard error, JSON unless that is a terminal."""
+    logs.configure(level, form)
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     renderer: structlog.types.Processor = (
         structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()

@@ -30,12 +30,13 @@ from conductor.health import HealthServer
 from conductor.hints import QueueHints
 from conductor.lease import Leases
 from conductor.maintenance import Maintenance, partition_history
-from conductor.metrics import BUILD_INFO, RECONNECTS, RESCUED, Metrics
+from conductor.metrics import BUILD_INFO, ENQUEUED, RECONNECTS, RESCUED, Metrics
 from conductor.migrations import check_migrated
 from conductor.registration import Registration, check_unique, register, wait_captured
 from conductor.scheduler import Scheduler
 from conductor.store.operations import OperationStore
 from conductor.store.sessions import Backoff
+from conductor.triggers import Cron, OnEvent
 from conductor.worker import Listener, Worker
 
 DEFAULT_SLOTS: Final = 100
@@ -45,6 +46,7 @@ CONNECT_TIMEOUT_S: Final = 30.0
 _POOL_SIZE: Final = 4  # scheduler, dispatcher, maintenance, gauges and hints
 _DRAIN_POLL_S: Final = 0.02
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_ENQUEUED: Final[dict[type, str]] = {Cron: "cron", OnEvent: "event"}  # by this process itself
 
 _log = logging.getLogger("conductor")
 
@@ -207,7 +209,7 @@ class Orchestrator:
             except DatabaseUnavailable as error:
                 if asyncio.get_running_loop().time() >= deadline:
                     raise
-                _log.warning("%s", " ".join(str(error).split()))
+                _log.warning("not started yet: %s", " ".join(str(error).split()))
                 await asyncio.sleep(backoff.delay_s())
             else:
                 return
@@ -254,6 +256,9 @@ class _Crew:
         """Start all parts."""
         app = self._owner.conductor
         self._metrics.get(BUILD_INFO, app.app, app.version or "", _release()).set(1)
+        for task in self._owner.registration.tasks:  # at 0, so that the first one is a rise
+            for kind in {kind for t in task.triggers if (kind := _ENQUEUED.get(type(t)))}:
+                self._metrics.get(ENQUEUED, task.queue, task.name, kind)
         self._listener.subscribe(INTERNAL_QUEUE, self._dispatcher.wake)
         self._leases.start()
         self._listening = asyncio.create_task(self._listener.run(), name="the listener")

@@ -50,7 +50,7 @@ class Instruments:
 
     def __init__(self, metrics: Metrics, queue: str, tasks: Iterable[str], slots: int) -> None:
         self._tasks = {task: _TaskInstruments(metrics, queue, task) for task in tasks}
-        self._metrics = metrics
+        self.reconnected = metrics.get(RECONNECTS, "worker").inc  # for a lost connection
         self.fenced = metrics.get(FENCED, queue)
         self.leases_lost = metrics.get(LEASES_LOST, queue)
         self.claim = metrics.get(CLAIM, queue)
@@ -58,10 +58,6 @@ class Instruments:
         self.steps = metrics.get(STEPS, queue)
         self.busy = metrics.get(BUSY_SLOTS, queue)
         metrics.get(SLOTS, queue).set(slots)
-
-    def reconnected(self) -> None:
-        """Count a lost connection."""
-        self._metrics.get(RECONNECTS, "worker").inc()
 
     def count_runs(self, executions: Sequence[Execution]) -> None:
         """Count and time runs that have ended."""
