@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import router, snapshot, steps, worker, writer
+from benchmarks import metrics, router, snapshot, steps, worker, writer
 from benchmarks.report import Result, store
 from benchmarks.stand import SETTINGS, Stand
 from tools.localpg import PostgresServer, find_binaries
@@ -33,6 +33,7 @@ async def run(
         "snapshot": lambda stand: snapshot.measure(stand, seconds),
         "writer": lambda stand: writer.measure_slowdown(stand, runs, write_seconds),
         "latency": lambda stand: writer.measure_latency(stand, write_seconds),
+        "metrics": lambda _: metrics.measure(runs, scale),
     }
     results: list[Result] = []
     shutil.rmtree(LOGS, ignore_errors=True)

@@ -131,6 +131,9 @@ class ActivationMetrics(Protocol):
     def subscriptions(self, *, active: int, pending: int, refused: int) -> None:
         """How many route, wait to begin, or cannot begin."""
 
+    def tasks(self, names: Iterable[str]) -> None:
+        """Whose jobs may be routed."""
+
 
 @dataclass(slots=True)
 class _Writers:
@@ -303,6 +306,7 @@ class Activator:
             active=active, pending=len(entries) - active - len(refused), refused=len(refused)
         )
         by_id = {e.subscription.id: e.subscription for e in entries}
+        self.metrics.tasks({subscription.task for subscription in by_id.values()})
         for subscription_id, error in refused.items():
             self._say_once(
                 subscription_id,

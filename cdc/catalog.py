@@ -164,19 +164,19 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class SlotStatistics:
-    """What decoding has spilt to disk and sent (pg_stat_replication_slots), since its reset."""
+    """What decoding has spilt to disk and streamed (pg_stat_replication_slots), since its reset."""
 
     spilled_transactions: int
     spilled_bytes: int
-    decoded_transactions: int
-    decoded_bytes: int
+    streamed_transactions: int
+    streamed_bytes: int
 
     @classmethod
     def of(cls, row: dict[str, Any] | None) -> Self | None:
         """Read the row; None when the server keeps none for the slot."""
         if row is None:
             return None
-        return cls(row["spill_txns"], row["spill_bytes"], row["total_txns"], row["total_bytes"])
+        return cls(row["spill_txns"], row["spill_bytes"], row["stream_txns"], row["stream_bytes"])
 
 
 async def read_server(connection: Connection) -> Server:

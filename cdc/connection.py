@@ -71,6 +71,11 @@ async def connect_source(
         return await _connect(dsn, application_name, options=options.strip(), **extra)
 
 
+def listener_name(slot: str) -> str:
+    """Return what the connection is called on which each sidecar of a slot listens."""
+    return f"cdc {slot} listener"
+
+
 async def connect_queue(dsn: str, *, application_name: str) -> Connection:
     """Open an autocommit connection to the queue database (raises as `connect_source` does)."""
     parse_dsn(dsn, "CDC_QUEUE_DSN")

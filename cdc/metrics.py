@@ -108,6 +108,14 @@ SPILLED_TRANSACTIONS = Metric(
 SPILLED_BYTES = Metric(
     Gauge, "cdc_slot_spilled_bytes", "Bytes of them, since the statistics were reset."
 )
+STREAMED_TRANSACTIONS = Metric(
+    Gauge,
+    "cdc_slot_streamed_transactions",
+    "Transactions that were sent while they were open, since the statistics were reset.",
+)
+STREAMED_BYTES = Metric(
+    Gauge, "cdc_slot_streamed_bytes", "Bytes of them, since the statistics were reset."
+)
 MESSAGES = Metric(Counter, "cdc_messages_total", "Messages decoded.")
 RECEIVED_BYTES = Metric(Counter, "cdc_received_bytes_total", "Bytes of the messages received.")
 CHANGES = Metric(
@@ -230,6 +238,8 @@ class Metrics:
         self._wal_status = make(WAL_STATUS)
         self._spilled_transactions = make(SPILLED_TRANSACTIONS)
         self._spilled_bytes = make(SPILLED_BYTES)
+        self._streamed_transactions = make(STREAMED_TRANSACTIONS)
+        self._streamed_bytes = make(STREAMED_BYTES)
         self._messages = make(MESSAGES)
         self._received_bytes = make(RECEIVED_BYTES)
         self._changes = self._children(make(CHANGES), CHANGES)
@@ -308,6 +318,11 @@ class Metrics:
         for state, count in counts.items():
             self._subscriptions.labels(state).set(count)
 
+    def tasks(self, names: Iterable[str]) -> None:
+        """Whose jobs may be routed: each is counted from 0, so that the first one is a rise."""
+        for name in names:
+            self._jobs.labels(name)
+
     # --- what the service reports --------------------------------------------------------------
 
     def slot(self, slot: Slot | None, statistics: SlotStatistics | None) -> None:
@@ -321,6 +336,8 @@ class Metrics:
         if statistics is not None:
             self._spilled_transactions.set(statistics.spilled_transactions)
             self._spilled_bytes.set(statistics.spilled_bytes)
+            self._streamed_transactions.set(statistics.streamed_transactions)
+            self._streamed_bytes.set(statistics.streamed_bytes)
 
     def heartbeat(self, written_at_s: float, duration_s: float) -> None:
         """A message written at that time has come through the whole pipe."""
@@ -337,7 +354,10 @@ class Metrics:
         self._reached, self._server_lsn = {}, 0
         for family in (self._position, self._lag, self._wal_status, self._subscriptions):
             family.clear()
-        for gauge in (self._retained, self._safe, self._spilled_transactions, self._spilled_bytes):
+        for gauge in (
+            *(self._retained, self._safe, self._spilled_transactions, self._spilled_bytes),
+            *(self._streamed_transactions, self._streamed_bytes),
+        ):
             gauge.set(float("nan"))
 
     def reconnecting(self, cause: str) -> None:

@@ -24,6 +24,15 @@ def alter_failover(slot: str, *, failover: bool) -> sql.Composed:
 
 # --- queue: slots -----------------------------------------------------------------------------
 
+# Each sidecar listens on one connection to the queue; what other roles run is not shown to ours.
+SIDECARS: Final = sql.SQL("""
+    select coalesce(host(a.client_addr), 'local') as address, a.backend_start::text as since,
+        a.pid
+    from pg_stat_activity a
+    where a.datname = current_database() and a.application_name = %(name)s
+    order by a.backend_start
+""")
+
 PROGRESS_SLOTS: Final = sql.SQL("select slot from conductor.progress order by slot")
 
 RECORD_GAP: Final = sql.SQL("""

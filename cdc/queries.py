@@ -147,7 +147,7 @@ SLOT_ACTIVE_PID: Final = sql.SQL(
 )
 
 SLOT_STATISTICS: Final = sql.SQL("""
-    select spill_txns, spill_bytes, total_txns, total_bytes
+    select spill_txns, spill_bytes, stream_txns, stream_bytes
     from pg_stat_replication_slots where slot_name = %(slot)s
 """)
 

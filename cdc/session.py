@@ -21,7 +21,13 @@ from cdc import queries
 from cdc.activation import Activator, SubscriptionBook
 from cdc.catalog import read_server, read_server_lsn, read_slot, read_slot_statistics
 from cdc.config import Settings
-from cdc.connection import Connection, connect_queue, connect_source, source_errors
+from cdc.connection import (
+    Connection,
+    connect_queue,
+    connect_source,
+    listener_name,
+    source_errors,
+)
 from cdc.errors import CdcError, SlotBusy, SourceUnavailable
 from cdc.lsn import Lsn
 from cdc.marker import PREFIX
@@ -137,7 +143,9 @@ class Session:
             raise refusal
         queue = await connect_queue(settings.queue_conninfo, application_name=name)
         self._stack.push_async_callback(queue.close)
-        listener = await connect_queue(settings.queue_conninfo, application_name=f"{name} listener")
+        listener = await connect_queue(
+            settings.queue_conninfo, application_name=listener_name(settings.slot)
+        )
         self._stack.push_async_callback(listener.close)
         book = SubscriptionBook(queue, slot=settings.slot, source=settings.source)
         self._metrics.task_of = book.task_of

@@ -6,14 +6,17 @@ Needs no running sidecar and changes nothing.
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
-from cdc import queries
+from cdc import operator_queries, queries
 from cdc.activation import Entry, SubscriptionBook
 from cdc.config import Settings
-from cdc.connection import connect_queue, connect_source, queue_errors
+from cdc.connection import Connection, connect_queue, connect_source, listener_name, queue_errors
+from cdc.errors import PublicationError
+from cdc.publication import PublicationKeeper
 from cdc.slots import Situation, SlotKeeper, judge
 from cdc.source import ReplicationStream
 
 _NAME: Final = "cdc status"
+_NAME_LENGTH: Final = 63  # of application_name; the server cuts off what is more
 
 
 async def read_status(settings: Settings) -> dict[str, Any]:
@@ -37,10 +40,40 @@ async def read_status(settings: Settings) -> dict[str, Any]:
         with queue_errors():
             cursor = await queue.execute(queries.RECENT_GAPS, {"slot": settings.slot})
             gaps = await cursor.fetchall()
+            name = listener_name(settings.slot)[:_NAME_LENGTH]
+            cursor = await queue.execute(operator_queries.SIDECARS, {"name": name})
+            sidecars = await cursor.fetchall()
+        publication = await _compare_publication(settings, source, book)
+    facts = _positions(situation)
     return {
-        **_positions(situation),
+        **facts,
+        "standbys": max(0, len(sidecars) - (facts["leader"] is not None)),
+        **publication,
+        "sidecars": sidecars,
         "gaps": gaps,
         "subscriptions": [_describe(entry) for entry in book.entries],
+    }
+
+
+async def _compare_publication(
+    settings: Settings, source: Connection, book: SubscriptionBook
+) -> dict[str, Any]:
+    """Return what somebody took out of the publication, and what it lacks."""
+    wanted = [entry.wanted for entry in book.entries]
+    keeper = PublicationKeeper(settings.publication, source, manage=False)
+    problem, drift, statements = None, list[str](), list[str]()
+    try:
+        change = await keeper.plan(wanted, ours=book.tables)
+    except PublicationError as error:
+        problem = str(error)
+    else:
+        drift += change.drift
+        statements += (statement.as_string(source) for statement in change.statements)
+    return {
+        "publication": settings.publication,
+        "publication_problem": problem,
+        "publication_drift": [{"drift": what} for what in drift],
+        "publication_lacks": [{"statement": statement} for statement in statements],
     }
 
 

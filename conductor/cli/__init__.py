@@ -1,4 +1,4 @@
-"""The console script `conductor`: migrate, worker, invoke, emit, jobs, gen, check.
+"""The console script `conductor`: migrate, worker, invoke, emit, top, jobs, gen, check.
 
 Thin: settings in, one action called, its result printed. A failure that has a name is one line
 ``error: …`` and one line ``hint: …`` on standard error and an exit code that says of which kind;
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
@@ -140,6 +141,28 @@ def emit(event: str, payload: Payload = "null", app_path: App = None) -> None:
 
     _run(lambda: actions.emit(_settings(), event, payload, app=app_path))
     typer.echo("emitted")
+
+
+@app.command()
+def top(
+    interval: Annotated[float, typer.Option(min=0.5, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print it once and end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show queues, tasks, workers and sidecars, live until Ctrl-C; once where there is no terminal.
+
+    Counts are bounded, so that watching costs the queue nothing: >1000 is that many or more.
+    """
+    from conductor.cli import actions, output, screen  # noqa: PLC0415 - lazy
+
+    settings = _settings()
+    if as_json:
+        output.print_json(_run(lambda: actions.read_top(settings)))
+    elif once or not sys.stdout.isatty():
+        screen.show(_run(lambda: actions.read_top(settings)))
+    else:
+        with suppress(KeyboardInterrupt):
+            _run(lambda: screen.watch(lambda: actions.read_top(settings), interval))
 
 
 @jobs.command("list")

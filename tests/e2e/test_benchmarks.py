@@ -11,6 +11,8 @@ RESULTS = (
     "router, one transaction",
     "no-op jobs of one worker process",
     "commit → handler started",
+    "metrics of the router, a change",
+    "metrics of a worker, a job",
 )
 
 
@@ -18,7 +20,7 @@ RESULTS = (
 def test_the_benchmarks_print_and_store_their_results() -> None:
     command = [sys.executable, "-m", "benchmarks", "--runs", "1", "--scale", "0.02"]
     done = subprocess.run(
-        [*command, "--only", "router", "worker", "latency"],
+        [*command, "--only", "router", "worker", "latency", "metrics"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -155,6 +156,9 @@ def test_status_shows_positions_leader_and_subscriptions(shop: ScratchDatabase) 
         wait_until(lambda: stamps(shop, 1)[0] is not None, TIMEOUT_S, "a stamp")
         status = json.loads(cdc(shop, "status", "--json").stdout)
         assert status["leader"].endswith(f":{process.pid}")
+        with sidecar(shop):
+            wait_until(lambda: read_status(shop)["standbys"] == 1, TIMEOUT_S, "a standby")
+            assert len(read_status(shop)["sidecars"]) == 2
     assert status["state"] == "streaming"
     assert status["condition"] is None
     assert status["subscriptions"] == [
@@ -169,6 +173,27 @@ def test_status_shows_positions_leader_and_subscriptions(shop: ScratchDatabase) 
         }
     ]
     assert "public.t" in cdc(shop, "status").stdout
+    assert status["standbys"] == 0
+    assert (status["publication_drift"], status["publication_lacks"]) == ([], [])
+
+
+def test_status_shows_what_somebody_took_out_of_the_publication(shop: ScratchDatabase) -> None:
+    lacking = read_status(shop)["publication_lacks"]
+    assert [row["statement"].split()[0] for row in lacking] == ["create", "alter"]
+    start(shop)
+    query(shop.dsn, "alter publication conductor drop table t")
+    status = read_status(shop)
+    ((what,),) = [row.values() for row in status["publication_drift"]]
+    assert "public.t" in what
+    ((statement,),) = [row.values() for row in status["publication_lacks"]]
+    assert 'add table "public"."t"' in statement
+    assert "public.t" in cdc(shop, "status").stdout
+
+
+def read_status(database: ScratchDatabase) -> dict[str, Any]:
+    """What `cdc status` knows."""
+    report: dict[str, Any] = json.loads(cdc(database, "status", "--json").stdout)
+    return report
 
 
 @pytest.mark.parametrize(

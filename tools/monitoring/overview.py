@@ -7,8 +7,8 @@ from tools.monitoring.panels import NAMESPACE, QUEUE, SLOT, Dashboard, Panel, Qu
 WHAT_TO_DO: Final = """
 1. An alert on the left? Open its page in `deploy/runbooks`: meaning, impact, diagnosis, mitigation.
 2. A red or orange field above? Its description names the dashboard to open.
-3. At the terminal: `cdc status` and `cdc check` for the router, `conductor jobs list` for the
-   queue. None of them changes anything.
+3. At the terminal: `cdc status` and `cdc check` for the router, `conductor top` and
+   `conductor jobs list` for the queue. None of them changes anything.
 4. Something else? The logs are JSON, one event a line; the events `condition` and `session_ended`
    say why the router stood still.
 """

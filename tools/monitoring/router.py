@@ -163,17 +163,23 @@ SOURCE: Final = Row(
             queries=(Query("max by (slot, stage) (cdc_position_bytes)", "{{slot}} {{stage}}"),),
         ),
         Panel(
-            "Spilt to the server's disk by decoding",
+            "Spilt or streamed by decoding",
             "Transactions larger than logical_decoding_work_mem, since the server's statistics "
             "were reset. Raise that setting when it grows all the time.",
             unit="bytes",
-            queries=(Query("max by (slot) (cdc_slot_spilled_bytes)", "{{slot}} bytes"),),
+            queries=(
+                Query("max by (slot) (cdc_slot_spilled_bytes)", "{{slot}} spilt"),
+                Query("max by (slot) (cdc_slot_streamed_bytes)", "{{slot}} streamed"),
+            ),
             width=4,
         ),
         Panel(
-            "Transactions spilt",
+            "Transactions spilt or streamed",
             "How many those were.",
-            queries=(Query("max by (slot) (cdc_slot_spilled_transactions)", "{{slot}}"),),
+            queries=(
+                Query("max by (slot) (cdc_slot_spilled_transactions)", "{{slot}} spilt"),
+                Query("max by (slot) (cdc_slot_streamed_transactions)", "{{slot}} streamed"),
+            ),
             width=4,
         ),
     ),

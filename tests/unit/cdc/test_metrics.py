@@ -72,6 +72,11 @@ def test_reads_and_commits_are_counted(metrics: Metrics) -> None:
     assert value(metrics, "cdc_commit_to_enqueue_seconds_count") == 1
 
 
+def test_a_task_is_counted_from_its_first_job_on(metrics: Metrics) -> None:
+    metrics.tasks(["welcome"])
+    assert value(metrics, "cdc_jobs_routed_total", task="welcome") == 0
+
+
 def test_lag_is_behind_the_server(metrics: Metrics) -> None:
     metrics.positions(received=90, routed=70, acknowledged=60, server=80)
     metrics.server(100)
@@ -82,11 +87,12 @@ def test_lag_is_behind_the_server(metrics: Metrics) -> None:
 
 
 def test_the_slot_is_described(metrics: Metrics) -> None:
-    metrics.slot(slot(wal_status="extended"), SlotStatistics(3, 30, 0, 0))
+    metrics.slot(slot(wal_status="extended"), SlotStatistics(3, 30, 4, 40))
     assert value(metrics, "cdc_slot_wal_status", status="extended") == 1
     assert value(metrics, "cdc_slot_wal_status", status="lost") == 0
     assert value(metrics, "cdc_slot_safe_wal_bytes") == 500
     assert value(metrics, "cdc_slot_spilled_bytes") == 30
+    assert value(metrics, "cdc_slot_streamed_bytes") == 40
     metrics.slot(slot(safe_wal_bytes=None, invalidation_reason="wal_removed"), None)
     assert value(metrics, "cdc_slot_wal_status", status="lost") == 1
     assert value(metrics, "cdc_slot_safe_wal_bytes") == math.inf
