@@ -402,8 +402,8 @@ def test_a_worker_process_runs_jobs_and_drains(
         ("double", "failed", None),
         ("note", "completed", None),
     ]
-    events = [json.loads(line)["event"] for line in logged.splitlines()]
-    assert any(event.startswith("started app shop") for event in events)
+    started = [e for e in map(json.loads, logged.splitlines()) if e["event"] == "started"]
+    assert [event["app"] for event in started] == ["shop"]
     assert '"n"' not in logged
 
 
