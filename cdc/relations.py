@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdc.errors import RelationUnknown
-from cdc.values import Converter, RowConverter, converter_for, row_converter
+from cdc.values import RowConverter, converter_for, row_converter
 from cdc.wire.messages import Column, Relation, Type
+from conductor.values import Converter
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ import orjson
 
 from cdc.errors import ProtocolError, ValueUndecodable
 from cdc.relations import RelationShape, describe_shape
+from cdc.values import undecodable
 from cdc.wire.messages import (
     UNCHANGED,
     Delete,
@@ -34,6 +35,7 @@ from cdc.wire.messages import (
 from conductor import filters
 from conductor.contract import JobSpec, encode_position
 from conductor.matching import ChangeFilter, Operation, Subscription, change_topic
+from conductor.values import Converter
 
 _OPERATIONS: Final[dict[type, Operation]] = {
     Insert: "insert",
@@ -438,13 +440,15 @@ class _When:
             if text is None:
                 values[names[index]] = None
             elif text is not UNCHANGED:
-                values[names[index]] = _parsed(converters[index](text))
+                values[names[index]] = _parsed(converters[index], text)
         return values
 
 
-def _parsed(fragment: bytes) -> Any:
+def _parsed(convert: Converter, text: bytes) -> Any:
     try:
-        return orjson.loads(fragment)
+        return orjson.loads(convert(text))
+    except UnicodeDecodeError as error:
+        raise undecodable(error) from None
     except orjson.JSONDecodeError as error:  # json takes what is no text: "\\ud800"
         raise filters.FilterFailed(f"a value cannot be read as JSON: {error}") from None
 

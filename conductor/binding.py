@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, overload
 
 from typing_extensions import TypeVar
 
-from conductor.definitions import Task, TaskDefinition, Trigger
-from conductor.errors import DefinitionInvalid
+from conductor.definitions import Task, TaskDefinition, Trigger, check_option_text
+from conductor.errors import DefinitionInvalid, nearest
 from conductor.retry import RetryPolicy
 from conductor.triggers import OnChange
 
@@ -84,10 +84,14 @@ def bind(
 def _check_options(task: str, options: TaskOptions) -> None:
     unknown = options.keys() - TaskOptions.__annotations__.keys()
     if unknown:
+        name = min(unknown)
+        similar = nearest(name, TaskOptions.__annotations__)
         raise DefinitionInvalid(
-            f"task {task!r} has no option {', '.join(sorted(unknown))}",
+            f"task {task!r} has no option {name!r}"
+            + (f"; did you mean {' or '.join(map(repr, similar))}?" if similar else ""),
             hint=f"Options: {', '.join(TaskOptions.__annotations__)}.",
         )
+    check_option_text(f"version of task {task!r}", options.get("version"))
     if not 1 <= options.get("max_attempts", 1) <= 32767:
         raise DefinitionInvalid(f"max_attempts of task {task!r} is not between 1 and 32767")
     if options.get("retention", timedelta()) < timedelta():
@@ -100,6 +104,11 @@ def _check_options(task: str, options: TaskOptions) -> None:
             raise DefinitionInvalid(
                 f"{wait!r} is not a change that task {task!r} can wait for",
                 hint='Such as waits=[OnChange(Payments, "insert")].',
+            )
+        if wait.refetch:
+            raise DefinitionInvalid(
+                f"task {task!r} cannot wait for a change with refetch=True",
+                hint="Read the row in a step, once the change has come.",
             )
     if not -32767 <= options.get("priority", 0) <= 32767:
         raise DefinitionInvalid(f"priority of task {task!r} is not between -32767 and 32767")
@@ -166,10 +175,18 @@ def collect(kind: type[Any], source: Any, noun: str) -> dict[str, Any]:
 
 def add(known: dict[str, Any], definition: Any, noun: str) -> None:
     """Add a definition to those known by name. Raises DefinitionInvalid for a second of a name."""
-    first = known.setdefault(definition.name, definition)
-    if first is not definition:
-        places = " and ".join(filter(None, (first.defined_at, definition.defined_at)))
-        raise DefinitionInvalid(
-            f"{noun} {definition.name!r} is defined twice{f', at {places}' if places else ''}",
-            hint="Share one definition.",
-        )
+    refuse_second(known.setdefault(definition.name, definition), definition, noun)
+
+
+def refuse_second(first: Any, second: Any, noun: str) -> None:
+    """Raise DefinitionInvalid, which says where both are, unless they are the same object."""
+    if first is second:
+        return
+    places = [place for place in (first.defined_at, second.defined_at) if place]
+    if len(places) == 2 and places[0] == places[1]:
+        where = f": the line {places[0]} ran twice"
+        hint = "Is the module imported under two names, or run as a script and imported as well?"
+    else:
+        where = f", at {' and '.join(places)}" if places else ""
+        hint = "Define it once, in a module that both places import."
+    raise DefinitionInvalid(f"{noun} {second.name!r} is defined twice{where}", hint=hint)

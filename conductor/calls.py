@@ -18,7 +18,8 @@ from conductor.codec import Codec
 from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import message_document
-from conductor.errors import OptionInvalid
+from conductor.enqueue import check_option, metadata_text
+from conductor.errors import OptionInvalid, check_options
 from conductor.matching import change_topic, event_topic, match_key
 from conductor.store.steps import NewJob, Wanted
 from conductor.tracing import without_context
@@ -59,14 +60,14 @@ def child(
 
     Raises PayloadInvalid and OptionInvalid.
     """
+    check_options(options, ChildOptions.__annotations__)
     definition = definition_of(task)
     bound = task.priority if isinstance(task, Task) else 0
     rank = -options.get("priority", bound)
     if rank not in _RANKS:
         raise OptionInvalid(f"priority {-rank} is not between -32767 and 32767")
     delay, key = options.get("delay", 0.0), options.get("key")
-    if key is not None and "\0" in key:
-        raise OptionInvalid("a key cannot hold the character NUL")
+    check_option("key", key)
     inherited = without_context(parent.metadata)
     metadata = options.get("metadata", inherited)
     return NewJob(
@@ -75,7 +76,7 @@ def child(
         payload=definition.encode_payload(payload),
         rank=rank,
         key=key,
-        metadata=None if metadata is None else to_json(metadata),
+        metadata=None if metadata is None else metadata_text(metadata),
         after_s=delay.total_seconds() if isinstance(delay, timedelta) else delay,
     )
 

@@ -51,7 +51,8 @@ class Part:
 class TableFacts:
     """One table a trigger names: ``parts`` holds itself first, then its lowest partitions.
 
-    ``columns`` are those that the WAL holds, ``generated`` the others.
+    ``columns`` are those that the WAL holds, ``generated`` the others. ``key`` finds a row: the
+    primary key's columns, else those of the replica identity's index.
     """
 
     kind: str  # pg_class.relkind
@@ -59,16 +60,24 @@ class TableFacts:
     columns: tuple[str, ...]
     parts: tuple[Part, ...]
     generated: tuple[str, ...] = ()
+    key: tuple[str, ...] = ()
 
 
-def check_change(task: str, change: ChangeFilter, table: TableFacts) -> None:
+def check_change(
+    task: str, change: ChangeFilter, table: TableFacts, *, refetch: bool = False
+) -> None:
     """Raise RegistrationRefused or UnknownColumn unless ``table`` gives what ``change`` wants."""
-    for error in refusals(task, change, table):
+    for error in refusals(task, change, table, refetch=refetch):
         raise error
 
 
-def refusals(task: str, change: ChangeFilter, table: TableFacts) -> Iterator[ConductorError]:
-    """Yield every reason why ``table`` does not give what ``change`` wants."""
+def refusals(
+    task: str, change: ChangeFilter, table: TableFacts, *, refetch: bool = False
+) -> Iterator[ConductorError]:
+    """Yield every reason why ``table`` does not give what ``change`` wants.
+
+    ``refetch``: jobs read its rows again.
+    """
     where = f"task {task!r}: table {change.schema}.{change.table}"
     yield from _kind_refusals(where, table)
     when = None if change.when is None else filters.compile(change.when)
@@ -89,6 +98,25 @@ def refusals(task: str, change: ChangeFilter, table: TableFacts) -> Iterator[Con
     if when is not None:
         yield from _filter_refusals(where, when, change, table.parts)
     yield from _usable_refusals(where, table.parts)
+    if refetch:
+        yield from _refetch_refusals(where, change, table)
+
+
+def _refetch_refusals(
+    where: str, change: ChangeFilter, table: TableFacts
+) -> Iterator[ConductorError]:
+    if not table.key:
+        yield RegistrationRefused(
+            f"{where} has no key to read a row again by (refetch)",
+            hint="Add a primary key, or leave refetch out.",
+        )
+    lacking = [c for c in table.key if change.columns is not None and c not in change.columns]
+    if lacking:
+        yield RegistrationRefused(
+            f"{where}: to read a row again (refetch) a change must carry its key, and"
+            f" {', '.join(map(repr, lacking))} is not captured",
+            hint="Add it to the trigger's columns or to the row model.",
+        )
 
 
 def check_schema(task: str, change: ChangeFilter) -> None:

@@ -1,25 +1,28 @@
 """Steps of many jobs, written in groups: each await returns only after its own commit.
 
 While one commit is under way, the steps that finish meanwhile gather and go with the next, so that
-a thousand concurrent jobs cost a few commits. A write is fenced against its job's row; a lost
-connection is retried until the database has answered, which the fence makes safe. This module
-must not know what a step means.
+a thousand concurrent jobs cost a few commits. A write is fenced against its job's row; while the
+database is away or busy it is sent again, which the fence makes safe. What the database refuses
+for another reason fails the attempt that asked for it, and no other. This module must not know
+what a step means.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 
-from conductor.errors import FenceLost
+from conductor.errors import FenceLost, StepRefused
+from conductor.store.sessions import is_transient
 from conductor.store.steps import Call, StepStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from psycopg import AsyncConnection
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from conductor.store.steps import StoredStep, Write, Written
 
     _Waiting = tuple[Write, asyncio.Future[StoredStep]]
+
+T = TypeVar("T")
 
 _MAX_BATCH: Final = 500
 
@@ -56,17 +61,14 @@ class Checkpoints:
         self._wanted = asyncio.Event()
 
     async def write(self, step: Write) -> StoredStep:
-        """Write a step; return it once it is committed. Raises FenceLost.
-
-        A DataError of the database (a name it cannot take) is raised as it is.
-        """
+        """Write a step; return it once it is committed. Raises FenceLost and StepRefused."""
         future: asyncio.Future[StoredStep] = asyncio.get_running_loop().create_future()
         self._writes.append((step, future))
         self._wanted.set()
         return await future
 
     async def load(self, job: int) -> list[StoredStep]:
-        """Return what earlier runs of the job have written."""
+        """Return what earlier runs of the job have written. Raises StepRefused."""
         future = self._loads.get(job)
         if future is None:
             future = self._loads[job] = asyncio.get_running_loop().create_future()
@@ -74,7 +76,10 @@ class Checkpoints:
         return await asyncio.shield(future)
 
     async def load_settled(self, job: int) -> list[StoredStep]:
-        """Return a job's steps once no transaction that writes one is under way."""
+        """Return a job's steps once no transaction that writes one is under way.
+
+        Raises StepRefused.
+        """
         future: asyncio.Future[list[StoredStep]] = asyncio.get_running_loop().create_future()
         self._settled.append((job, future))
         self._wanted.set()
@@ -94,16 +99,18 @@ class Checkpoints:
     async def _serve_loads(self) -> None:
         while self._settled:
             job, settled = self._settled.popleft()
-            found = await self._session.insist(partial(_load_settled, job=job))
-            if not settled.done():
-                settled.set_result(found)
+            with _refusals(f"the steps of job {job}", [settled]):
+                found = await self._try(partial(_load_settled, job=job))
+                if not settled.done():
+                    settled.set_result(found)
         if not self._loads:
             return
         loads, self._loads = self._loads, {}
-        steps = await self._session.insist(lambda connection: StepStore(connection).load(loads))
-        for job, future in loads.items():
-            if not future.done():
-                future.set_result(steps.get(job, []))
+        with _refusals("steps", loads.values()):
+            steps = await self._try(lambda connection: StepStore(connection).load(loads))
+            for job, future in loads.items():
+                if not future.done():
+                    future.set_result(steps.get(job, []))
 
     async def _serve_writes(self) -> None:
         if not self._writes:
@@ -113,34 +120,37 @@ class Checkpoints:
             self._wanted.set()
         try:
             written = await self._write([step for step, _ in batch])
-        except psycopg.DataError:
+        except psycopg.Error:
             await self._write_singly(batch)
         else:
             self._answer(batch, written)
 
-    async def _write(self, steps: Sequence[Write]) -> Written:
-        """Write steps, for as long as it takes. Raises DataError: one of them cannot be stored."""
+    async def _write_singly(self, batch: Sequence[_Waiting]) -> None:
+        """Find the step that is to blame: the others are none the worse for it."""
+        for step, future in batch:
+            with _refusals(f"step {step.name!r} of job {step.job}", [future]):
+                self._answer([(step, future)], await self._write([step]))
 
-        async def attempt(connection: AsyncConnection[Any]) -> Written | psycopg.DataError:
+    async def _write(self, steps: Sequence[Write]) -> Written:
+        return await self._try(
+            lambda connection: StepStore(connection).write(self._worker(), steps)
+        )
+
+    async def _try(self, operation: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
+        """Do it, again and again while that can help. Raises psycopg.Error when it cannot."""
+
+        async def attempt(connection: AsyncConnection[Any]) -> tuple[T] | psycopg.Error:
             try:
-                return await StepStore(connection).write(self._worker(), steps)
-            except psycopg.DataError as error:
+                return (await operation(connection),)
+            except psycopg.Error as error:
+                if is_transient(error) or connection.closed:
+                    raise
                 return error
 
-        written = await self._session.insist(attempt)
-        if isinstance(written, psycopg.DataError):
-            raise written
-        return written
-
-    async def _write_singly(self, batch: Sequence[_Waiting]) -> None:
-        for step, future in batch:
-            try:
-                written = await self._write([step])
-            except psycopg.DataError as error:
-                if not future.done():
-                    future.set_exception(error)
-            else:
-                self._answer([(step, future)], written)
+        result = await self._session.insist(attempt)
+        if isinstance(result, psycopg.Error):
+            raise result
+        return result[0]
 
     def _answer(self, batch: Sequence[_Waiting], written: Written) -> None:
         self._on_written(len(written))
@@ -158,3 +168,18 @@ class Checkpoints:
 
 async def _load_settled(connection: AsyncConnection[Any], job: int) -> list[StoredStep]:
     return await StepStore(connection).load_settled(job)
+
+
+@contextmanager
+def _refusals(what: str, waiting: Iterable[asyncio.Future[Any]]) -> Iterator[None]:
+    """Tell who waits what the database has refused, and why."""
+    try:
+        yield
+    except psycopg.Error as error:
+        state = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}{state}"
+        for future in waiting:
+            if not future.done():
+                refused = StepRefused(f"the database refuses {what}: {why}")
+                refused.__cause__ = error
+                future.set_exception(refused)

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypedDict, overload
 
 from typing_extensions import TypeVar, Unpack
 
-from conductor.binding import Binder, TaskOptions, add, bind, check_tables, collect
+from conductor.binding import (
+    Binder,
+    TaskOptions,
+    add,
+    bind,
+    check_tables,
+    collect,
+    refuse_second,
+)
 from conductor.codec import Codec
 from conductor.connections import Connections
 from conductor.definitions import (
@@ -26,7 +34,9 @@ from conductor.definitions import (
     Task,
     TaskDefinition,
     Trigger,
+    caller,
     check_name,
+    check_option_text,
 )
 from conductor.enqueue import (
     DEDUPE_FOR,
@@ -45,10 +55,12 @@ from conductor.errors import (
     ResultTimeout,
     UnknownEvent,
     UnknownTask,
+    check_options,
 )
-from conductor.events import Invocation
+from conductor.events import Change, Invocation
 from conductor.hints import QueueHints
 from conductor.job import JobHandle
+from conductor.refetch import SourceRows
 from conductor.results import ResultPoller
 from conductor.tracing import sending
 from conductor.triggers import Invocable, OnEvent
@@ -87,7 +99,8 @@ class Conductor(Generic[D]):
     ``tasks`` and ``events`` are definitions, or a module that holds them; ``database`` the row
     models that triggers are checked against; ``context`` what handlers reach as ``ctx.deps``.
     ``app`` names the application: each has its own subscriptions. ``version`` is stored with the
-    jobs that are routed to it. Raises DefinitionInvalid.
+    jobs that are routed to it. ``source_dsn`` is where tables are when that is not the queue
+    database: only triggers with ``refetch`` read them. Raises DefinitionInvalid.
 
         conductor = Conductor(dsn, tasks=[send_email], events=[user_created], context=Deps(mailer))
     """
@@ -103,6 +116,7 @@ class Conductor(Generic[D]):
         app: str = ...,
         version: str | None = ...,
         pool_size: int = ...,
+        source_dsn: str | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -116,6 +130,7 @@ class Conductor(Generic[D]):
         app: str = ...,
         version: str | None = ...,
         pool_size: int = ...,
+        source_dsn: str | None = ...,
     ) -> None: ...
     def __init__(
         self,
@@ -128,10 +143,12 @@ class Conductor(Generic[D]):
         app: str = "default",
         version: str | None = None,
         pool_size: int = 4,
+        source_dsn: str | None = None,
     ) -> None:
         self.dsn = dsn
+        self.source_dsn = source_dsn
         self.app = check_name("app", app)
-        self.version = version
+        self.version = check_option_text("version", version)
         self.deps: D = context
         self.database = database
         self.definitions: dict[str, TaskDefinition[Any, Any]] = collect(
@@ -140,6 +157,8 @@ class Conductor(Generic[D]):
         self.events: dict[str, EventDefinition[Any]] = collect(EventDefinition, events, "event")
         self.tasks: dict[str, Task[Any, Any]] = {}
         self._connections = Connections(dsn, pool_size, "conductor client")
+        self._source: Connections | None = None
+        self._rows: SourceRows | None = None
         self._results = ResultPoller(self._fetch_outcomes)
         self._hints = QueueHints(self._hint)
 
@@ -207,7 +226,7 @@ class Conductor(Generic[D]):
             @conductor.task(send_email, max_attempts=3)
             async def send(event: Invocation[SendEmail], ctx: Context[Deps]) -> EmailSent: ...
         """
-        definition = self._definition(target, triggers, queue)
+        definition = self._definition(target, triggers, queue, defined_at=caller())
         bound = triggers or (Invocable(),)
         chosen: Any = options  # checked by bind
 
@@ -225,7 +244,12 @@ class Conductor(Generic[D]):
         return Binder(bind_handler)
 
     def _definition(
-        self, target: TaskDefinition[Any, Any] | str, triggers: Sequence[Any], queue: str | None
+        self,
+        target: TaskDefinition[Any, Any] | str,
+        triggers: Sequence[Any],
+        queue: str | None,
+        *,
+        defined_at: str,
     ) -> TaskDefinition[Any, Any]:
         if isinstance(target, TaskDefinition):
             if queue is not None:
@@ -243,6 +267,7 @@ class Conductor(Generic[D]):
             queue=check_name("queue", queue or DEFAULT_QUEUE),
             payload=Codec(Any),
             returns=Codec(None),
+            defined_at=defined_at,
         )
 
     def _register(self, task: Task[Any, Any]) -> None:
@@ -428,6 +453,7 @@ class Conductor(Generic[D]):
         dedupe_keys: Sequence[str] | None = None,
     ) -> Batch:
         """Return the checked batch that `invoke` and `invoke_many` enqueue."""
+        check_options(options, InvokeOptions.__annotations__)
         definition = self._known_task(task)
         encoded = [definition.encode_payload(payload) for payload in payloads]
         bound = self.tasks.get(definition.name)
@@ -440,7 +466,7 @@ class Conductor(Generic[D]):
             task=definition.name,
             payloads=encoded,
             run_at=options.get("run_at"),
-            delay=timedelta(seconds=delay) if isinstance(delay, (int, float)) else delay,
+            delay=_duration(delay),
             priority=priority if priority is not None else bound.priority if bound else 0,
             keys=keys if key is None else [key] * len(encoded),
             dedupe_keys=dedupe_keys if once is None else [once] * len(encoded),
@@ -457,8 +483,10 @@ class Conductor(Generic[D]):
         """Return the checked batch that `emit` and `emit_many` enqueue."""
         name = event if isinstance(event, str) else event.name
         definition = self.events.get(name)
-        if definition is None or (definition is not event and not isinstance(event, str)):
+        if definition is None:
             raise UnknownEvent(name, self.events)
+        if not isinstance(event, str):
+            refuse_second(definition, event, "event")
         encoded = [definition.encode_payload(payload) for payload in payloads]
         return emission(name, encoded, metadata)
 
@@ -468,8 +496,10 @@ class Conductor(Generic[D]):
         name = task if isinstance(task, str) else task.name
         known = self.definitions.get(name)
         given = task.definition if isinstance(task, Task) else task
-        if known is None or (known is not given and not isinstance(given, str)):
+        if known is None:
             raise UnknownTask(name, self.definitions)
+        if not isinstance(given, str):
+            refuse_second(known, given, "task")
         return known
 
     def handles(
@@ -526,11 +556,22 @@ class Conductor(Generic[D]):
         async with self._connections.lend() as connection:
             await hint_queue(connection, queue)
 
+    async def refetch(self, change: Change[Any]) -> None:
+        """Read again what a change lacks of its new row. Raises as `SourceRows.complete` does."""
+        if self._rows is None:
+            if self.source_dsn is not None:
+                name = "conductor refetch"
+                self._source = Connections(self.source_dsn, 4, name, database="the source database")
+            self._rows = SourceRows(self._source or self._connections)
+        await self._rows.complete(change)
+
     async def close(self) -> None:
         """Close the connections; waits for results end with a cancellation."""
         await self._results.close()
         await self._hints.close()
         await self._connections.close()
+        if self._source is not None:
+            await self._source.close()
 
     async def __aenter__(self) -> Self:
         """Return itself; connections are opened when first needed."""
@@ -539,3 +580,12 @@ class Conductor(Generic[D]):
     async def __aexit__(self, *_: object) -> None:
         """Close the connections."""
         await self.close()
+
+
+def _duration(delay: timedelta | float | None) -> timedelta | None:
+    if not isinstance(delay, (int, float)):
+        return delay
+    try:
+        return timedelta(seconds=delay)
+    except (OverflowError, ValueError) as error:
+        raise OptionInvalid(f"delay {delay} is not a time") from error

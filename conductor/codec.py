@@ -26,6 +26,8 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import ReadOnly, TypeVar, is_typeddict
 
+from conductor.texts import TextInvalid, check_document, check_value, clean
+
 T = TypeVar("T")
 
 INVALID: Final = (ValidationError, PydanticSerializationError, ValueError, TypeError)
@@ -120,6 +122,14 @@ class Codec(Generic[T]):
         checked = adapter.validator.validate_python(value)
         return adapter.serializer.to_json(checked, by_alias=True, round_trip=True)
 
+    def encode_stored(self, value: T) -> bytes:
+        """Return JSON text that any reader in SQL can read. Raises one of `INVALID`."""
+        try:
+            return check_document(self.encode(value))
+        except PydanticSerializationError:
+            check_value(value)  # a lone surrogate, and where it is
+            raise
+
     def decode(self, data: bytes) -> T:
         """Read JSON text. Raises one of `INVALID`. No type takes ``null`` and ``{}`` alike."""
         if self.is_none:
@@ -152,11 +162,23 @@ class Codec(Generic[T]):
 
 
 def explain(error: Exception) -> tuple[str, list[Any]]:
-    """Return one line and pydantic's errors, both without the values that were wrong."""
+    """Return one line and pydantic's errors, both without the values that were wrong.
+
+    Both can be stored: what PostgreSQL cannot hold of a text is left out.
+    """
+    if isinstance(error, TextInvalid):
+        return str(error), [{"loc": error.place, "msg": error.args[0], "type": "text_invalid"}]
     if not isinstance(error, ValidationError):
-        return str(error), []
-    errors = error.errors(include_url=False, include_input=False, include_context=False)
+        return clean(str(error)), []
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    errors: list[Any] = [
+        {**e, "loc": tuple(map(_part, e["loc"])), "msg": clean(e["msg"])} for e in found
+    ]
     lines = (
-        f"{'.'.join(map(str, e['loc']))}: {e['msg']}" if e["loc"] else e["msg"] for e in errors
+        f"{'.'.join(map(str, e['loc']))}: {e['msg']}" if e["loc"] else str(e["msg"]) for e in errors
     )
-    return "; ".join(lines), list(errors)
+    return "; ".join(lines), errors
+
+
+def _part(part: str | int) -> str | int:
+    return clean(part) if isinstance(part, str) else part

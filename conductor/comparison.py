@@ -131,7 +131,7 @@ def _refusals(
     if table is None:
         yield UnknownTable(str(trigger.table), known, where=f"(task {task!r})")
     else:
-        yield from refusals(task, trigger.filter, table)
+        yield from refusals(task, trigger.filter, table, refetch=trigger.refetch)
 
 
 def compare_module(name: str, source: str) -> Finding | None:

@@ -10,8 +10,6 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -21,6 +19,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from conductor.dsn import parse_dsn
 from conductor.errors import ConfigError
 
 PREFIX: Final = "CONDUCTOR_"
@@ -50,6 +49,9 @@ class Settings(BaseSettings):
     listen_dsn: SecretStr | None = None
     """The same database past a pooler, for LISTEN; needed only when CONDUCTOR_DSN leads to one."""
 
+    source_dsn: SecretStr | None = None
+    """Where the tables are that triggers with refetch read, when not in the queue database."""
+
     metrics_port: Annotated[int, Field(ge=-1, le=65535)] | None = None
     """Where a worker serves metrics and probes. -1: nowhere; 0: any free port, named in the log."""
 
@@ -74,14 +76,17 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = "auto"
     """auto: for people on a terminal, JSON elsewhere."""
 
-    @field_validator("dsn", "listen_dsn")
+    @field_validator("dsn", "listen_dsn", "source_dsn")
     @classmethod
     def _check_dsn(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not _is_well_formed(value.get_secret_value()):
+        try:
+            if value is not None:
+                parse_dsn(value.get_secret_value())
+        except ConfigError:
             raise ValueError(
                 "is no connection string such as postgresql://user@host:5432/database"
                 " (special characters of a password as %XX)"
-            )
+            ) from None
         return value
 
     @property
@@ -124,22 +129,6 @@ def load(**options: Any) -> Settings:
         raise ConfigError(_describe(error), hint=_HINT) from None
     except ValueError as error:  # the TOML file cannot be parsed
         raise ConfigError(f"{CONFIG_VARIABLE}: {error}", hint=_HINT) from None
-
-
-def _is_well_formed(dsn: str) -> bool:
-    """Return whether a DSN can be used without part of its password being shown.
-
-    After an unescaped ``@`` or ``/`` the rest of a password counts as host or port, which libpq
-    quotes in its errors.
-    """
-    try:
-        parameters = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:  # its text repeats the DSN, password and all
-        return False
-    ports = str(parameters.get("port") or "").split(",")
-    return "@" not in str(parameters.get("host") or "") and all(
-        port.isdecimal() or not port for port in ports
-    )
 
 
 def _describe(error: ValidationError) -> str:

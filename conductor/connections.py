@@ -30,10 +30,16 @@ async def _check_open(connection: AsyncConnection[Any]) -> None:
 
 
 class Connections:
-    """Up to ``size`` connections to one database, for one event loop."""
+    """Up to ``size`` connections to one database, for one event loop.
 
-    def __init__(self, dsn: str, size: int, name: str) -> None:
+    ``database`` is what messages call it.
+    """
+
+    def __init__(
+        self, dsn: str, size: int, name: str, *, database: str = "the queue database"
+    ) -> None:
         self._dsn, self._size, self._name = dsn, size, name
+        self._database = database
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -45,7 +51,7 @@ class Connections:
             async with pool.connection() as connection:
                 yield connection
         except (PoolTimeout, psycopg.OperationalError, psycopg.InterfaceError) as error:
-            raise DatabaseUnavailable(f"cannot use the queue database: {error}") from error
+            raise DatabaseUnavailable(f"cannot use {self._database}: {error}") from error
         except (
             psycopg.errors.UndefinedTable,
             psycopg.errors.UndefinedFunction,
@@ -59,7 +65,7 @@ class Connections:
             self._loop = loop
             self._pool = AsyncConnectionPool(
                 self._dsn,
-                kwargs=self._settings(),
+                kwargs=connection_settings(self._dsn, self._name),
                 min_size=1,
                 max_size=self._size,
                 open=False,
@@ -74,14 +80,6 @@ class Connections:
                 hint="Close it before its loop ends; SyncConductor serves synchronous code.",
             )
         return self._pool
-
-    def _settings(self) -> dict[str, Any]:
-        try:
-            return connection_settings(self._dsn, self._name)
-        except psycopg.ProgrammingError:  # its text repeats the DSN, password and all
-            raise ConfigError(
-                "the DSN cannot be read", hint="Such as postgresql://user@host:5432/database."
-            ) from None
 
     async def close(self) -> None:
         """Close them; the next use opens others."""

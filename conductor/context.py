@@ -23,7 +23,8 @@ from conductor import calls, tracing
 from conductor.calls import ChildOptions, Expected, Match
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import Deadline, Run, child_document, group, is_over
-from conductor.errors import FenceLost, JobCancelled, StepOrderChanged
+from conductor.enqueue import LAST_INSTANT
+from conductor.errors import FenceLost, JobCancelled, OptionInvalid, StepOrderChanged
 from conductor.job import JobHandle
 from conductor.replay import UNSET, decode_step, encode_step, step_codec
 from conductor.triggers import OnChange
@@ -531,9 +532,11 @@ async def _first(tasks: Sequence[asyncio.Future[Any]]) -> int:
 
 
 def aware(instant: datetime) -> datetime:
-    """Return an instant that has a time zone. Raises ValueError."""
+    """Return an instant that has a time zone. Raises ValueError; OptionInvalid at time's end."""
     if instant.tzinfo is None:
         raise ValueError("an instant needs a time zone: use datetime.now(UTC) and the like")
+    if instant > LAST_INSTANT:
+        raise OptionInvalid(f"nothing can be put off until {instant}", hint="Leave the wait out.")
     return instant
 
 

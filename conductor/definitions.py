@@ -21,6 +21,7 @@ from typing_extensions import TypeForm, TypeVar
 from conductor.codec import INVALID, Codec, FormInvalid, explain
 from conductor.errors import DefinitionInvalid, PayloadInvalid, ResultInvalid
 from conductor.retry import RetryPolicy
+from conductor.texts import TextInvalid, check_text, clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,6 +58,16 @@ def check_name(kind: str, name: Any) -> str:
     return name
 
 
+def check_option_text(what: str, text: str | None) -> str | None:
+    """Return a text of a declaration. Raises DefinitionInvalid when PostgreSQL cannot hold it."""
+    try:
+        check_text(text)
+    except TextInvalid as error:
+        shown = clean(str(text))
+        raise DefinitionInvalid(f"{what} {shown!r}: {error}", hint=error.hint) from error
+    return text
+
+
 @dataclass(frozen=True, eq=False)
 class TaskDefinition(Generic[P, R]):
     """A task without its handler: name, queue, and the types of its payload and result.
@@ -73,7 +84,7 @@ class TaskDefinition(Generic[P, R]):
     def encode_payload(self, payload: P) -> bytes:
         """Return the payload as JSON text. Raises PayloadInvalid."""
         try:
-            return self.payload.encode(payload)
+            return self.payload.encode_stored(payload)
         except INVALID as error:
             raise payload_invalid(f"payload of task {self.name!r}", error) from error
 
@@ -104,7 +115,7 @@ class EventDefinition(Generic[P]):
     def encode_payload(self, payload: P) -> bytes:
         """Return the payload as JSON text. Raises PayloadInvalid."""
         try:
-            return self.payload.encode(payload)
+            return self.payload.encode_stored(payload)
         except INVALID as error:
             raise payload_invalid(f"payload of event {self.name!r}", error) from error
 
@@ -119,7 +130,7 @@ class EventDefinition(Generic[P]):
 def payload_invalid(what: str, error: Exception) -> PayloadInvalid:
     """Return the error that says why ``what`` does not have its type."""
     why, errors = explain(error)
-    return PayloadInvalid(f"{what}: {why}", errors)
+    return PayloadInvalid(f"{what}: {why}", errors, hint=getattr(error, "hint", None))
 
 
 @overload
@@ -165,7 +176,7 @@ def define_task(
         queue=check_name("queue", queue),
         payload=_codec(f"payload of task {name!r}", payload, validate=validate),
         returns=_codec(f"result of task {name!r}", returns, validate=validate),
-        defined_at=_caller(),
+        defined_at=caller(),
     )
 
 
@@ -183,11 +194,11 @@ def define_event(name: str, payload: Any = None, *, validate: bool = True) -> Ev
         user_created = define_event("user.created", payload=UserCreated)
     """
     codec = _codec(f"payload of event {name!r}", payload, validate=validate)
-    return EventDefinition(check_name("event", name), codec, _caller())
+    return EventDefinition(check_name("event", name), codec, caller())
 
 
-def _caller() -> str:
-    """Return where the function that calls this one was called, for messages."""
+def caller() -> str:
+    """Return where the function that calls this one was called (``file:line``), for messages."""
     frame = sys._getframe(2)  # noqa: SLF001 - inspect would read the source
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -331,8 +342,9 @@ class Task(Generic[P, R]):
     def encode_result(self, value: Any) -> bytes | None:
         """Return what a handler returned as JSON text, None for None. Raises ResultInvalid."""
         try:
-            data = self.definition.returns.encode(value)
+            data = self.definition.returns.encode_stored(value)
         except INVALID as error:
             why, errors = explain(error)
-            raise ResultInvalid(f"result of task {self.name!r}: {why}", errors) from error
+            what = f"result of task {self.name!r}: {why}"
+            raise ResultInvalid(what, errors, hint=getattr(error, "hint", None)) from error
         return None if data == b"null" else data

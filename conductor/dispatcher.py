@@ -28,6 +28,7 @@ from conductor.metrics import (
     ENQUEUED,
     EVENTS_DISPATCHED,
     EVENTS_REFUSED,
+    EVENTS_UNDELIVERED,
     EVENTS_UNMATCHED,
     Metrics,
 )
@@ -95,6 +96,7 @@ class Batch:
     refused: int
     failed: int = 0  # jobs that failed at once, for their filter could not be evaluated
     waiting: Sequence[int] = ()  # jobs that were waiting for one of the events
+    undelivered: int = 0  # events, by subscription, that one did not get: it cannot be read
 
 
 class Dispatcher:
@@ -116,6 +118,7 @@ class Dispatcher:
         self._dispatched = metrics.get(EVENTS_DISPATCHED)
         self._unmatched = metrics.get(EVENTS_UNMATCHED)
         self._refused = metrics.get(EVENTS_REFUSED)
+        self._undelivered = metrics.get(EVENTS_UNDELIVERED)
         self.run = self._loop.run
         self.stop = self._loop.stop
         self.wake = self._loop.wake
@@ -154,6 +157,7 @@ class Dispatcher:
     def _count(self, batch: Batch) -> None:
         self._dispatched.inc(batch.events)
         self._unmatched.inc(batch.unmatched)
+        self._undelivered.inc(batch.undelivered)
         if batch.refused:
             self._refused.inc(batch.refused)
             _log.error("%s emitted events cannot be read; their jobs failed", batch.refused)
@@ -170,7 +174,8 @@ async def _fan_out(store: DispatchStore, waits: WaitStore, taken: Sequence[Dispa
     if not taken:
         return Batch([], 0, 0, 0)
     events, refused = read_events(taken)
-    index = EventIndex(await store.subscriptions_of({event for event, _ in events}))
+    subscriptions = await store.subscriptions_of({event for event, _ in events})
+    index = EventIndex(subscriptions.read)
     jobs, failed = select_jobs(events, index)
     if jobs:
         await store.add_event_jobs(jobs)
@@ -180,7 +185,8 @@ async def _fan_out(store: DispatchStore, waits: WaitStore, taken: Sequence[Dispa
         await store.refuse_dispatches(refused)
     waiting = await leave_word(waits, [_message(*event) for event in events if event[1].emitted_by])
     unmatched = sum(1 for event, _ in events if not index.match(event)) if not waiting else 0
-    return Batch(jobs, len(events), unmatched, len(refused), len(failed), waiting)
+    undelivered = sum(subscriptions.unreadable[event] for event, _ in events)
+    return Batch(jobs, len(events), unmatched, len(refused), len(failed), waiting, undelivered)
 
 
 def _message(event: str, dispatch: Dispatch) -> Message:

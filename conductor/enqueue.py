@@ -7,19 +7,19 @@ statement. Errors of the database are passed on as psycopg raises them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic_core import to_json
 
+from conductor import texts
 from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE
 from conductor.errors import OptionInvalid
 from conductor.sql import load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from psycopg import AsyncConnection, Connection
 
@@ -39,6 +39,9 @@ _COPY_FROM: Final = 500  # payloads from which two round trips are worth it
 _COPY_CHUNK: Final = 1000  # rows
 _COPY_ESCAPES: Final = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 _PRIORITIES: Final = range(-32767, 32768)  # rank is a smallint
+_LONGEST: Final = timedelta(days=365_000)  # a thousand years: the server's clock ends later
+LAST_INSTANT: Final = datetime(9999, 12, 30, tzinfo=UTC)
+"""The last time at which a job can run: Python's time ends a day later, in some zone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +68,21 @@ class Batch:
         """Refuse options that cannot be meant."""
         if self.run_at is not None and self.run_at.tzinfo is None:
             raise OptionInvalid(f"run_at {self.run_at} has no time zone")
+        if self.run_at is not None and self.run_at > LAST_INSTANT:
+            raise OptionInvalid(f"run_at {self.run_at} is after {LAST_INSTANT:%Y-%m-%d}")
+        if self.delay is not None and self.delay > _LONGEST:
+            raise OptionInvalid(f"delay {self.delay} is longer than a thousand years")
         if self.priority not in _PRIORITIES:
             raise OptionInvalid(f"priority {self.priority} is not between -32767 and 32767")
-        if self.dedupe_for <= timedelta():
-            raise OptionInvalid(f"dedupe_for {self.dedupe_for} is not a positive time")
-        for keys in (self.keys, self.dedupe_keys):
+        if not timedelta() < self.dedupe_for <= _LONGEST:
+            raise OptionInvalid(
+                f"dedupe_for {self.dedupe_for} is not between now and in a thousand years"
+            )
+        for name, keys in (("key", self.keys), ("dedupe_key", self.dedupe_keys)):
             if keys is not None and len(keys) != len(self.payloads):
                 raise OptionInvalid(f"{len(keys)} keys for {len(self.payloads)} payloads")
+            for key in keys or ():
+                check_option(name, key)
 
     def carrying(self, metadata: dict[str, Any] | None) -> Batch:
         """Return the batch with other metadata."""
@@ -88,12 +99,30 @@ class Batch:
             "run_at": self.run_at,
             "delay": self.delay,
             "rank": -self.priority,
-            "metadata": None if self.metadata is None else to_json(self.metadata).decode(),
+            "metadata": None if self.metadata is None else metadata_text(self.metadata).decode(),
         }
         if self.dedupe_keys is None:
             return _ENQUEUE, parameters
         once = {"dedupe_keys": list(self.dedupe_keys), "dedupe_for": self.dedupe_for}
         return _ENQUEUE_ONCE, parameters | once
+
+
+def check_option(name: str, text: str | None) -> None:
+    """Raise OptionInvalid for a text option that PostgreSQL cannot hold."""
+    try:
+        texts.check_text(text)
+    except texts.TextInvalid as error:
+        shown = texts.clean(str(text))
+        raise OptionInvalid(f"{name} {shown!r}: {error}", hint=texts.HINT) from error
+
+
+def metadata_text(metadata: dict[str, Any]) -> bytes:
+    """Return metadata as JSON text. Raises OptionInvalid."""
+    try:
+        return texts.to_document(metadata)
+    except ValueError as error:
+        hint = getattr(error, "hint", "Metadata is what JSON can hold.")
+        raise OptionInvalid(f"metadata: {texts.clean(str(error))}", hint=hint) from error
 
 
 class Enqueued(NamedTuple):
@@ -165,7 +194,11 @@ def enqueue_blocking(connection: Connection[Any], batch: Batch) -> list[Enqueued
 
 
 async def cancel(connection: AsyncConnection[Any], job: int, reason: str | None = None) -> bool:
-    """Cancel a job; true when it had not ended yet. A running one is told through its worker."""
+    """Cancel a job; true when it had not ended yet. A running one is told through its worker.
+
+    Raises OptionInvalid for a reason that PostgreSQL cannot hold.
+    """
+    check_option("reason", reason)
     cursor = await connection.execute(_CANCEL, {"job": job, "reason": reason})
     row = await cursor.fetchone()
     return bool(row and row[0])

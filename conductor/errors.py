@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 
 class Retry(Enum):
@@ -140,6 +140,20 @@ class OptionInvalid(ConductorError):
     hint = "Nothing was stored."
 
 
+class UnknownOption(UnknownName, OptionInvalid):
+    """A call has no such option."""
+
+    noun = "option"
+    hint = "Nothing was stored."
+
+
+def check_options(given: Iterable[str], known: Collection[str]) -> None:
+    """Raise UnknownOption for the first option that a call does not have."""
+    for name in given:
+        if name not in known:
+            raise UnknownOption(name, known, hint=f"Options: {', '.join(known)}.")
+
+
 # --- data at the edges -----------------------------------------------------------------------
 
 
@@ -168,13 +182,26 @@ class ResultInvalid(PayloadInvalid):
 class ColumnNotCaptured(ConductorError):
     """A column of a change was read that the change does not carry."""
 
-    hint = "Add it to the trigger's columns; `old` is whole only under REPLICA IDENTITY FULL."
+    hint = (
+        "Add it to the trigger's columns, or say OnChange(…, refetch=True): a job then reads it"
+        " from the table. `old` is whole only under REPLICA IDENTITY FULL."
+    )
 
 
 class ColumnUnchanged(ColumnNotCaptured):
     """A large (TOASTed) value was read that the update did not touch: the WAL has no copy."""
 
-    hint = "Read the row by its key, or set REPLICA IDENTITY FULL on the table."
+    hint = (
+        "Say OnChange(…, refetch=True): a job then reads it from the table. Or set REPLICA IDENTITY"
+        " FULL on the table."
+    )
+
+
+class RefetchFailed(ConductorError):
+    """A row could not be read again (`refetch`): no key, no right to read it, no such table."""
+
+    retry = Retry.MANUAL
+    hint = "The role of the workers needs SELECT on the table, and the trigger its key columns."
 
 
 class RowAbsent(ConductorError):
@@ -250,6 +277,16 @@ class StepOrderChanged(ConductorError):
     """A replay reached its steps in another order than the run before: the handler has changed."""
 
     hint = "Keep the order of finished steps, or put the new flow into a new task."
+
+
+class StepRefused(ConductorError):
+    """The database refuses a step, for a reason that waiting does not change: the attempt fails.
+
+    The server's own error is the cause. The task's retry policy decides about other attempts.
+    """
+
+    retry = Retry.MANUAL
+    hint = "See the server's message: rights on schema conductor, a trigger, a constraint, a value."
 
 
 class StepMisplaced(ConductorError):

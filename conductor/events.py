@@ -15,6 +15,7 @@ from typing_extensions import TypeIs, TypeVar
 from conductor.errors import ColumnNotCaptured, RowAbsent
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from conductor.definitions import EventDefinition
@@ -57,14 +58,40 @@ def is_event(event: object, definition: EventDefinition[P]) -> TypeIs[Emitted[P]
     return isinstance(event, Emitted) and event.name == definition.name
 
 
+@dataclass(slots=True)
+class Lacking:
+    """What `new` of a change lacks of its row, for a trigger that has it read again.
+
+    ``read`` makes a row of values by column; ``gone``: the row was not found.
+    """
+
+    columns: tuple[str, ...]
+    values: dict[str, Any]
+    read: Callable[[dict[str, Any], bool], Any]
+
+
 class Change(Generic[Row_co]):
     """One committed change of a captured table.
 
     ``commit_time`` is the source's; ``commit_lsn`` (``0/16B3748``) orders transactions of one
     source. Columns the change does not carry raise when they are read, see `conductor.rows`.
+
+    ``refetched``: some columns of `new` were read from the table when this run began, and may be
+    newer than the change (see `OnChange`). ``gone``: they were to be, and the row was not there.
     """
 
-    __slots__ = ("_changed", "_new", "_old", "commit_lsn", "commit_time", "schema", "table")
+    __slots__ = (
+        "_changed",
+        "_new",
+        "_old",
+        "commit_lsn",
+        "commit_time",
+        "gone",
+        "lacking",
+        "refetched",
+        "schema",
+        "table",
+    )
 
     def __init__(
         self,
@@ -76,6 +103,7 @@ class Change(Generic[Row_co]):
         new: Row_co | None = None,
         old: Row_co | None = None,
         changed: frozenset[str] | None = None,
+        lacking: Lacking | None = None,
     ) -> None:
         self.schema = schema
         self.table = table
@@ -84,6 +112,16 @@ class Change(Generic[Row_co]):
         self._new = new
         self._old = old
         self._changed = changed
+        self.lacking = lacking
+        self.refetched = False
+        self.gone = False
+
+    def complete(self, found: dict[str, Any] | None) -> None:
+        """Take the columns that were lacking, as they are now; None: the row is not there."""
+        lacking, self.lacking = self.lacking, None
+        if lacking is not None:
+            self.refetched, self.gone = found is not None, found is None
+            self._new = lacking.read({**lacking.values, **(found or {})}, self.gone)
 
     @property
     def op(self) -> Operation:

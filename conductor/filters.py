@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from conductor.errors import FilterFailed, FilterInvalid, UnknownColumn, nearest
+from conductor.texts import flaw_of
 
 if TYPE_CHECKING:
     import cel
@@ -153,6 +154,8 @@ def compile(source: Any) -> Filter:  # noqa: A001 - as in the module re
     """
     if not isinstance(source, str) or not source.strip():
         raise FilterInvalid(f"a filter is the text of a CEL expression, not {source!r}")
+    if flaw := flaw_of(source):
+        raise FilterInvalid(f"filter {source!r} holds {flaw}", hint="CEL has escapes: '\\u00e9'.")
     return _compile(source)
 
 

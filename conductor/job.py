@@ -59,6 +59,9 @@ class JobPort(Protocol):
     async def cancel(self, job: int, reason: str | None = None) -> bool:
         """Cancel the job; true when it had not ended yet."""
 
+    async def refetch(self, change: Any) -> None:
+        """Read again what a `Change` lacks of its new row (see `conductor.refetch`)."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JobHandle(Generic[R_co]):

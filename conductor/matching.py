@@ -71,8 +71,11 @@ class EventFilter:
 
     @classmethod
     def from_json(cls, definition: dict[str, Any]) -> EventFilter:
-        """Read a stored definition."""
-        return cls(event=definition["event"], when=definition.get("when"))
+        """Read a stored definition. Raises TypeError for one that somebody else wrote."""
+        event = definition["event"]
+        if not isinstance(event, str):
+            raise TypeError(f"the name of an event is text, not {event!r}")
+        return cls(event=event, when=definition.get("when"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,11 @@ EVENTS_REFUSED = Metric(
     "conductor_events_refused_total",
     "Emitted events that could not be read or filtered: a job failed for good.",
 )
+EVENTS_UNDELIVERED = Metric(
+    Counter,
+    "conductor_events_undelivered_total",
+    "Emitted events that a subscription did not get, because its row cannot be read.",
+)
 CRON_TICK = Metric(
     Gauge,
     "conductor_cron_last_tick_timestamp_seconds",

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from conductor import sql
-from conductor.errors import ConfigError, DatabaseUnavailable, MigrationMismatch
+from conductor.dsn import parse_dsn
+from conductor.errors import DatabaseUnavailable, MigrationMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,6 +109,7 @@ def _scalar(connection: psycopg.Connection[Any], query: str) -> Any:
 
 
 def _connect(dsn: str) -> psycopg.Connection[Any]:
+    parse_dsn(dsn)
     try:
         return psycopg.connect(
             dsn,
@@ -116,10 +118,6 @@ def _connect(dsn: str) -> psycopg.Connection[Any]:
         )
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"cannot connect to the database: {error}") from error
-    except psycopg.ProgrammingError:  # its text repeats the DSN, password and all
-        raise ConfigError(
-            "the DSN cannot be read", hint="Such as postgresql://user@host:5432/database."
-        ) from None
 
 
 def pending_migrations(dsn: str) -> tuple[Migration, ...]:
@@ -149,8 +147,8 @@ def check_migrated(dsn: str) -> None:
 def migrate(dsn: str) -> tuple[Migration, ...]:
     """Apply what is pending and return it. Safe to call from many processes at once.
 
-    Raises DatabaseUnavailable and MigrationMismatch; a failing migration leaves nothing behind
-    and raises what the server said.
+    Raises DatabaseUnavailable, ConfigError and MigrationMismatch; a failing migration leaves
+    nothing behind and raises what the server said.
 
     >>> [str(m) for m in migrate("postgresql://app@db/app")]  # doctest: +SKIP
     ['0001_initial']

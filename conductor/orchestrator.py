@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Self
 
@@ -123,6 +124,8 @@ class Orchestrator:
             if self.metrics_port is not None:
                 await self._health.start(self.metrics_host, self.metrics_port)
             await self._reach_database()
+            reads_source = self.conductor.source_dsn is not None
+            self.registration = replace(self.registration, reads_source=reads_source)
             ids = await register(self._connections, self.registration)
             async with self._connections.lend() as connection:
                 await partition_history(connection)

@@ -54,6 +54,7 @@ class Registration:
     version: str | None
     tasks: tuple[Task[Any, Any], ...]
     events: tuple[EventDefinition[Any], ...] = ()
+    reads_source: bool = False  # it can, when the source is another database
 
     @property
     def task_names(self) -> list[str]:
@@ -66,10 +67,10 @@ class Registration:
         return {task.queue for task in self.tasks} | {INTERNAL_QUEUE}
 
     @property
-    def changes(self) -> list[tuple[str, ChangeFilter]]:
-        """(task, filter) of every change subscription."""
+    def changes(self) -> list[tuple[str, OnChange[Any]]]:
+        """(task, trigger) of every change subscription."""
         return [
-            (task.name, trigger.filter)
+            (task.name, trigger)
             for task in self.tasks
             for trigger in (*task.triggers, *task.waits)
             if isinstance(trigger, OnChange)
@@ -223,23 +224,37 @@ def find_table(model: type[BaseModel], task: str, tables: Sequence[TableName]) -
 
 async def _check_tables(store: RegistrationStore, registration: Registration) -> None:
     changes = registration.changes
-    for task, change in changes:
-        check_schema(task, change)
-    if not changes or await store.source_is_elsewhere(DEFAULT_SOURCE):
+    for task, trigger in changes:
+        check_schema(task, trigger.filter)
+    if not changes:
+        return
+    if await store.source_is_elsewhere(DEFAULT_SOURCE):
+        _check_source_is_read(registration)
         return  # the sidecar checks them where they are
-    wanted = {(change.schema, change.table) for _, change in changes}
+    wanted = {(trigger.table.schema, trigger.table.table) for _, trigger in changes}
     facts = await store.describe_tables(sorted(wanted))
     known = await store.table_names() if wanted - facts.keys() else []
-    for task, change in changes:
+    for task, trigger in changes:
+        change = trigger.filter
         table = facts.get((change.schema, change.table))
         try:
             if table is None:
                 name = f"{change.schema}.{change.table}"
                 raise UnknownTable(name, known, where=f"(task {task!r})")
-            check_change(task, change, table)
+            check_change(task, change, table, refetch=trigger.refetch)
         except ConductorError as error:
             error.hint = f"{error.hint} The handler is at {registration.defined_at(task)}."
             raise
+
+
+def _check_source_is_read(registration: Registration) -> None:
+    for task, trigger in registration.changes:
+        if trigger.refetch and not registration.reads_source:
+            raise RegistrationRefused(
+                f"task {task!r}: {trigger.table} is in another database than the queue, and a job"
+                " cannot read its row again (refetch)",
+                hint="Give Conductor(…, source_dsn=…) or CONDUCTOR_SOURCE_DSN, or leave it out.",
+            )
 
 
 async def _write(store: RegistrationStore, registration: Registration) -> None:
@@ -311,9 +326,11 @@ def check_unique(tasks: Iterable[Task[Any, Any]]) -> tuple[Task[Any, Any], ...]:
     """Return the tasks; raises RegistrationRefused when two have one name, or there are none."""
     found: dict[str, Task[Any, Any]] = {}
     for task in tasks:
-        if found.setdefault(task.name, task) is not task:
+        first = found.setdefault(task.name, task)
+        if first is not task:
             raise RegistrationRefused(
-                f"two tasks are named {task.name!r}", hint="Give each task of a process one name."
+                f"two tasks are named {task.name!r}, at {first.defined_at} and {task.defined_at}",
+                hint="Give each task of a process a name of its own.",
             )
     if not found:
         raise RegistrationRefused(

@@ -26,6 +26,7 @@ from conductor.errors import (
     UnknownColumn,
     UnknownTable,
 )
+from conductor.texts import flaw_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -63,7 +64,7 @@ class TableName:
         TableName(schema='public', table='users')
         """
         match = _TABLE.fullmatch(text)
-        if match is None:
+        if match is None or flaw_of(text):
             raise DefinitionInvalid(
                 f"{text!r} does not name a table",
                 hint="Write schema.table, such as 'public.users'; quote odd names as in SQL.",
@@ -93,6 +94,7 @@ class TableRow(BaseModel):
     )
     __table_name__: ClassVar[TableName | None] = None
     _unchanged: frozenset[str] = PrivateAttr(default=frozenset())
+    _gone: bool = PrivateAttr(default=False)
 
     def __init_subclass__(cls, *, table: str | None = None, **options: Any) -> None:
         """Take the table's name."""
@@ -106,7 +108,8 @@ class TableRow(BaseModel):
             """Say why a column is not there."""
             columns = column_names(type(self))
             if name in columns:
-                raise absent(table_name(type(self)), columns[name], self._unchanged)
+                lacking = self._unchanged
+                raise absent(table_name(type(self)), columns[name], lacking, gone=self._gone)
             return super().__getattr__(name)
 
 
@@ -123,28 +126,44 @@ class PlainRow(dict[str, JsonValue]):
     Indexing a column that the change does not carry raises ColumnNotCaptured, not KeyError.
     """
 
-    __slots__ = ("_table", "_unchanged")
+    __slots__ = ("_gone", "_table", "_unchanged")
 
     def __init__(
-        self, values: Mapping[str, JsonValue], table: TableName, unchanged: frozenset[str]
+        self,
+        values: Mapping[str, JsonValue],
+        table: TableName,
+        unchanged: frozenset[str],
+        *,
+        gone: bool = False,
     ) -> None:
         super().__init__(values)
         self._table = table
         self._unchanged = unchanged
+        self._gone = gone
 
     def __missing__(self, column: str) -> JsonValue:
         """Say why a column is not there."""
-        raise absent(self._table, column, self._unchanged)
+        raise absent(self._table, column, self._unchanged, gone=self._gone)
 
 
-def absent(table: TableName, column: str, unchanged: Iterable[str]) -> ColumnNotCaptured:
-    """Return the error for reading a column that a change of this table does not carry."""
+def absent(
+    table: TableName, column: str, unchanged: Iterable[str], *, gone: bool = False
+) -> ColumnNotCaptured:
+    """Return the error for reading a column that a change of this table does not carry.
+
+    ``gone``: the row was to be read again, and was not there any more.
+    """
+    then = "; the row was gone when it was to be read again" if gone else ""
+    hint = "Look at `event.gone` first." if gone else None
     if column in unchanged:
         return ColumnUnchanged(
             f"column {column!r} of {table} was not touched by this update, and its value is "
-            "stored out of line: the WAL does not repeat it"
+            f"stored out of line: the WAL does not repeat it{then}",
+            hint=hint,
         )
-    return ColumnNotCaptured(f"column {column!r} of {table} is not captured by this change")
+    return ColumnNotCaptured(
+        f"column {column!r} of {table} is not captured by this change{then}", hint=hint
+    )
 
 
 def table_name(model: type[BaseModel]) -> TableName:
@@ -245,7 +264,7 @@ def resolve_columns(
     else:
         found = columns
     names: tuple[Any, ...] = tuple(found) if isinstance(found, (tuple, list)) else (found,)
-    if not names or not all(isinstance(name, str) for name in names):
+    if not names or not all(isinstance(name, str) and not flaw_of(name) for name in names):
         raise DefinitionInvalid(
             "columns must be given by name or by an accessor",
             hint="Such as columns=lambda u: (u.id, u.email) or columns=('id', 'email').",
@@ -257,7 +276,11 @@ RowModelT = TypeVar("RowModelT", bound=TableRow)
 
 
 def read_row(
-    model: type[RowModelT], values: dict[str, Any], unchanged: frozenset[str]
+    model: type[RowModelT],
+    values: dict[str, Any],
+    unchanged: frozenset[str],
+    *,
+    gone: bool = False,
 ) -> RowModelT:
     """Validate what a change carries of a row. Raises pydantic's ValidationError.
 
@@ -272,7 +295,8 @@ def read_row(
     object.__setattr__(row, "__dict__", fields)
     object.__setattr__(row, "__pydantic_fields_set__", set(fields))
     object.__setattr__(row, "__pydantic_extra__", None)
-    object.__setattr__(row, "__pydantic_private__", {**private, "_unchanged": unchanged})
+    private |= {"_unchanged": unchanged, "_gone": gone}
+    object.__setattr__(row, "__pydantic_private__", private)
     return row
 
 

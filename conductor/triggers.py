@@ -17,9 +17,25 @@ from typing_extensions import TypeVar, override
 from conductor import filters
 from conductor.codec import INVALID
 from conductor.cron import check
-from conductor.definitions import EventDefinition, TaskDefinition, Trigger, payload_invalid
+from conductor.definitions import (
+    EventDefinition,
+    TaskDefinition,
+    Trigger,
+    check_option_text,
+    payload_invalid,
+)
 from conductor.errors import DefinitionInvalid, FilterInvalid, UnknownField
-from conductor.events import Change, Delete, Emitted, Insert, Invocation, Tick, Truncate, Update
+from conductor.events import (
+    Change,
+    Delete,
+    Emitted,
+    Insert,
+    Invocation,
+    Lacking,
+    Tick,
+    Truncate,
+    Update,
+)
 from conductor.matching import (
     OPERATIONS,
     ChangeFilter,
@@ -101,6 +117,7 @@ class Cron(Trigger[Tick]):
 
     def __init__(self, expression: str, tz: str = "UTC", name: str | None = None) -> None:
         check(expression, tz)
+        check_option_text("name of schedule", name)
         self.expression = " ".join(expression.split())
         self.timezone = tz
         self._name = name or f"{self.expression} {tz}"
@@ -184,6 +201,12 @@ class OnChange(Trigger[E_co], Generic[E_co]):
     insert, update and delete. ``columns`` narrows what is carried (by default the model's columns);
     ``changed`` keeps only updates in which one of these differs, and needs REPLICA IDENTITY FULL.
     ``when`` keeps only changes for which a CEL expression is true, see `conductor.filters`.
+
+    With ``refetch`` a run reads what `new` lacks of the model, by the row's key, from the table as
+    it is then: columns that are not captured, and large (TOASTed) values that an update did not
+    touch. ``event.refetched`` says so; ``event.gone`` that the row was not there any more. A later
+    run of the same job may see other values.
+
     Raises UnknownColumn for a column the model does not have, and FilterInvalid.
 
         OnChange(Users, "insert", "update", columns=lambda u: (u.id, u.email))
@@ -201,6 +224,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         columns: Columns[ModelT] | None = ...,
         changed: Columns[ModelT] | None = ...,
         when: str | None = ...,
+        refetch: bool = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -211,6 +235,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[ModelT] | None = ...,
         when: str | None = ...,
+        refetch: bool = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -222,6 +247,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         columns: Columns[ModelT] | None = ...,
         changed: Columns[ModelT] | None = ...,
         when: str | None = ...,
+        refetch: bool = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -248,6 +274,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         columns: Columns[ModelT] | None = ...,
         changed: Columns[ModelT] | None = ...,
         when: str | None = ...,
+        refetch: bool = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -258,6 +285,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         columns: Columns[Plain] | None = ...,
         changed: Columns[Plain] | None = ...,
         when: str | None = ...,
+        refetch: bool = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -268,6 +296,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[Plain] | None = ...,
         when: str | None = ...,
+        refetch: bool = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -279,6 +308,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         columns: Columns[Plain] | None = ...,
         changed: Columns[Plain] | None = ...,
         when: str | None = ...,
+        refetch: bool = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -305,6 +335,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         columns: Columns[Plain] | None = ...,
         changed: Columns[Plain] | None = ...,
         when: str | None = ...,
+        refetch: bool = ...,
     ) -> None: ...
     def __init__(
         self,
@@ -314,12 +345,16 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         columns: Columns[Any] | None = None,
         changed: Columns[Any] | None = None,
         when: str | None = None,
+        refetch: bool = False,
     ) -> None:
         self._model = _model(row)
         self._table = TableName.parse(row) if isinstance(row, str) else None
         wanted = _operations(operations)
         if changed is not None and "update" not in wanted:
             raise DefinitionInvalid("changed= is about updates, and this trigger has none")
+        if refetch and not wanted & {"insert", "update"}:
+            raise DefinitionInvalid("refetch= is about new rows, and this trigger has none")
+        self.refetch = refetch
         self._operations = wanted
         self._columns = resolve_columns(self._model, columns) or _all_columns(self._model)
         self._changed = resolve_columns(self._model, changed)
@@ -428,15 +463,33 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         changed = envelope.get("changed")
         return _ROW_CHANGES[op](
             **common,
+            lacking=self._lacking(envelope["new"], unchanged) if op != "delete" else None,
             new=None if op == "delete" else self._row(envelope["new"], unchanged),
             old=None if op == "insert" else self._row(envelope.get("old") or {}, frozenset()),
             changed=None if changed is None else frozenset(changed),
         )
 
-    def _row(self, values: dict[str, Any], unchanged: frozenset[str]) -> Any:
+    def _lacking(self, values: dict[str, Any], unchanged: frozenset[str]) -> Lacking | None:
+        """Return what is to be read again of a new row."""
+        if not self.refetch:
+            return None
+        wanted = unchanged if self._model is None else column_names(self._model).values()
+        columns = tuple(column for column in wanted if column not in values)
+        if not columns:
+            return None
+
+        def read(found: dict[str, Any], gone: bool) -> Any:  # noqa: FBT001 - see Lacking
+            try:
+                return self._row(found, unchanged if gone else frozenset(), gone=gone)
+            except INVALID as error:
+                raise payload_invalid(f"row of {self.table}, read again", error) from error
+
+        return Lacking(columns, values, read)
+
+    def _row(self, values: dict[str, Any], unchanged: frozenset[str], *, gone: bool = False) -> Any:
         if self._model is None:
-            return PlainRow(values, self.table, unchanged)
-        return read_row(row_model(self._model), values, unchanged)
+            return PlainRow(values, self.table, unchanged, gone=gone)
+        return read_row(row_model(self._model), values, unchanged, gone=gone)
 
 
 def _check_event_filter(event: EventDefinition[Any], when: filters.Filter) -> None:

@@ -26,7 +26,7 @@ from conductor.codegen.rendering import render_module
 from conductor.comparison import Finding
 from conductor.config import PREFIX, Settings
 from conductor.contract import INTERNAL_QUEUE
-from conductor.enqueue import hint_queue
+from conductor.enqueue import check_option, hint_queue
 from conductor.errors import (
     ConfigError,
     DatabaseUnavailable,
@@ -39,6 +39,7 @@ from conductor.migrations import Migration
 from conductor.store.operations import OperationStore, Row
 from conductor.store.overview import read_overview
 from conductor.store.sessions import Backoff, connection_settings
+from conductor.texts import TextInvalid, check_value
 from conductor.tracing import export
 
 T = TypeVar("T")
@@ -60,6 +61,8 @@ async def run_worker(path: str, settings: Settings) -> None:
             setattr(orchestrator, name, value)
     if settings.listen_dsn is not None:
         orchestrator.listen_dsn = settings.listen_dsn.get_secret_value()
+    if settings.source_dsn is not None:
+        orchestrator.conductor.source_dsn = settings.source_dsn.get_secret_value()
     _spare_the_collector()
     await orchestrator.run(settings.wait_captured_s)
 
@@ -93,6 +96,8 @@ async def invoke(
     PayloadInvalid.
     """
     value = _parse(payload)
+    for option in ("key", "dedupe_key"):
+        check_option(option, options.get(option))
     if app is not None:
         async with load_conductor(app) as conductor:
             handle = await conductor.invoke(task, value, **options)
@@ -165,6 +170,7 @@ async def retry_job(settings: Settings, job: int) -> int:
 
 async def cancel_job(settings: Settings, job: int, reason: str | None) -> None:
     """Cancel a job. Raises OptionInvalid when it has ended or is not known."""
+    check_option("reason", reason)
     async with _connected(settings) as (_, store):
         if await store.cancel_job(job, reason):
             return
@@ -206,11 +212,15 @@ def parse_instant(text: str | None) -> datetime | None:
 
 def _parse(payload: str) -> Any:
     try:
-        return json.loads(payload)
+        value = json.loads(payload)
+        check_value(value)
+    except TextInvalid as error:
+        raise OptionInvalid(f"the payload: {error}", hint=error.hint) from error
     except ValueError as error:
         raise OptionInvalid(
             f"the payload is not JSON: {error}", hint="Quote it for the shell: '{\"id\": 1}'."
         ) from error
+    return value
 
 
 def _no_job(job: int) -> OptionInvalid:

@@ -1,7 +1,7 @@
 """Which Python type the values of a column have, as the router sends them.
 
-The counterpart of `cdc.values`: what is a JSON number, string or array there is read here. Within
-a composite, a range or an array of a type that did not come with the server, values are the
+The counterpart of `conductor.values`: what is a JSON number, string or array there is read here.
+Within a composite, a range or an array of a type that did not come with the server, values are the
 server's text; the types of `conductor.types` read that as well, json alone needs another. Pure.
 """
 

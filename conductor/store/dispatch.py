@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,6 +53,14 @@ class Dispatch:
         return Position(self.rank, self.run_at, self.id)
 
 
+@dataclass(frozen=True, slots=True)
+class Subscriptions:
+    """Live subscriptions, and how many of each event cannot be read."""
+
+    read: list[Subscription]
+    unreadable: Counter[str]
+
+
 class DispatchStore:
     """The dispatcher's queries on one connection."""
 
@@ -65,11 +74,11 @@ class DispatchStore:
         await cursor.execute(_QUERIES["take_dispatches"], values)
         return sorted(await cursor.fetchall(), key=lambda taken: taken.position)
 
-    async def subscriptions_of(self, events: Collection[str]) -> list[Subscription]:
+    async def subscriptions_of(self, events: Collection[str]) -> Subscriptions:
         """Return the live subscriptions of these events."""
         cursor = self._connection.cursor(row_factory=dict_row)
         await cursor.execute(_QUERIES["subscriptions_of"], {"events": list(events)})
-        return _readable(await cursor.fetchall())
+        return read_subscriptions(await cursor.fetchall())
 
     async def add_event_jobs(self, jobs: Sequence[tuple[Subscription, Dispatch]]) -> None:
         """Insert one ready job for each pair, in order."""
@@ -106,15 +115,16 @@ class DispatchStore:
         await self._connection.execute(_QUERIES["refuse_dispatches"], values)
 
 
-def _readable(rows: Sequence[dict[str, Any]]) -> list[Subscription]:
+def read_subscriptions(rows: Sequence[dict[str, Any]]) -> Subscriptions:
     """Read subscriptions; one that cannot be read is logged once, and stops no other."""
-    read: list[Subscription] = []
+    found = Subscriptions([], Counter())
     for row in rows:
         try:
-            read.append(Subscription.from_row(row))
+            found.read.append(Subscription.from_row(row))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found.unreadable[row["event"]] += 1
             if row["id"] not in _unreadable:
                 _unreadable.add(row["id"])
                 what = f"{type(error).__name__}: {error}"
                 _log.error("subscription %s cannot be read, and gets no jobs: %s", row["id"], what)
-    return read
+    return found

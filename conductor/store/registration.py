@@ -195,9 +195,13 @@ class RegistrationStore:
             part = Part(row["quoted"], row["identity"], row["has_key"], tuple(row["key"]))
             name = row["schema"], row["name"]
             if row["asked"]:
-                columns, generated = tuple(row["columns"]), tuple(row["generated"])
                 facts[name] = TableFacts(
-                    row["kind"], row["persistence"], columns, (part,), generated
+                    row["kind"],
+                    row["persistence"],
+                    tuple(row["columns"]),
+                    (part,),
+                    tuple(row["generated"]),
+                    tuple(row["primary_key"]) or part.key,
                 )
             else:
                 facts[name] = replace(facts[name], parts=(*facts[name].parts, part))

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, Connection
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.string import ByteaBinaryLoader, ByteaLoader
 
+from conductor.dsn import parse_dsn
 from conductor.store.arrays import register_arrays
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class _JsonTextLoader(ByteaLoader):
 
 
 def connection_settings(dsn: str, name: str) -> dict[str, Any]:
-    """Return psycopg's arguments for a session: the DSN's own settings win."""
-    given = conninfo_to_dict(dsn)
+    """Return psycopg's arguments for a session: the DSN's own settings win. Raises ConfigError."""
+    given = parse_dsn(dsn)
     defaults = {"application_name": name, **_SETTINGS}
     return {
         **{key: value for key, value in defaults.items() if key not in given},
@@ -69,7 +69,7 @@ def first_line(error: psycopg.Error) -> str:
 
 
 async def connect(dsn: str, name: str) -> AsyncConnection[Any]:
-    """Open a session's connection once. Raises psycopg.OperationalError."""
+    """Open a session's connection once. Raises psycopg.OperationalError and ConfigError."""
     connection = await AsyncConnection.connect(dsn, **connection_settings(dsn, name))
     _adapt(connection)
     return connection
@@ -80,6 +80,21 @@ def connect_blocking(dsn: str, name: str) -> Connection[Any]:
     connection = Connection.connect(dsn, **connection_settings(dsn, name))
     _adapt(connection)
     return connection
+
+
+_TRANSIENT_CLASSES: Final = ("08", "25", "40", "53", "55", "57", "58")
+"""SQLSTATE classes of a server that is away, read only, busy, full, shutting down or ill, and of
+transactions that met others. The same statement can succeed later."""
+
+
+def is_transient(error: psycopg.Error) -> bool:
+    """Return whether a statement can succeed when it is sent again, as it is.
+
+    Anything else is the fault of what was sent, or of the schema: sending it again is no help.
+    """
+    if error.sqlstate is None:  # of the driver: a lost connection, or a value that it cannot send
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return error.sqlstate[:2] in _TRANSIENT_CLASSES
 
 
 class Backoff:

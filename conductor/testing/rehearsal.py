@@ -286,6 +286,9 @@ class _Port:
     async def cancel(self, job: int, reason: str | None = None) -> bool:  # noqa: ARG002
         return True
 
+    async def refetch(self, change: Any) -> None:
+        """Leave a change as the test gave it."""
+
 
 def _job(task: Task[Any, Any], attempt: int, fence: int, fields: dict[str, Any]) -> JobInfo:
     at = datetime(2026, 1, 1, tzinfo=UTC)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from conductor.context import Context
 from conductor.durable import Run, Services
 from conductor.errors import JobTimedOut, PayloadInvalid
+from conductor.events import Change
 from conductor.synchronous import Suspension, SyncContext
 from conductor.worker import outcomes
 
@@ -108,9 +109,7 @@ class Execution(Run):
             loop = asyncio.get_running_loop()
             timer = loop.call_later(task.timeout_s, self.interrupt, Interruption.TIMED_OUT)
         try:
-            if self.job.unreadable:
-                raise PayloadInvalid(f"metadata of job {info.id}: {self.job.unreadable}")  # noqa: TRY301 - ends as the payload's do
-            event = task.decode(info.trigger, self.job.payload, info)
+            event = await self._event()
             if task.is_sync:
                 value = await self._in_thread(event)
             else:
@@ -131,6 +130,15 @@ class Execution(Run):
             self.end()
             if timer is not None:
                 timer.cancel()
+
+    async def _event(self) -> Any:
+        """Return what the handler gets, with what its trigger wants read again."""
+        if self.job.unreadable:
+            raise PayloadInvalid(f"metadata of job {self.info.id}: {self.job.unreadable}")
+        event = self.task.decode(self.info.trigger, self.job.payload, self.info)
+        if isinstance(event, Change) and event.lacking is not None:
+            await self.services.port.refetch(event)
+        return event
 
     def interrupt(self, interruption: Interruption, reason: str = "") -> None:
         """Stop the run. The first interruption counts, but abandoning goes above all."""

@@ -215,6 +215,11 @@ SCENARIOS = (
         *(12, 18, 23),
     ),
     Scenario("ConductorEventsRefused", {"conductor_events_refused_total": COUNTED_ONCE}, 2, 5, 80),
+    Scenario(
+        "ConductorEventsUndelivered",
+        {"conductor_events_undelivered_total": COUNTED_ONCE},
+        *(2, 5, 80),
+    ),
     Scenario(  # whoever had the duty gave it up, and nobody took it
         "ConductorGaugesStale",
         {"conductor_gauges_read_timestamp_seconds": f"1+60x3 {'NaN ' * 10}840+60x8"},

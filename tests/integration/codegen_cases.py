@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -21,12 +22,12 @@ class Case(NamedTuple):
     """A column: its type, the text of a value, and that value in Python."""
 
     type: str
-    text: str
+    text: str | None
     value: Any
 
 
 # What the server writes for these values is in tests/unit/cdc/type_cases.py.
-CASES: Final = (
+_WRITTEN: Final = (
     Case("bool", "t", True),
     Case("int2", "-32768", -32768),
     Case("int4", "2147483647", 2147483647),
@@ -81,6 +82,17 @@ CASES: Final = (
     Case("pg_snapshot", "10:20:10,14,15", "10:20:10,14,15"),
     Case("regclass", "pg_class", "pg_class"),
     Case("regtype", "integer", "integer"),
+    Case("regproc", "pg_backend_pid", "pg_backend_pid"),
+    Case("regprocedure", "abs(int4)", "abs(integer)"),
+    Case("regoper", "||/", "||/"),
+    Case("regoperator", "+(int4,int4)", "+(integer,integer)"),
+    Case("regrole", "pg_monitor", "pg_monitor"),
+    Case("regnamespace", "pg_catalog", "pg_catalog"),
+    Case("regconfig", "simple", "simple"),
+    Case("regdictionary", "simple", "simple"),
+    Case("regcollation", '"C"', '"C"'),
+    Case("aclitem", "pg_monitor=r/pg_monitor", "pg_monitor=r/pg_monitor"),
+    Case("xml", '<a b="&lt;">c</a>', '<a b="&lt;">c</a>'),
     Case("tid", "(1,2)", "(1,2)"),
     Case("xid", "7", "7"),
     Case("cid", "7", "7"),
@@ -94,7 +106,11 @@ CASES: Final = (
     Case("tsrange", "[2024-05-01,infinity]", Range(
         datetime(2024, 5, 1), DatetimeOutOfRange.of("infinity", None), upper_inclusive=True)),  # noqa: DTZ001
     Case("tstzrange", "[2024-05-01 12:34:56.789012+00,)", Range(DAY, None)),
+    Case("int4multirange", "{[1,2),[5,)}", [Range(1, 2), Range(5, None)]),
     Case("int8multirange", "{[1,2),[5,)}", [Range(1, 2), Range(5, None)]),
+    Case("nummultirange", "{(1.5,2]}", [OPEN_CLOSED]),
+    Case("tsmultirange", "{[2024-05-01,)}", [Range(datetime(2024, 5, 1), None)]),  # noqa: DTZ001
+    Case("tstzmultirange", "{[2024-05-01 12:34:56.789012+00,)}", [Range(DAY, None)]),
     Case("datemultirange", "{}", []),
     Case("int4[]", "{1,NULL,-3}", [1, None, -3]),
     Case("int4[]", "[2:3]={7,8}", [7, 8]),
@@ -125,6 +141,18 @@ CASES: Final = (
     Case("shop.pair", "(,,)", {"a": None, "class": None, "data": None}),
     Case("shop.pair[]", '{"(1,b,)",NULL}', [{"a": 1, "class": "b", "data": None}, None]),
 )  # fmt: skip
+
+
+def _arrays() -> Iterator[Case]:
+    """An array of the first value of each built-in type, with a null."""
+    for type_, (_, text, value) in {case.type: case for case in reversed(_WRITTEN)}.items():
+        if text is not None and not type_.startswith("shop.") and not type_.endswith("[]"):
+            quoted = text.replace("\\", r"\\").replace('"', r"\"")
+            delimiter = ";" if type_ == "box" else ","
+            yield Case(f"{type_}[]", f'{{"{quoted}"{delimiter}NULL}}', [value, None])
+
+
+CASES: Final = (*_WRITTEN, *_arrays())
 """One column each, ``c0``, ``c1`` …; composites are compared by their columns."""
 
 ALL_TYPES: Final = "shop.all_types"

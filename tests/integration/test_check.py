@@ -159,6 +159,11 @@ def test_a_new_label_of_an_enum_is_found(shop: ScratchDatabase, tmp_path: Path) 
         ('OnChange("public.keyless")', "no usable replica identity", "Add a primary key"),
         ('OnChange(Users, "update", changed=("email",))', "REPLICA IDENTITY FULL", "alter table"),
         ('OnChange(Users, "update", when="old.id != new.id")', "the filter's `old`", "alter table"),
+        (
+            'OnChange(Users, "insert", columns=("email",), refetch=True)',
+            "'id' is not captured",
+            "Add it to the trigger's columns",
+        ),
     ],
 )
 def test_what_hinders_a_trigger_is_found(

@@ -109,6 +109,30 @@ async def test_a_wrong_payload_is_refused_and_nothing_stored(
     assert jobs_in(migrated) == []
 
 
+async def test_text_that_cannot_be_stored_is_refused_before_anything_is(
+    conductor: Conductor[None], migrated: ScratchDatabase
+) -> None:
+    for text in ("a\0b", "half \ud800"):
+        with pytest.raises(PayloadInvalid, match="name: the text holds"):
+            await conductor.invoke(greet, Greeting(name=text))
+        with pytest.raises(PayloadInvalid, match="name: the text holds"):
+            await conductor.emit(greeted, Greeting(name=text))
+        with pytest.raises(OptionInvalid, match=r"^key"):
+            await conductor.invoke(nightly, key=text)
+        with pytest.raises(OptionInvalid, match=r"^metadata: a"):
+            await conductor.emit(greeted, ADA, metadata={"a": text})
+        with pytest.raises(OptionInvalid, match=r"^reason"):
+            await conductor.cancel(1, text)
+    assert jobs_in(migrated) == []
+
+
+async def test_the_longest_delays_are_taken(conductor: Conductor[None]) -> None:
+    await conductor.invoke(nightly, delay=timedelta(days=365_000))
+    await conductor.invoke(nightly, run_at=datetime(9999, 12, 30, tzinfo=UTC))
+    dedupe_for = timedelta(days=365_000)
+    await conductor.invoke(nightly, dedupe_key="a", dedupe_for=dedupe_for)
+
+
 async def test_a_taken_dedupe_key_drops_the_job(
     conductor: Conductor[None], migrated: ScratchDatabase
 ) -> None:

@@ -272,6 +272,18 @@ def test_a_payload_that_is_no_json(conductor: Command, payload: str) -> None:
     assert "shell" in hint
 
 
+def test_text_that_cannot_be_stored(conductor: Command) -> None:
+    for arguments, message in (
+        (("invoke", "send-email", '{"to": ["\\u0000"]}'), "the payload: to.0: the text holds"),
+        (("emit", "user.created", '{"to": "\\ud800"}'), "the payload: to: the text holds"),
+        (("invoke", "send-email", "--key", "\udcff"), "key '?': the text holds"),
+        (("jobs", "cancel", "1", "--reason", "\udcff"), "reason '?': the text holds"),
+    ):
+        error, hint = conductor(*arguments).failed(2)
+        assert error.startswith(message)
+        assert "base64" in hint
+
+
 @pytest.mark.parametrize("instant", ["tomorrow", "2100-01-01T00:00:00"])
 def test_an_instant_needs_its_zone(conductor: Command, instant: str) -> None:
     error, _ = conductor("invoke", "send-email", "--run-at", instant).failed(2)

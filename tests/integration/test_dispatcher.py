@@ -180,6 +180,25 @@ async def test_what_cannot_be_read_fails_and_stops_nothing(queue: Queue, metrics
     assert "conductor_events_refused_total 1.0" in generate_latest(metrics.registry).decode()
 
 
+async def test_events_that_an_unreadable_subscription_misses_are_counted(
+    queue: Queue, metrics: Metrics
+) -> None:
+    await subscribe(queue, "greet", '["odd"]')
+    unreadable = await subscribe(queue, "broken", "user.created")
+    await queue.rows(
+        "update conductor.subscriptions set definition = %s where id = %s",
+        Json({"event": ["odd"]}),
+        unreadable,
+    )
+    for _ in range(2):
+        await emit(queue, '["odd"]')
+    await drain(dispatcher(queue, metrics))
+    assert [row["task"] for row in await queue.rows(JOBS)] == ["greet", "greet"]
+    assert await queue.value(PENDING) == 0
+    shown = generate_latest(metrics.registry).decode()
+    assert "conductor_events_undelivered_total 2.0" in shown
+
+
 async def test_a_paused_internal_queue_keeps_its_events(queue: Queue) -> None:
     await queue.rows(
         "insert into conductor.queues (name, paused) values ('conductor.internal', true)"

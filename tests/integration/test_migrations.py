@@ -54,6 +54,36 @@ def test_a_schema_made_by_an_administrator_is_enough(
     assert migrate(database.source_dsn) == known_migrations()
 
 
+def test_jobs_at_impossible_times_do_not_hinder_the_migration(
+    database: ScratchDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = known_migrations()
+    earlier = known[: [migration.name for migration in known].index("job_times")]
+    with monkeypatch.context() as before:
+        before.setattr(migrations, "known_migrations", lambda: earlier)
+        migrate(database.dsn)
+    with psycopg.connect(database.dsn) as connection:
+        connection.execute(
+            "insert into conductor.jobs (queue, task, payload, run_at, created_at, state) values"
+            " ('q', 'fine', '{}', '2020-01-01', '2020-01-01', 'ready'),"
+            " ('q', 'waits', '{}', 'infinity', '2020-01-01', 'waiting'),"
+            " ('q', 'late', '{}', 'infinity', '2020-01-01', 'ready'),"
+            " ('q', 'early', '{}', '-infinity', 'infinity', 'running')"
+        )
+    migrate(database.dsn)
+    with psycopg.connect(database.dsn) as connection:
+        rows = connection.execute(
+            "select task, case when isfinite(run_at) then extract(year from run_at) end,"
+            " extract(year from created_at) < 9999 from conductor.jobs order by id"
+        ).fetchall()
+        year = connection.execute("select extract(year from now())").fetchone()
+    assert year is not None
+    assert rows == [
+        ("fine", 2020, True), ("waits", None, True), ("late", year[0], True),
+        ("early", year[0], True),
+    ]  # fmt: skip
+
+
 def test_a_changed_file_is_refused(
     migrated: ScratchDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

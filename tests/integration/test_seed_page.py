@@ -140,7 +140,7 @@ def test_the_page_runs(page: Path, database: ScratchDatabase) -> None:
         process(page, database, *second.removesuffix(" &").split()),
     ):
         stamped = (
-            "select count(*) = 3 as done from conductor.activations where start_lsn is not null"
+            "select count(*) = 4 as done from conductor.activations where start_lsn is not null"
         )
         wait_until(lambda: query(database.dsn, stamped)[0]["done"], TIMEOUT_S, "capture")
         done = shell(database, page, last)
@@ -168,6 +168,7 @@ EXPECTED_RUNS = {
     ("process-data", "invoke"): 1,
     ("make-thumbnail", "invoke"): 1,
     ("on-user-created", "change"): 1,  # the other address is not of example.com
+    ("index-user", "change"): 2,
     ("on-new-address", "change"): 1,  # the other update is of the name alone
     ("greet", "event"): 1,
     ("greet", "change"): 3,

@@ -167,6 +167,46 @@ async def test_a_wrong_result_fails_for_good(workshop: Workshop) -> None:
     assert (row["state"], row["error"]["type"]) == ("failed", "ResultInvalid")
 
 
+async def test_a_result_that_cannot_be_stored_fails_for_good(workshop: Workshop) -> None:
+    async def handler(event: Any, _ctx: Any) -> Any:
+        return {"city": event.payload["text"].replace("-", "\0").replace("+", "\ud800")}
+
+    jobs = await workshop.invoke_many([{"text": "a-b"}, {"text": "a+b"}, {"text": "fine"}])
+    async with workshop.worker([task(handler)]):
+        rows = [await workshop.ended(job) for job in jobs]
+    assert [row["state"] for row in rows] == ["failed", "failed", "completed"]
+    for row in rows[:2]:
+        assert row["error"]["type"] == "ResultInvalid"
+        assert "result of task 'work': city: the text holds" in row["error"]["message"]
+    found = "select error ->> 'message' from conductor.history where outcome = 'failed'"
+    assert len(await workshop.queue.column(found)) == 2  # SQL reads what was stored
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"run_at": "infinity"},
+        {"run_at": "-infinity"},
+        {"run_at": "10000-01-01", "state": "scheduled"},
+        {"run_at": "0044-03-15 BC", "state": "suspect"},
+        {"created_at": "infinity"},
+    ],
+    ids=str,
+)
+async def test_a_job_at_no_time_is_refused_and_disturbs_no_claim(
+    workshop: Workshop, columns: dict[str, str]
+) -> None:
+    async with workshop.worker([DOUBLE]):
+        with pytest.raises(psycopg.errors.CheckViolation):
+            await workshop.invoke({"number": 1}, **columns)
+        await workshop.ended(await workshop.invoke({"number": 1}))
+    with pytest.raises(psycopg.errors.CheckViolation):
+        await workshop.queue.rows(
+            "select conductor.invoke('t', queue => 'q', run_at => '10000-01-01')"
+        )
+    await workshop.queue.rows("select conductor.invoke('t', queue => 'q', run_at => 'infinity')")
+
+
 async def test_a_retry_waits_its_turn(workshop: Workshop) -> None:
     async def handler(_event: Any, ctx: Any) -> None:
         if not ctx.job.attempt:

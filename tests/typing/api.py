@@ -124,11 +124,18 @@ assert_type(
 )
 assert_type(OnEvent(user_created, when='event.email != ""'), OnEvent[UserCreated])
 
+assert_type(OnChange(Users, "insert", refetch=True), OnChange[Insert[Users]])
+assert_type(OnChange(Users, refetch=True), OnChange[Insert[Users] | Update[Users] | Delete[Users]])
+assert_type(
+    OnChange("public.users", "update", refetch=True), OnChange[Update[dict[str, JsonValue]]]
+)
+
 OnEvent(send_email)  # type: ignore[arg-type]  # not an event
 OnChange(Users, "upsert")  # type: ignore[call-overload]  # no such operation
 OnChange(Users, "update", changed=lambda u: u.emial)  # type: ignore[call-overload]  # no such column
 OnChange(Users, "insert", changed=lambda u: u.email)  # type: ignore[call-overload]  # of updates
 OnChange(Users, "truncate", when="op == 1")  # type: ignore[call-overload]  # has no row
+OnChange(Users, "delete", refetch=True)  # type: ignore[call-overload]  # the row is gone
 OnChange(EmailSent)  # type: ignore[type-var]  # not a model
 
 # --- handlers --------------------------------------------------------------------------------
@@ -189,6 +196,7 @@ async def welcome(
             assert_type(event.new, Users)
             assert_type(event.new.email, str)
             assert_type(event.op, Literal["insert"])
+            assert_type((event.refetched, event.gone), tuple[bool, bool])
         case Update():
             assert_type(event.old, dict[str, JsonValue])
             assert_type(event.changed, frozenset[str])
@@ -205,6 +213,16 @@ async def welcome(
 
 
 assert_type(welcome, Task[Any, None])
+
+
+# A pattern captures what it has found; `case Emitted(payload=UserCreated())` alone narrows nothing.
+@conductor.task("capture", OnEvent(user_created), OnEvent(order_placed))
+async def capture(event: Emitted[UserCreated] | Emitted[OrderPlaced], ctx: Context[Deps]) -> None:
+    match event:
+        case Emitted(payload=UserCreated() as created):
+            assert_type(created, UserCreated)
+        case Emitted(payload=OrderPlaced(total=total)):
+            assert_type(total, int)
 
 
 # A handler may take more than its triggers give.

@@ -18,6 +18,7 @@ SHARED_WITH_CDC = {
         "logs",
         "matching",
         "tracing",
+        "values",
     )
 }
 

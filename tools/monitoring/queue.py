@@ -131,13 +131,14 @@ FLOW: Final = Row(
         ),
         Panel(
             "Events",
-            "Emitted events matched against subscriptions, those nobody wanted, and those that "
-            "could not be read.",
+            "Emitted events matched against subscriptions, those nobody wanted, those that could "
+            "not be read, and those that a subscription missed: it cannot be read itself.",
             unit="cps",
             queries=(
                 Query(f"sum(rate(conductor_events_dispatched_total{RATE}))", "dispatched"),
                 Query(f"sum(rate(conductor_events_unmatched_total{RATE}))", "unmatched"),
                 Query(f"sum(rate(conductor_events_refused_total{RATE}))", "refused"),
+                Query(f"sum(rate(conductor_events_undelivered_total{RATE}))", "undelivered"),
             ),
         ),
         Panel(

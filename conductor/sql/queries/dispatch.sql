@@ -24,7 +24,8 @@ returning j.id, j.rank, j.run_at, j.created_at, j.payload::text, j.metadata::tex
 -- name: subscriptions_of
 -- The live subscriptions of some events, as of now: one that was committed before an event was
 -- emitted is always among them.
-select id, app, task, trigger, kind, source, queue, version, rank, definition
+select id, app, task, trigger, kind, source, queue, version, rank, definition,
+    definition ->> 'event' as event
 from conductor.subscriptions
 where kind = 'event' and retired_at is null and definition ->> 'event' = any (%(events)s::text[])
 order by id

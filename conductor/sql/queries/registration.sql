@@ -187,6 +187,13 @@ select p.schema, p.name, p.asked, c.relkind::text as kind, c.relpersistence::tex
         order by a.attnum
     ) as key,
     array(
+        select a.attname::text
+        from pg_catalog.pg_index i
+        join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
+        where i.indrelid = c.oid and i.indisprimary
+        order by a.attnum
+    ) as primary_key,
+    array(
         select a.attname::text from pg_catalog.pg_attribute a
         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
         order by a.attnum

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc import values
 from cdc.errors import ProtocolError, ValueUndecodable
-from cdc.values import Converter, converter_for, json_string, row_converter
+from cdc.values import converter_for, row_converter
 from cdc.wire.messages import UNCHANGED, Row, Type
+from conductor import values
+from conductor.values import Converter, json_string
 
 INT4, INT8, TEXT, NUMERIC, FLOAT8, JSON, BOX, TIMESTAMPTZ = 23, 20, 25, 1700, 701, 114, 603, 1184
 INT4_ARRAY, TEXT_ARRAY, JSON_ARRAY, BOX_ARRAY = 1007, 1009, 199, 1020
@@ -108,7 +109,7 @@ def test_every_fragment_is_json(type_oid: int, text: bytes) -> None:
         return
     try:
         fragment = converter(text)
-    except ValueUndecodable:
+    except UnicodeDecodeError:
         return
     assert orjson.loads(fragment) == text.decode()
 
@@ -121,10 +122,10 @@ def test_json_is_embedded_as_it_is() -> None:
 @pytest.mark.parametrize("type_oid", [TEXT, JSON, 99999])
 def test_bytes_that_are_not_utf_8_have_an_error_of_their_own(type_oid: int) -> None:
     with pytest.raises(ValueUndecodable, match="byte 2 of a value of 4 bytes is not UTF-8"):
-        converter_for(type_oid, {})(b'"a\xff"')
-    with pytest.raises(ValueUndecodable, match="not UTF-8"):
-        row_converter([converter_for(type_oid, {})])([b"\xff"])
-    with pytest.raises(ValueUndecodable, match="not UTF-8"):
+        row_converter([converter_for(type_oid, {})])([b'"a\xff"'])
+    with pytest.raises(UnicodeDecodeError):
+        converter_for(type_oid, {})(b"\xff")
+    with pytest.raises(UnicodeDecodeError):
         converter_for(TEXT_ARRAY, {})(b"{a,\xff}")
 
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import BaseModel
@@ -22,6 +22,7 @@ from conductor import (
     define_event,
     define_task,
 )
+from conductor.calls import child
 from conductor.enqueue import Batch
 from conductor.errors import (
     DefinitionInvalid,
@@ -29,6 +30,7 @@ from conductor.errors import (
     PayloadInvalid,
     UnknownColumn,
     UnknownEvent,
+    UnknownOption,
     UnknownTable,
     UnknownTask,
 )
@@ -115,7 +117,7 @@ def test_what_cannot_be_called_as_a_handler_is_refused(wrong: Any) -> None:
         ({"retention": timedelta(-1)}, "retention"),
         ({"timeout_s": 0}, "timeout_s"),
         ({"priority": 40_000}, "priority"),
-        ({"attempts": 3}, "no option attempts"),
+        ({"attempts": 3}, "no option 'attempts'"),
         ({"queue": "other"}, "queue of task 'greet'"),
     ],
 )
@@ -151,8 +153,100 @@ def test_one_name_has_one_definition_and_one_handler() -> None:
     assert str(twice.value).count("test_binding.py:") == 2
     with pytest.raises(DefinitionInvalid, match=r"event 'greeted' is defined twice, at .* and "):
         client().task("t", OnEvent(define_event("greeted")))(handler)
+    with pytest.raises(DefinitionInvalid, match=r"'greet' is defined twice, at .*:\d+ and .*:\d+"):
+        client().task("greet", Cron("0 3 * * *"))(handler)
     with pytest.raises(DefinitionInvalid, match="does not define task"):
         Conductor(DSN, tasks=[greeted])  # type: ignore[list-item]  # the point of the test
+
+
+def test_a_second_definition_is_not_called_unknown() -> None:
+    conductor = client()
+    with pytest.raises(DefinitionInvalid, match=r"^task 'nightly' is defined twice, at .* and "):
+        conductor.invocation(define_task("nightly"), [None], {})
+    with pytest.raises(DefinitionInvalid, match=r"^event 'greeted' is defined twice") as twice:
+        conductor.emission(define_event("greeted"), [None], None)
+    assert str(twice.value).count("test_binding.py:") == 2
+    one, two = (define_task("again") for _ in range(2))
+    with pytest.raises(DefinitionInvalid, match=r"the line .*test_binding.py:\d+ ran twice") as ran:
+        Conductor(DSN, tasks=[one, two])
+    assert "imported under two names" in ran.value.hint
+
+
+FLAWED = pytest.mark.parametrize("text", ["a\0b", "half \ud800"], ids=["nul", "surrogate"])
+
+
+def test_an_unknown_option_names_the_nearest() -> None:
+    conductor, untyped = client(), cast("Any", child)
+    with pytest.raises(UnknownOption, match="unknown option 'prioritty'; did you mean 'priority'"):
+        conductor.invocation(nightly, [None], {"prioritty": 5})
+    with pytest.raises(OptionInvalid, match="unknown option 'dealy'; did you mean 'delay'"):
+        untyped(None, nightly, None, {"dealy": 5})
+    with pytest.raises(DefinitionInvalid, match="no option 'attempts'; did you mean 'max_attempts"):
+        conductor.task(nightly, attempts=3)(handler)
+
+
+@FLAWED
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("key", lambda text: {"key": text}),
+        ("dedupe_key", lambda text: {"dedupe_key": text}),
+        ("metadata: trace.0", lambda text: {"metadata": {"trace": [text]}}),
+    ],
+)
+def test_options_that_cannot_be_stored_are_named(text: str, name: str, options: Any) -> None:
+    conductor = client()
+    with pytest.raises(OptionInvalid, match=f"^{name}.*the text holds") as refused:
+        conductor.invocation(nightly, [None], options(text)).statement()
+    assert str(refused.value).isprintable()
+    assert "Take the character out" in refused.value.hint
+    with pytest.raises(OptionInvalid, match=r"^dedupe_key"):
+        conductor.invocation(nightly, [None, None], {}, None, ["fine", text])
+
+
+@FLAWED
+def test_declarations_that_cannot_be_stored_are_refused(text: str) -> None:
+    for declare in (
+        lambda: define_task(text),
+        lambda: define_event(text),
+        lambda: define_task("fine", queue=text),
+        lambda: Conductor(DSN, app=text),
+        lambda: Conductor(DSN, version=text),
+        lambda: client().task("fine", Cron("0 3 * * *", name=text)),
+        lambda: client().task("fine", Cron("0 3 * * *"), version=text)(handler),
+        lambda: OnChange(f'public."{text}"'),
+        lambda: OnChange("public.users", columns=("id", text)),
+        lambda: OnChange("public.users", "insert", when=f"new.id == '{text}'"),
+    ):
+        with pytest.raises(DefinitionInvalid) as refused:
+            declare()
+        assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delay": float("nan")}, "delay nan is not a time"),
+        ({"delay": float("inf")}, "delay inf is not a time"),
+        ({"delay": timedelta.max}, "longer than a thousand years"),
+        ({"run_at": datetime.max.replace(tzinfo=UTC)}, "is after 9999-12-30"),
+        ({"dedupe_key": "a", "dedupe_for": timedelta.max}, "dedupe_for"),
+        ({"metadata": {"a": object()}}, "^metadata: "),
+    ],
+)
+def test_times_that_the_database_cannot_hold_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(OptionInvalid, match=message):
+        client().invocation(nightly, [None], options).statement()
+
+
+def test_refetch_is_about_new_rows_of_jobs() -> None:
+    for wanted in ("delete", "truncate"):
+        untyped: Any = OnChange
+        with pytest.raises(DefinitionInvalid, match="refetch= is about new rows"):
+            untyped(Users, wanted, refetch=True)
+    waits = [OnChange(Users, "insert", refetch=True)]
+    with pytest.raises(DefinitionInvalid, match="cannot wait for a change with refetch=True"):
+        client().task(nightly, waits=waits)(handler)
 
 
 def test_a_handler_can_be_found() -> None:

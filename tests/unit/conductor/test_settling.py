@@ -18,7 +18,7 @@ def test_outcomes_are_sent_again_when_the_server_is_to_blame(error: type[psycopg
 
 @pytest.mark.parametrize(
     "error",
-    [errors.CheckViolation, errors.ProgramLimitExceeded, errors.RaiseException, psycopg.DataError],
+    [errors.UniqueViolation, errors.ProgramLimitExceeded, errors.RaiseException, psycopg.DataError],
 )
 def test_an_outcome_that_is_to_blame_is_looked_for(error: type[psycopg.Error]) -> None:
     assert not _may_pass(error("x"))
