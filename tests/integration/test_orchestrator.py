@@ -143,8 +143,13 @@ async def test_probes_and_metrics(queue: Queue) -> None:
         assert (await get(app.orchestrator, "/healthz"))[0] == 404
         await app.conductor.invoke(double, Number(n=1))
         await app.orchestrator.drain()
+        ended = 'finished_total{outcome="completed",queue="default",task="double"} 1.0'
+
+        async def counted() -> bool:  # a moment after the database knows
+            return ended in (await get(app.orchestrator, "/metrics"))[1]
+
+        await eventually(counted)
         _, shown = await get(app.orchestrator, "/metrics")
-        assert 'finished_total{outcome="completed",queue="default",task="double"} 1.0' in shown
         assert 'conductor_slots{queue="slow"} 3.0' in shown
         assert 'conductor_slots{queue="default"} 100.0' in shown
         assert 'conductor_build_info{app="shop",release="' in shown
