@@ -21,9 +21,10 @@ from conductor.durable import message_document
 from conductor.enqueue import check_option, metadata_text
 from conductor.errors import OptionInvalid, check_options
 from conductor.matching import change_topic, event_topic, match_key
+from conductor.store.schedules import SchedulePlan
 from conductor.store.steps import NewJob, Wanted
 from conductor.tracing import without_context
-from conductor.triggers import OnChange, OnEvent
+from conductor.triggers import Cron, OnChange, OnEvent
 
 if TYPE_CHECKING:
     from conductor.job import JobInfo
@@ -33,6 +34,7 @@ Match = Mapping[str, Any]
 """Fields of an event's payload, or columns of a row, and the values they must have (as JSON)."""
 
 _RANKS: Final = range(-32767, 32768)
+_SCHEDULE_NAME_LENGTH: Final = 150
 _NO_TASK: Final[TaskDefinition[Any, Any]] = TaskDefinition("wait", "wait", Codec(Any), Codec(None))
 
 
@@ -42,6 +44,13 @@ class ChildOptions(TypedDict, total=False):
     delay: timedelta | float
     priority: int
     key: str | None
+    metadata: dict[str, Any] | None
+
+
+class ScheduleOptions(TypedDict, total=False):
+    """Options of a schedule's jobs."""
+
+    priority: int
     metadata: dict[str, Any] | None
 
 
@@ -62,10 +71,7 @@ def child(
     """
     check_options(options, ChildOptions.__annotations__)
     definition = definition_of(task)
-    bound = task.priority if isinstance(task, Task) else 0
-    rank = -options.get("priority", bound)
-    if rank not in _RANKS:
-        raise OptionInvalid(f"priority {-rank} is not between -32767 and 32767")
+    rank = _rank(task, options.get("priority"))
     delay, key = options.get("delay", 0.0), options.get("key")
     check_option("key", key)
     inherited = without_context(parent.metadata)
@@ -79,6 +85,48 @@ def child(
         metadata=None if metadata is None else metadata_text(metadata),
         after_s=delay.total_seconds() if isinstance(delay, timedelta) else delay,
     )
+
+
+def _rank(task: TaskDefinition[Any, Any] | Task[Any, Any], priority: int | None) -> int:
+    bound = task.priority if isinstance(task, Task) else 0
+    rank = -(bound if priority is None else priority)
+    if rank not in _RANKS:
+        raise OptionInvalid(f"priority {-rank} is not between -32767 and 32767")
+    return rank
+
+
+def plan(
+    task: TaskDefinition[Any, Any] | Task[Any, Any],
+    cron: Cron,
+    payload: Any,
+    options: ScheduleOptions,
+) -> SchedulePlan:
+    """Return what is stored of a schedule that is made at run time.
+
+    Raises PayloadInvalid and OptionInvalid.
+    """
+    if not isinstance(cron, Cron):
+        raise OptionInvalid(f"{cron!r} says not when", hint='Such as Cron("0 9 * * 1-5").')
+    definition = definition_of(task)
+    metadata = options.get("metadata")
+    return SchedulePlan(
+        queue=definition.queue,
+        rank=_rank(task, options.get("priority")),
+        expression=cron.expression,
+        timezone=cron.timezone,
+        payload=definition.encode_payload(payload),
+        metadata=None if metadata is None else to_json(metadata),
+    )
+
+
+def check_schedule_name(name: Any) -> str:
+    """Return the name if a schedule may have it. Raises OptionInvalid."""
+    if not isinstance(name, str) or not 0 < len(name) <= _SCHEDULE_NAME_LENGTH or "\0" in name:
+        raise OptionInvalid(
+            f"{name!r} cannot be the name of a schedule",
+            hint=f"1 to {_SCHEDULE_NAME_LENGTH} characters.",
+        )
+    return name
 
 
 def emission(parent: JobInfo, event: EventDefinition[Any], payload: Any) -> NewJob:

@@ -62,6 +62,7 @@ from conductor.hints import QueueHints
 from conductor.job import JobHandle
 from conductor.refetch import SourceRows
 from conductor.results import ResultPoller
+from conductor.scheduling import Scheduling
 from conductor.tracing import sending
 from conductor.triggers import Invocable, OnEvent
 
@@ -93,7 +94,7 @@ class InvokeOptions(TypedDict, total=False):
     metadata: dict[str, Any] | None
 
 
-class Conductor(Generic[D]):
+class Conductor(Scheduling, Generic[D]):
     """An application's tasks and events, and its way into the queue.
 
     ``tasks`` and ``events`` are definitions, or a module that holds them; ``database`` the row
@@ -238,8 +239,7 @@ class Conductor(Generic[D]):
                 version=self.version,
                 options=chosen,
             )
-            self._register(task)
-            return task
+            return self._register(task)
 
         return Binder(bind_handler)
 
@@ -262,6 +262,9 @@ class Conductor(Generic[D]):
             return self.definitions[target]
         if not triggers:
             raise UnknownTask(target, self.definitions, hint="A task by name needs triggers.")
+        known = self.tasks.get(target)
+        if known is not None and known.queue == (queue or DEFAULT_QUEUE):
+            return known.definition  # of another version of its handler
         return TaskDefinition(
             name=check_name("task", target),
             queue=check_name("queue", queue or DEFAULT_QUEUE),
@@ -270,7 +273,7 @@ class Conductor(Generic[D]):
             defined_at=defined_at,
         )
 
-    def _register(self, task: Task[Any, Any]) -> None:
+    def _register(self, task: Task[Any, Any]) -> Task[Any, Any]:
         earlier = self.tasks.get(task.name)
         if earlier is not None:
             if task.code in earlier.codes:
@@ -286,6 +289,7 @@ class Conductor(Generic[D]):
                 add(self.events, trigger.event, "event")
         add(self.definitions, task.definition, "task")
         self.tasks[task.name] = task
+        return task
 
     # --- enqueueing ----------------------------------------------------------------------------
 

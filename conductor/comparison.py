@@ -102,7 +102,7 @@ def compare_triggers(
 ) -> Iterator[Finding]:
     """Yield what hinders tasks from getting the changes they want."""
     for task in tasks:
-        for trigger in (*task.triggers, *task.waits):
+        for trigger in (*task.triggers, *task.all_waits):
             if isinstance(trigger, OnChange):
                 for error in _refusals(task.name, trigger, facts, known):
                     column = error.name if isinstance(error, UnknownColumn) else None

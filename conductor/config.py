@@ -61,6 +61,12 @@ class Settings(BaseSettings):
     slots: Annotated[int, Field(ge=1)] | None = None
     """How many jobs of a queue run at once in one process."""
 
+    transactions: Annotated[int, Field(ge=1)] | None = None
+    """How many `ctx.transaction` of a queue at once in one process; each holds a connection."""
+
+    dead_after_s: Annotated[float, Field(ge=2)] | None = None
+    """A worker whose lease stands still for so long is dead. The same in all processes."""
+
     drain_timeout_s: Seconds | None = None
     """After SIGTERM: how long running handlers may take before they are stopped."""
 

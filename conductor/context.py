@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, overload
 from typing_extensions import TypeForm, TypeVar, Unpack
 
 from conductor import calls, tracing
-from conductor.calls import ChildOptions, Expected, Match
+from conductor.calls import ChildOptions, Expected, Match, ScheduleOptions
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import Deadline, Run, child_document, group, is_over
 from conductor.enqueue import LAST_INSTANT
 from conductor.errors import FenceLost, JobCancelled, OptionInvalid, StepOrderChanged
 from conductor.job import JobHandle
 from conductor.replay import UNSET, decode_step, encode_step, step_codec
-from conductor.triggers import OnChange
+from conductor.triggers import Cron, OnChange
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -246,6 +246,33 @@ class Context(BaseContext[D]):
         """Ask, once, for the end of a job. One that has ended already is left alone."""
         number = job if isinstance(job, int) else job.id
         await self._settled(self._run.cancel(f"cancel {number}", number))
+
+    # --- schedules ---------------------------------------------------------------------------
+
+    async def schedule(
+        self,
+        name: str,
+        task: TaskDefinition[P, Any] | Task[P, Any],
+        cron: Cron,
+        payload: P,
+        **options: Unpack[ScheduleOptions],
+    ) -> None:
+        """Invoke a task on a schedule from now on, until `unschedule`: as `Conductor.schedule`.
+
+        Once, as a step; the schedule outlives this job. Its jobs carry this job's metadata unless
+        given others. Raises PayloadInvalid, OptionInvalid.
+
+            await ctx.schedule("remind 7", remind, Cron("0 9 * * *"), Remind(order=7))
+        """
+        options.setdefault("metadata", tracing.without_context(self._run.info.metadata))
+        plan = calls.plan(task, cron, payload, options)
+        name = calls.check_schedule_name(name)
+        await self._settled(self._run.schedule(name, task.name, plan))
+
+    async def unschedule(self, name: str, task: TaskDefinition[Any, Any] | Task[Any, Any]) -> None:
+        """End, once, a schedule that `schedule` has begun, here or elsewhere."""
+        name = calls.check_schedule_name(name)
+        await self._settled(self._run.schedule(name, task.name, None))
 
     # --- waiting -----------------------------------------------------------------------------
 

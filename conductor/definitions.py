@@ -19,7 +19,7 @@ from pydantic_core import from_json
 from typing_extensions import TypeForm, TypeVar
 
 from conductor.codec import INVALID, Codec, FormInvalid, explain
-from conductor.errors import DefinitionInvalid, PayloadInvalid, ResultInvalid
+from conductor.errors import DefinitionInvalid, PayloadInvalid, ResultInvalid, TriggerMissing
 from conductor.retry import RetryPolicy
 from conductor.texts import TextInvalid, check_text, clean
 
@@ -302,6 +302,11 @@ class Task(Generic[P, R]):
             task = task.earlier
         return self if task is None and code is None else task
 
+    @property
+    def all_waits(self) -> tuple[Trigger[Any], ...]:
+        """The changes that its handler waits for, or that of an earlier version."""
+        return (*(self.earlier.all_waits if self.earlier else ()), *self.waits)
+
     @cached_property
     def awaitable(self) -> frozenset[str]:
         """The topics of the changes that its handler may wait for."""
@@ -315,8 +320,8 @@ class Task(Generic[P, R]):
     def decode(self, trigger: str, payload: bytes, job: JobInfo) -> Any:
         """Return the event object for a job's stored payload, by the job's trigger.
 
-        Raises PayloadInvalid when the payload does not have the declared type, or when the task no
-        longer has such a trigger.
+        Raises PayloadInvalid when the payload does not have the declared type, and TriggerMissing
+        when the task has no such trigger.
         """
         candidates = self._by_kind.get(trigger, ())
         if trigger == "invoke" and candidates:
@@ -325,10 +330,7 @@ class Task(Generic[P, R]):
         for candidate in candidates:
             if candidate.accepts(envelope):
                 return candidate.decode(self.definition, envelope)
-        raise PayloadInvalid(
-            f"task {self.name!r} has no {trigger} trigger for job {job.id}",
-            hint="The trigger was removed after the job was made: cancel the job or restore it.",
-        )
+        raise TriggerMissing(f"task {self.name!r} has no {trigger} trigger for job {job.id}")
 
     def _envelope(self, payload: bytes, job: JobInfo) -> dict[str, Any]:
         try:

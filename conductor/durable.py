@@ -29,10 +29,19 @@ from conductor.errors import (
     FilterFailed,
     StepMisplaced,
     WaitTimeout,
+    WaitUnavailable,
     WaitUndeclared,
 )
 from conductor.replay import Replay, check_step_name
-from conductor.store.steps import Call, NewJob, StepWrite, StoredStep, Wanted, Write
+from conductor.store.steps import (
+    Call,
+    NewJob,
+    ScheduleCall,
+    StepWrite,
+    StoredStep,
+    Wanted,
+    Write,
+)
 from conductor.transactions import CommitUnknown, in_transaction
 
 if TYPE_CHECKING:
@@ -41,6 +50,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
     from conductor.job import JobInfo, JobPort
+    from conductor.store.schedules import SchedulePlan
 
 TIMED_OUT: Final = "timed out"
 DONE: Final = "completed"
@@ -236,6 +246,24 @@ class Run:
         place, stored = await self.reach(name, "cancel")
         return stored or await self._call(name, place, "cancel", cancels=job, outcome=DONE)
 
+    async def schedule(self, schedule: str, task: str, plan: SchedulePlan | None) -> StoredStep:
+        """Come to a step that begins a schedule, or (without a plan) ends it."""
+        kind = "unschedule" if plan is None else "schedule"
+        name, info = f"{kind} {schedule}", self.info
+        place, stored = await self.reach(name, kind)
+        return stored or await self.write(
+            ScheduleCall(
+                job=info.id,
+                fence=info.fence,
+                name=name,
+                position=place,
+                kind=kind,
+                schedule=schedule,
+                task=task,
+                plan=plan,
+            )
+        )
+
     async def invoke(
         self, name: str, job: NewJob, deadline: Deadline, *, cancel_on_timeout: bool
     ) -> StoredStep:
@@ -389,12 +417,19 @@ def child_document(step: StoredStep) -> bytes | None:
 
 
 def message_document(step: StoredStep) -> bytes:
-    """Return what a step has waited for. Raises WaitTimeout, or FilterFailed for its filter."""
+    """Return what a step has waited for.
+
+    Raises WaitTimeout, FilterFailed for its filter, or WaitUnavailable.
+    """
     match step.outcome:
         case "completed":
             return step.result or b"null"
         case "failed":
             error = loads(step.result or b"{}")
             raise FilterFailed(f"wait {step.name!r}: {error.get('message', 'no reason')}")
+        case "unavailable":
+            raise WaitUnavailable(
+                f"wait {step.name!r}: its table is in another database than the queue"
+            )
         case _:
             raise WaitTimeout(f"what {step.name!r} waits for has not come in time")

@@ -173,6 +173,15 @@ class PayloadInvalid(ConductorError):
         self.errors: list[Any] = list(errors)
 
 
+class TriggerMissing(PayloadInvalid):
+    """The task of a job has no trigger that such a job could come from, in any version that works.
+
+    While a worker of the version that the job was routed for lives, it is left to that one.
+    """
+
+    hint = "The trigger was removed after the job was made: cancel the job or restore it."
+
+
 class ResultInvalid(PayloadInvalid):
     """A handler returned something else than its task declares."""
 
@@ -299,6 +308,15 @@ class WaitUndeclared(ConductorError):
     """A change is waited for that the task does not name: nobody would notice it."""
 
     hint = "Name it with the task: @conductor.task(…, waits=[payment_made])."
+
+
+class WaitUnavailable(ConductorError):
+    """A change is waited for in another database than the queue's.
+
+    What was committed there before the wait began cannot be told from what came after.
+    """
+
+    hint = "Let a task with that OnChange emit an event, and wait for the event."
 
 
 class ChildFailed(JobFailed):

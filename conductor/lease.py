@@ -24,9 +24,9 @@ from conductor.store.sessions import Backoff, connect_blocking, first_line
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RENEW_INTERVAL_S: Final = 2.0
 WATCH_INTERVAL_S: Final = 0.5
 DEAD_AFTER_S: Final = 8.0
+RENEWALS: Final = 4  # in that time
 MAX_CRASHES: Final = 3
 RESCUE_BATCH: Final = 500
 _LONGEST_GAP_S: Final = 1.0  # what one look may add to a standstill, however late it came
@@ -91,6 +91,8 @@ class Leases:
         dsn: the queue database.
         on_rescue: told, from the thread, how many jobs were taken from a dead worker, and how many
             of those ended as failed.
+        dead_after_s: for how long another's counter must stand still; a living one is renewed four
+            times in that time.
 
     >>> with Leases(dsn) as leases:  # doctest: +SKIP
     ...     leases.hold(worker_id, on_lost=stop_running)
@@ -102,12 +104,12 @@ class Leases:
         *,
         on_rescue: Callable[[int, int], None] | None = None,
         on_reconnect: Callable[[], None] | None = None,
-        renew_interval_s: float = RENEW_INTERVAL_S,
         dead_after_s: float = DEAD_AFTER_S,
     ) -> None:
         self._dsn = dsn
         self._on_rescue, self._on_reconnect = on_rescue, on_reconnect
-        self._renew_interval_s = renew_interval_s
+        self.dead_after_s = dead_after_s
+        self._renew_interval_s = dead_after_s / RENEWALS
         self._watch = Watch(dead_after_s)
         self._held: dict[int, Callable[[], None]] = {}
         self._lock = Lock()

@@ -105,6 +105,7 @@ class Maintenance:
             while await _alone(connection, partial(purge, batch=_BATCH)):
                 pass
         await retire_abandoned(connection, ABANDONED_AFTER_S)
+        await retire_unawaited(connection)
 
 
 async def partition_history(connection: AsyncConnection[Any]) -> None:
@@ -170,6 +171,22 @@ async def retire_abandoned(connection: AsyncConnection[Any], grace_s: float) -> 
             await store.notify_subscriptions(app)
         retired += [f"{app}/{name}" for name in names]
     _report(retired)
+    return retired
+
+
+async def retire_unawaited(connection: AsyncConnection[Any]) -> int:
+    """Retire what woke jobs of older versions, once none of them works or waits; return how many.
+
+    Safe beside registrations: it takes the same lock.
+    """
+    store = RegistrationStore(connection)
+    retired = 0
+    for app in await store.app_names():
+        async with connection.transaction():
+            await store.lock_app(app)
+            if count := await store.retire_unawaited(app):
+                await store.notify_subscriptions(app)
+        retired += count
     return retired
 
 

@@ -3,12 +3,14 @@
 Numbered files of ``sql/migrations`` are applied in order, each in a transaction of its own that
 also records its checksum, one process at a time. A recorded migration never changes: a file with
 another checksum, or a record this code does not know, is refused before anything is written.
-The role needs no more than owning the database (or CREATE on it). This module must not know what
-a migration does.
+Workers that run meanwhile end, unless a file has the line ``-- workers from 0003 go on``: those
+that know that migration then do. The role needs no more than owning the database (or CREATE on it).
+This module must not know what a migration does.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -24,17 +26,24 @@ from conductor.errors import DatabaseUnavailable, MigrationMismatch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from psycopg import AsyncConnection
+
 _QUERIES: Final = sql.load("migrations")
+_GO_ON: Final = re.compile(rb"^-- workers from (\d{4}) go on", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One numbered file. ``checksum`` is the SHA-256 of its bytes, in hex."""
+    """One numbered file. ``checksum`` is the SHA-256 of its bytes, in hex.
+
+    ``workers_from``: the oldest migration whose workers go on with it; None: none older.
+    """
 
     number: int
     name: str
     statements: bytes
     checksum: str
+    workers_from: int | None = None
 
     @classmethod
     def from_file(cls, filename: str, content: bytes) -> Migration:
@@ -46,7 +55,9 @@ class Migration:
         number, _, name = filename.removesuffix(".sql").partition("_")
         if not number.isdecimal() or not name:
             raise ValueError(f"{filename!r} is not named like 0001_initial.sql")
-        return cls(int(number), name, content, sha256(content).hexdigest())
+        go_on = _GO_ON.search(content)
+        workers_from = None if go_on is None else int(go_on[1])
+        return cls(int(number), name, content, sha256(content).hexdigest(), workers_from)
 
     def __str__(self) -> str:
         return f"{self.number:04}_{self.name}"
@@ -130,18 +141,41 @@ def pending_migrations(dsn: str) -> tuple[Migration, ...]:
 
 
 def check_migrated(dsn: str) -> None:
-    """Raise MigrationMismatch unless the database has every migration of this code.
+    """Raise MigrationMismatch unless workers of this code can use the database as it is.
 
-    A newer database is fine here: workers of the version before go on while a new one is rolled
-    out. Raises DatabaseUnavailable.
+    It has every migration of this code, and none that ends workers as old. Raises
+    DatabaseUnavailable.
     """
-    with _connect(dsn) as connection:
-        recorded = _recorded(connection)
     known = known_migrations()
     newest = known[-1].number
+    with _connect(dsn) as connection:
+        recorded = _recorded(connection)
+        if recorded and recorded[-1][0] > newest:
+            ending = connection.execute(_QUERIES["ending"], {"known": newest}).fetchone()
+            if ending is not None:
+                raise superseded(*ending)
     pending = pending_of(known, [row for row in recorded if row[0] <= newest])
     if pending:
         raise MigrationMismatch(f"the database lacks migration {', '.join(map(str, pending))}")
+
+
+async def check_current(connection: AsyncConnection[Any]) -> None:
+    """Raise MigrationMismatch when a migration has come that ends workers as old as these."""
+    known = known_migrations()[-1].number
+    cursor = await connection.execute(_QUERIES["ending"], {"known": known})
+    ending = await cursor.fetchone()
+    if ending is not None:
+        raise superseded(*ending)
+
+
+def superseded(number: int, name: str) -> MigrationMismatch:
+    """Return the error that says why workers of this code end."""
+    known = known_migrations()[-1].number
+    return MigrationMismatch(
+        f"the database has migration {number:04}_{name}, which workers of this version cannot use"
+        f" (they know {known:04})",
+        hint="Start workers of the version that brought the migration; jobs wait for them.",
+    )
 
 
 def migrate(dsn: str) -> tuple[Migration, ...]:
@@ -170,6 +204,7 @@ def _apply_next(connection: psycopg.Connection[Any]) -> Migration | None:
         if not _scalar(connection, "has_schema"):
             connection.execute(_QUERIES["create_schema"])
         connection.execute(_QUERIES["create_record"])
+        connection.execute(_QUERIES["extend_record"])
         migration = pending[0]
         connection.execute(migration.statements)
         connection.execute(
@@ -178,6 +213,7 @@ def _apply_next(connection: psycopg.Connection[Any]) -> Migration | None:
                 "number": migration.number,
                 "name": migration.name,
                 "checksum": migration.checksum,
+                "workers_from": migration.workers_from,
             },
         )
     return migration

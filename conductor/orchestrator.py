@@ -25,11 +25,11 @@ from conductor.contract import INTERNAL_QUEUE
 from conductor.definitions import Task
 from conductor.dispatcher import Dispatcher
 from conductor.enqueue import hint_queue
-from conductor.errors import ConductorError, DatabaseUnavailable
+from conductor.errors import ConductorError, DatabaseUnavailable, MigrationMismatch
 from conductor.gauges import Gauges
 from conductor.health import HealthServer
 from conductor.hints import QueueHints
-from conductor.lease import Leases
+from conductor.lease import DEAD_AFTER_S, Leases
 from conductor.maintenance import Maintenance, partition_history
 from conductor.metrics import BUILD_INFO, ENQUEUED, RECONNECTS, RESCUED, Metrics
 from conductor.migrations import check_migrated
@@ -37,6 +37,7 @@ from conductor.registration import Registration, check_unique, register, wait_ca
 from conductor.scheduler import Scheduler
 from conductor.store.operations import OperationStore
 from conductor.store.sessions import Backoff
+from conductor.supersession import Supersession
 from conductor.triggers import Cron, OnEvent
 from conductor.worker import Listener, Worker
 
@@ -63,6 +64,10 @@ class Orchestrator:
         metrics_host: the address they are served on.
         drain_timeout_s: how long `stop` waits for running handlers.
         connect_timeout_s: how long `start` tries to reach the database.
+        transactions: how many `ctx.transaction` at once in each queue: each holds a connection. By
+            default as many as slots, but not more than 20.
+        dead_after_s: for how long a worker's lease must stand still until others take its jobs;
+            the same in all processes of a database.
         listen_dsn: a DSN that reaches the server directly, when the conductor's leads to a pooler.
 
     Raises RegistrationRefused when there is no task, or two have one name.
@@ -80,10 +85,13 @@ class Orchestrator:
         metrics_host: str = "0.0.0.0",  # noqa: S104 - to be scraped from elsewhere is its purpose
         drain_timeout_s: float = DRAIN_TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        transactions: int | None = None,
+        dead_after_s: float = DEAD_AFTER_S,
         listen_dsn: str | None = None,
     ) -> None:
         self.conductor = conductor
-        self.slots = slots
+        self.slots, self.transactions = slots, transactions
+        self.dead_after_s = dead_after_s
         self.metrics_port, self.metrics_host = metrics_port, metrics_host
         self.drain_timeout_s, self.connect_timeout_s = drain_timeout_s, connect_timeout_s
         self.listen_dsn = listen_dsn
@@ -241,15 +249,17 @@ class _Crew:
             dsn,
             on_rescue=lambda jobs, _: self._metrics.get(RESCUED).inc(jobs),
             on_reconnect=self._metrics.get(RECONNECTS, "leases").inc,
+            dead_after_s=owner.dead_after_s,
         )
         self._listener = Listener(owner.listen_dsn or dsn)
         queues = sorted({task.queue for task in owner.registration.tasks})
         self._workers = [self._worker(queue) for queue in queues]
         self._dispatcher = Dispatcher(connections, self._metrics, self._hints.after_commit)
-        self._services: list[Dispatcher | Scheduler | Maintenance | Gauges] = [
+        self._services: list[Dispatcher | Scheduler | Maintenance | Gauges | Supersession] = [
             self._dispatcher,
             Scheduler(connections, self._metrics, self._hints.after_commit),
             Maintenance(connections, self._metrics),
+            Supersession(connections, self._metrics),
         ]
         if owner.metrics_port is not None:
             self._services.append(Gauges(connections, self._metrics))
@@ -272,6 +282,8 @@ class _Crew:
                 for s in self._services
             ),
         ]
+        for part in self._tasks:
+            part.add_done_callback(self._wind_up)
 
     async def claiming(self) -> None:
         """Return when every worker claims; raises what ended a part before."""
@@ -288,17 +300,27 @@ class _Crew:
         )
         for part in done:
             part.result()
-            raise RuntimeError(f"{part.get_name()} has ended by itself")
+        raise RuntimeError(f"{next(iter(done)).get_name()} has ended by itself")
 
     async def stop(self) -> None:
         """Stop all parts; the workers drain."""
-        for part in (*self._services, *self._workers):
-            part.stop()
+        self._end_all()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._listening.cancel()
         await asyncio.gather(self._listening, return_exceptions=True)
         await self._hints.close()
         await asyncio.to_thread(self._leases.stop)
+
+    def _end_all(self) -> None:
+        for part in (*self._services, *self._workers):
+            part.stop()
+
+    def _wind_up(self, part: asyncio.Task[None]) -> None:
+        """Claim no more when the schema has become too new, whoever waits for this process."""
+        error = None if part.cancelled() else part.exception()
+        if isinstance(error, MigrationMismatch):
+            _log.error("%s; draining for up to %g s", error, self._owner.drain_timeout_s)
+            self._end_all()
 
     def why_dead(self) -> str | None:
         """Return which part has ended; None when none has."""
@@ -329,6 +351,7 @@ class _Crew:
             listener=self._listener,
             hint=self._hints.after_commit,
             drain_timeout_s=owner.drain_timeout_s,
+            transactions=owner.transactions,
         )
 
     async def _all_ready(self) -> None:

@@ -3,9 +3,9 @@
 One transaction an application, safe to repeat and to race: processes of one application register
 one after another, and who comes last decides about the tasks it has. A subscription is never
 changed: an equal live one is kept, another definition becomes a new row and the old one is
-retired, so that the router can stamp where one ends and the other begins. Tables are checked
-against the catalog first, when the changes come from the queue's own database. This module must
-not run anything.
+retired, so that the router can stamp where one ends and the other begins. What waiting jobs are
+woken by stays for as long as a version or a job may need it. Tables are checked against the catalog
+first, when the changes come from the queue's own database. This module must not run anything.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from conductor.connections import Connections
 from conductor.contract import INTERNAL_QUEUE
 from conductor.cron import next_fire
 from conductor.definitions import EventDefinition, Task
-from conductor.errors import CaptureTimeout, ConductorError, RegistrationRefused, UnknownTable
+from conductor.errors import (
+    CaptureTimeout,
+    ConductorError,
+    RegistrationRefused,
+    UnknownTable,
+    WaitUnavailable,
+)
 from conductor.matching import ChangeFilter, EventFilter
 from conductor.rows import TableName, adopt
 from conductor.store.registration import (
@@ -40,6 +46,7 @@ from conductor.supabase import class_name
 from conductor.triggers import Cron, OnChange, OnEvent
 
 DEFAULT_SOURCE: Final = "default"
+_WAIT: Final = "wait:"  # begins the names of triggers that wake jobs
 
 _LONGEST_RETENTION: Final = timedelta(days=100_000)  # kept for ever: an interval has an end
 _POLL_INITIAL_S: Final = 0.05
@@ -72,7 +79,7 @@ class Registration:
         return [
             (task.name, trigger)
             for task in self.tasks
-            for trigger in (*task.triggers, *task.waits)
+            for trigger in (*task.triggers, *task.all_waits)
             if isinstance(trigger, OnChange)
         ]
 
@@ -86,7 +93,7 @@ class Registration:
         return {
             trigger.model_to_resolve: task.name
             for task in self.tasks
-            for trigger in (*task.triggers, *task.waits)
+            for trigger in (*task.triggers, *task.all_waits)
             if isinstance(trigger, OnChange) and trigger.model_to_resolve is not None
         }
 
@@ -127,12 +134,19 @@ class Registration:
             for task in self.tasks
             for trigger in task.triggers
             if isinstance(trigger, (OnChange, OnEvent))
-        ] + [
-            _subscription_row(task, f"wait:{trigger.topic}", replace(trigger.filter, waits=True))
+        ] + self._wait_rows()
+
+    def _wait_rows(self) -> list[SubscriptionRow]:
+        """Return what wakes waiting jobs, also those of earlier versions of a handler."""
+        found = {
+            (task.name, trigger.topic): _subscription_row(
+                task, f"{_WAIT}{trigger.topic}", replace(trigger.filter, waits=True)
+            )
             for task in self.tasks
-            for trigger in task.waits
+            for trigger in task.all_waits
             if isinstance(trigger, OnChange)
-        ]
+        }
+        return list(found.values())
 
 
 def _subscription_row(
@@ -230,6 +244,7 @@ async def _check_tables(store: RegistrationStore, registration: Registration) ->
         return
     if await store.source_is_elsewhere(DEFAULT_SOURCE):
         _check_source_is_read(registration)
+        _refuse_waits(registration)
         return  # the sidecar checks them where they are
     wanted = {(trigger.table.schema, trigger.table.table) for _, trigger in changes}
     facts = await store.describe_tables(sorted(wanted))
@@ -257,6 +272,16 @@ def _check_source_is_read(registration: Registration) -> None:
             )
 
 
+def _refuse_waits(registration: Registration) -> None:
+    """Raise RegistrationRefused for a task that waits for changes of another database."""
+    for task in registration.tasks:
+        if task.all_waits:
+            raise RegistrationRefused(
+                f"task {task.name!r} waits for changes in another database than the queue's",
+                hint=f"{WaitUnavailable.hint} The handler is at {task.defined_at}.",
+            )
+
+
 async def _write(store: RegistrationStore, registration: Registration) -> None:
     app, version = registration.app, registration.version
     schedules = registration.schedule_rows(await store.current_instant())
@@ -271,10 +296,13 @@ async def _subscribe(store: RegistrationStore, registration: Registration) -> li
     """Keep, retire and add subscriptions; returns the ids of the live ones for changes."""
     wanted = registration.subscription_rows()
     live = await store.live_subscriptions(registration.app, registration.task_names)
-    kept = {row.trigger_of: number for number, row in live if row in wanted}
-    retired = [number for number, row in live if row not in wanted]
+    waits = {row.trigger_of for row in wanted if row.trigger.startswith(_WAIT)}  # by their names
+    kept = {
+        row.trigger_of: number for number, row in live if row in wanted or row.trigger_of in waits
+    }
+    retired = [number for number, row in live if row.trigger_of not in kept]
     added = [row for row in wanted if row.trigger_of not in kept]
-    await store.retire_subscriptions(retired)
+    await store.retire_subscriptions(retired, registration.version)
     await store.keep_subscriptions(sorted(kept.values()), registration.version)
     await store.add_subscriptions(registration.app, registration.version, added)
     now_live = await store.live_subscriptions(registration.app, registration.task_names)

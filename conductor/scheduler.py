@@ -35,9 +35,9 @@ _log = logging.getLogger("conductor.scheduler")
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What to do with a due schedule: fire for ``fires_at``, then stand at ``next_at``."""
+    """What to do with a due schedule: fire for ``fires_at`` (if any), then stand at ``next_at``."""
 
-    fires_at: datetime
+    fires_at: datetime | None
     next_at: datetime
     missed: int
 
@@ -58,6 +58,19 @@ def plan_move(expression: str, timezone: str, due_at: datetime, now: datetime) -
     if missed == COUNTED_AT_MOST:
         latest = _latest(expression, timezone, latest, now)
     return Move(latest, next_fire(expression, timezone, now), missed)
+
+
+def first_move(expression: str, timezone: str, begins_at: datetime, now: datetime) -> Move:
+    """Return the first move of a schedule that was made at ``begins_at``. Raises CronInvalid.
+
+    >>> noon = datetime(2026, 1, 1, 12, 1, tzinfo=UTC)
+    >>> first_move("*/5 * * * *", "UTC", noon, noon).next_at.minute
+    5
+    """
+    first = next_fire(expression, timezone, begins_at)
+    if first > now:
+        return Move(None, first, 0)
+    return plan_move(expression, timezone, first, now)
 
 
 def _latest(expression: str, timezone: str, known: datetime, now: datetime) -> datetime:
@@ -104,7 +117,8 @@ class Scheduler:
         firings = []
         for schedule in due:
             try:
-                move = plan_move(
+                plan = plan_move if schedule.is_planned else first_move
+                move = plan(
                     schedule.expression, schedule.timezone, schedule.next_at, schedule.seen_at
                 )
             except CronInvalid as error:
@@ -130,14 +144,16 @@ class Scheduler:
 
 
 def _firing(schedule: DueSchedule, move: Move) -> Firing:
-    scheduled_at = _iso(move.fires_at)
+    fired_at = None if move.fires_at is None else _iso(move.fires_at)
+    firing = {"schedule": schedule.name, "scheduled_at": fired_at}
     return Firing(
         id=schedule.id,
         due_at=_iso(schedule.next_at),
-        fired_at=scheduled_at,
+        fired_at=fired_at,
         next_at=_iso(move.next_at),
         missed=move.missed,
-        payload={"schedule": schedule.name, "scheduled_at": scheduled_at},
+        payload=firing,
+        metadata={**(schedule.metadata or {}), **firing} if schedule.has_payload else None,
     )
 
 

@@ -17,13 +17,16 @@ from typing_extensions import TypeVar, Unpack
 
 from conductor.enqueue import Batch, enqueue_blocking
 from conductor.job import JobHandle
+from conductor.store.schedules import drop_schedule_blocking, put_schedule_blocking
 from conductor.tracing import sending
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
+    from conductor.calls import ScheduleOptions
     from conductor.client import Conductor, InvokeOptions
     from conductor.definitions import EventDefinition, Task, TaskDefinition
+    from conductor.triggers import Cron
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -213,6 +216,35 @@ class SyncConductor:
     def cancel(self, job: int, reason: str | None = None) -> bool:
         """Cancel a job, like `Conductor.cancel`."""
         return self._portal.call(self._conductor.cancel(job, reason))
+
+    def schedule(
+        self,
+        name: str,
+        task: TaskDefinition[P, Any] | Task[P, Any],
+        cron: Cron,
+        payload: P,
+        *,
+        connection: Connection[Any] | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> None:
+        """Invoke a task on a schedule, like `Conductor.schedule`."""
+        if connection is None:
+            self._portal.call(self._conductor.schedule(name, task, cron, payload, **options))
+            return
+        plan = self._conductor.schedule_plan(name, task, cron, payload, options)
+        put_schedule_blocking(connection, task.name, name, plan)
+
+    def unschedule(
+        self,
+        name: str,
+        task: TaskDefinition[Any, Any] | Task[Any, Any],
+        *,
+        connection: Connection[Any] | None = None,
+    ) -> bool:
+        """End a schedule, like `Conductor.unschedule`."""
+        if connection is None:
+            return self._portal.call(self._conductor.unschedule(name, task))
+        return drop_schedule_blocking(connection, task.name, name)
 
     def _enqueue(
         self, batch: Batch, connection: Connection[Any] | None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 from typing_extensions import TypeForm, TypeVar, Unpack
 
 from conductor import calls, tracing
-from conductor.calls import ChildOptions, Expected, Match
+from conductor.calls import ChildOptions, Expected, Match, ScheduleOptions
 from conductor.context import BaseContext, Timeout, aware, raise_if_cancelled
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import Deadline, Run, child_document, is_over
@@ -22,7 +22,7 @@ from conductor.errors import JobCancelled
 from conductor.job import JobHandle
 from conductor.replay import UNSET, decode_step, encode_step, step_codec
 from conductor.transactions import CommitUnknown
-from conductor.triggers import OnChange
+from conductor.triggers import Cron, OnChange
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -144,6 +144,25 @@ class SyncContext(BaseContext[D]):
         """Like `Context.cancel`."""
         number = job if isinstance(job, int) else job.id
         self._settled(self._run.cancel(f"cancel {number}", number))
+
+    def schedule(
+        self,
+        name: str,
+        task: TaskDefinition[P, Any] | Task[P, Any],
+        cron: Cron,
+        payload: P,
+        **options: Unpack[ScheduleOptions],
+    ) -> None:
+        """Like `Context.schedule`."""
+        options.setdefault("metadata", tracing.without_context(self._run.info.metadata))
+        plan = calls.plan(task, cron, payload, options)
+        name = calls.check_schedule_name(name)
+        self._settled(self._run.schedule(name, task.name, plan))
+
+    def unschedule(self, name: str, task: TaskDefinition[Any, Any] | Task[Any, Any]) -> None:
+        """Like `Context.unschedule`."""
+        name = calls.check_schedule_name(name)
+        self._settled(self._run.schedule(name, task.name, None))
 
     def wait_for_event(
         self,

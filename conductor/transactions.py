@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from conductor.store.steps import StepWrite
 
-IDLE_TIMEOUT_S: Final = 6.0  # below the time after which a worker is declared dead
-MAX_CONNECTIONS: Final = 20
+IDLE_SHARE: Final = 0.75  # of the time after which a worker is declared dead
+MAX_CONNECTIONS: Final = 20  # unless somebody asks for more
 _WAIT_S: Final = 600.0  # for a connection: others' transactions go first
 
 _LIMIT: Final = load("steps")["limit_idle"]
@@ -50,13 +50,16 @@ class Transactions:
     """The transactions of one worker's handlers.
 
     Args:
-        slots: how many handlers there may be; so many connections at most, and never more than 20.
+        size: how many at once; more wait for one to end.
         worker: returns the worker's current id, which the writes are fenced with.
+        dead_after_s: how long a lease lasts.
     """
 
-    def __init__(self, dsn: str, slots: int, worker: Callable[[], int]) -> None:
-        self._dsn, self._worker = dsn, worker
-        self._size = min(slots, MAX_CONNECTIONS)
+    def __init__(
+        self, dsn: str, size: int, worker: Callable[[], int], *, dead_after_s: float
+    ) -> None:
+        self._dsn, self._worker, self._size = dsn, worker, size
+        self._limit = {"timeout_s": dead_after_s * IDLE_SHARE}
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] | None = None
         self._blocking: ConnectionPool[Connection[Any]] | None = None
 
@@ -75,7 +78,7 @@ class Transactions:
             register_arrays(connection)
             try:
                 async with connection.transaction():
-                    await connection.execute(_LIMIT, {"timeout_s": IDLE_TIMEOUT_S})
+                    await connection.execute(_LIMIT, self._limit)
                     with _marked():
                         step.result = await work(connection)
                     cursor = await connection.execute(*write_statement(self._worker(), [step]))
@@ -96,7 +99,7 @@ class Transactions:
             register_arrays(connection)
             try:
                 with connection.transaction():
-                    connection.execute(_LIMIT, {"timeout_s": IDLE_TIMEOUT_S})
+                    connection.execute(_LIMIT, self._limit)
                     with _marked():
                         step.result = work(connection)
                     cursor = connection.execute(*write_statement(self._worker(), [step]))

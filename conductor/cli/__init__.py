@@ -1,4 +1,4 @@
-"""The console script `conductor`: migrate, worker, invoke, emit, top, jobs, gen, check.
+"""The console script `conductor`: migrate, worker, invoke, emit, top, jobs, schedules, gen, check.
 
 Thin: settings in, one action called, its result printed. A failure that has a name is one line
 ``error: …`` and one line ``hint: …`` on standard error and an exit code that says of which kind;
@@ -163,6 +163,19 @@ def top(
     else:
         with suppress(KeyboardInterrupt):
             _run(lambda: screen.watch(lambda: actions.read_top(settings), interval))
+
+
+@app.command()
+def schedules(
+    task: Annotated[str | None, typer.Option(help="Only of this task.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """List schedules, the next first: of triggers, and made at run time."""
+    from conductor.cli import actions, output  # noqa: PLC0415 - lazy
+
+    rows = _run(lambda: actions.list_schedules(_settings(), task, limit))
+    output.print_json(rows) if as_json else output.print_schedules(rows)
 
 
 @jobs.command("list")

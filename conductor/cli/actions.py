@@ -45,6 +45,14 @@ from conductor.tracing import export
 T = TypeVar("T")
 
 _ENDED: Final = ("completed", "failed", "cancelled")
+_ORCHESTRATOR: Final = (
+    "metrics_host",
+    "slots",
+    "transactions",
+    "dead_after_s",
+    "drain_timeout_s",
+    "connect_timeout_s",
+)
 
 
 async def run_worker(path: str, settings: Settings) -> None:
@@ -55,7 +63,7 @@ async def run_worker(path: str, settings: Settings) -> None:
     export("conductor")  # unless the application has seen to it itself
     if settings.metrics_port is not None:
         orchestrator.metrics_port = None if settings.metrics_port < 0 else settings.metrics_port
-    for name in ("metrics_host", "slots", "drain_timeout_s", "connect_timeout_s"):
+    for name in _ORCHESTRATOR:
         value = getattr(settings, name)
         if value is not None:
             setattr(orchestrator, name, value)
@@ -136,6 +144,12 @@ async def list_jobs(settings: Settings, **filters: Any) -> list[Row]:
     """Return the newest jobs."""
     async with _connected(settings) as (_, store):
         return await store.list_jobs(**filters)
+
+
+async def list_schedules(settings: Settings, task: str | None, limit: int) -> list[Row]:
+    """Return schedules, the next first."""
+    async with _connected(settings) as (_, store):
+        return await store.list_schedules(task=task, limit=limit)
 
 
 async def show_job(settings: Settings, job: int) -> Row:

@@ -41,7 +41,7 @@ async def compare(connection: AsyncConnection[Any], conductor: Conductor[Any]) -
     wanted = {
         (trigger.table.schema, trigger.table.table)
         for task in tasks
-        for trigger in (*task.triggers, *task.waits)
+        for trigger in (*task.triggers, *task.all_waits)
         if isinstance(trigger, OnChange)
     }
     facts = await store.describe_tables(sorted(wanted))
@@ -64,7 +64,7 @@ def _resolve(registration: Registration, tables: list[TableName]) -> list[Findin
 def _is_unresolved(task: Task[Any, Any]) -> bool:
     return any(
         isinstance(trigger, OnChange) and trigger.model_to_resolve is not None
-        for trigger in (*task.triggers, *task.waits)
+        for trigger in (*task.triggers, *task.all_waits)
     )
 
 
@@ -74,7 +74,7 @@ def _models(
     """Return the models of the database and of triggers, each once."""
     known = dict.fromkeys(conductor.database.models if conductor.database is not None else ())
     for task in tasks:
-        for trigger in (*task.triggers, *task.waits):
+        for trigger in (*task.triggers, *task.all_waits):
             if isinstance(trigger, OnChange) and trigger.model is not None:
                 known[trigger.model] = None
     return known

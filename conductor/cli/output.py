@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 _LISTED: Final = ("id", "queue", "task", "state", "trigger", "attempt", "run_at", "finished_at")
+_SCHEDULED: Final = ("task", "name", "expression", "timezone", "next_at", "last_at", "made")
 _BLOCKS: Final = ("payload", "result", "error", "metadata", "steps")
 
 
@@ -20,12 +21,21 @@ def print_json(value: Any) -> None:
 
 def print_jobs(rows: list[dict[str, Any]]) -> None:
     """Print a table of jobs."""
+    _print_table(rows, _LISTED, "no jobs")
+
+
+def print_schedules(rows: list[dict[str, Any]]) -> None:
+    """Print a table of schedules."""
+    _print_table(rows, _SCHEDULED, "no schedules")
+
+
+def _print_table(rows: list[dict[str, Any]], columns: tuple[str, ...], none: str) -> None:
     if not rows:
-        Console().print("no jobs")
+        Console().print(none)
         return
-    table = Table(*(name.replace("_", " ") for name in _LISTED), box=None)
+    table = Table(*(name.replace("_", " ") for name in columns), box=None)
     for row in rows:
-        table.add_row(*(_cell(row[name]) for name in _LISTED))
+        table.add_row(*(_cell(row[name]) for name in columns))
     Console().print(table)
 
 

@@ -22,6 +22,7 @@ _QUERIES: Final = load("workers")
 _REGISTER: Final = _QUERIES["register_worker"]
 _DRAIN: Final = _QUERIES["drain_worker"]
 _RETIRE: Final = _QUERIES["retire_worker"]
+_OFFERED: Final = _QUERIES["offered_by"]
 _RENEW: Final = _QUERIES["renew_leases"]
 _WATCH: Final = _QUERIES["watch_leases"]
 _DECLARE_DEAD: Final = _QUERIES["declare_dead"]
@@ -66,6 +67,12 @@ class WorkerStore:
     async def drain(self, worker: int) -> None:
         """Note that the worker claims no more."""
         await self._connection.execute(_DRAIN, {"worker": worker})
+
+    async def is_offered(self, app: str | None, version: str | None, task: str) -> bool:
+        """Return whether a live worker of this version of an application has a task."""
+        values = {"app": app, "version": version, "task": task}
+        cursor = await self._connection.execute(_OFFERED, values)
+        return await cursor.fetchone() is not None
 
     async def retire(self, worker: int) -> None:
         """Delete the worker's row, unless jobs are still running under it."""

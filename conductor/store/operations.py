@@ -31,6 +31,10 @@ class OperationStore:
         values = {"queue": queue, "task": task, "state": state, "limit": limit}
         return await self._column("list_jobs", values)
 
+    async def list_schedules(self, *, task: str | None, limit: int) -> list[Row]:
+        """Return schedules, of one task or all, the next first."""
+        return await self._column("list_schedules", {"task": task, "limit": limit})
+
     async def show_job(self, job: int) -> Row | None:
         """Return everything about one job; None when it is unknown or forgotten."""
         found: Row | None = await self._scalar("show_job", {"id": job})

@@ -133,9 +133,13 @@ class RegistrationStore:
         await cursor.execute(_QUERIES["live_subscriptions"], {"app": app, "tasks": list(tasks)})
         return await cursor.fetchall()
 
-    async def retire_subscriptions(self, ids: Sequence[int]) -> None:
-        """Ask for subscriptions to end; the router stamps when they do."""
-        await self._connection.execute(_QUERIES["retire_subscriptions"], {"ids": list(ids)})
+    async def retire_subscriptions(self, ids: Sequence[int], version: str | None) -> None:
+        """Ask for subscriptions to end; the router stamps when they do.
+
+        Those that jobs are woken by end when no other version and no job needs them.
+        """
+        values = {"ids": list(ids), "version": version}
+        await self._connection.execute(_QUERIES["retire_subscriptions"], values)
 
     async def keep_subscriptions(self, ids: Sequence[int], version: str | None) -> None:
         """Note that this version now routes subscriptions whose definitions did not change."""
@@ -176,6 +180,17 @@ class RegistrationStore:
         cursor = self._connection.cursor(row_factory=scalar_row)
         await cursor.execute(_QUERIES["retire_abandoned"], {"app": app, "grace_s": grace_s})
         return await cursor.fetchall()
+
+    async def app_names(self) -> list[str]:
+        """Return the applications that have tasks."""
+        cursor = self._connection.cursor(row_factory=scalar_row)
+        await cursor.execute(_QUERIES["app_names"])
+        return await cursor.fetchall()
+
+    async def retire_unawaited(self, app: str) -> int:
+        """Retire what older versions' jobs were woken by, and none waits for; return how many."""
+        cursor = await self._connection.execute(_QUERIES["retire_unawaited"], {"app": app})
+        return cursor.rowcount
 
     async def source_is_elsewhere(self, source: str) -> bool:
         """Return whether a sidecar reads this source from another database than this one."""

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
     from psycopg import AsyncConnection
 
+    from conductor.store.schedules import SchedulePlan
+
 _QUERIES: Final = load("steps")
 _LOAD: Final = _QUERIES["load_steps"]
 _LOCK: Final = _QUERIES["lock_job"]
 _WRITE: Final = _QUERIES["write_steps"]
 _CALL: Final = _QUERIES["write_calls"]
+_SCHEDULE: Final = _QUERIES["write_schedules"]
 
 
 @dataclass(slots=True)
@@ -88,6 +91,20 @@ class Wanted:
 
 
 @dataclass(slots=True, kw_only=True)
+class ScheduleCall:
+    """A step that begins a schedule, or ends one (without a plan)."""
+
+    job: int
+    fence: int
+    name: str
+    position: int | None
+    kind: str
+    schedule: str
+    task: str
+    plan: SchedulePlan | None = None
+
+
+@dataclass(slots=True, kw_only=True)
 class Call:
     """A step that makes a job, waits for something, or gives up.
 
@@ -108,7 +125,7 @@ class Call:
     wants: Wanted | None = None
 
 
-Write = StepWrite | Call
+Write = StepWrite | Call | ScheduleCall
 Written = dict[tuple[int, str], StoredStep]
 
 
@@ -140,6 +157,9 @@ class StepStore:
         rows = await self._rows(*write_statement(worker, plain)) if plain else []
         if calls:
             rows += await self._rows(_CALL, _call_parameters(worker, calls))
+        schedules = [write for write in writes if isinstance(write, ScheduleCall)]
+        if schedules:
+            rows += await self._rows(_SCHEDULE, _schedule_parameters(worker, schedules))
         return {(job, columns[0]): StoredStep(*columns) for job, *columns in rows}
 
     async def _rows(self, query: bytes, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -193,4 +213,30 @@ def _call_row(call: Call) -> dict[str, Any]:
         made = call.makes
         row |= {"queue": made.queue, "task": made.task, "trigger": made.trigger}
         row |= {"rank": made.rank, "key": made.key, "after_s": made.after_s}
+    return row
+
+
+def _schedule_parameters(worker: int, calls: Sequence[ScheduleCall]) -> dict[str, Any]:
+    return {
+        "worker": worker,
+        "calls": dumps([_schedule_row(call) for call in calls]).decode(),
+        "payloads": JsonArray([None if c.plan is None else c.plan.payload for c in calls]),
+        "metadata": JsonArray([None if c.plan is None else c.plan.metadata for c in calls]),
+    }
+
+
+def _schedule_row(call: ScheduleCall) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "job": call.job,
+        "fence": call.fence,
+        "name": call.name,
+        "position": call.position,
+        "kind": call.kind,
+        "schedule": call.schedule,
+        "task": call.task,
+    }
+    if call.plan is not None:
+        plan = call.plan
+        row |= {"queue": plan.queue, "rank": plan.rank}
+        row |= {"expression": plan.expression, "timezone": plan.timezone}
     return row

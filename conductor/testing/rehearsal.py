@@ -25,7 +25,7 @@ from conductor.errors import StillWaiting, Unanswered
 from conductor.events import Change
 from conductor.job import JobHandle, JobInfo
 from conductor.matching import event_topic, matched_values
-from conductor.store.steps import Call, NewJob, StepWrite, StoredStep, Write
+from conductor.store.steps import Call, NewJob, ScheduleCall, StepWrite, StoredStep, Write
 from conductor.synchronous import Suspension, SyncContext
 from conductor.testing.changes import EPOCH, envelope
 from conductor.triggers import OnChange
@@ -53,6 +53,7 @@ class Rehearsal:
         self._messages: dict[str, deque[tuple[Any, bytes]]] = defaultdict(deque)
         self._made: list[tuple[str, NewJob]] = []
         self._cancelled: list[int] = []
+        self._schedules: dict[tuple[str, str], bytes] = {}
 
     # --- before the run ----------------------------------------------------------------------
 
@@ -142,6 +143,15 @@ class Rehearsal:
             if message["event"] == event.name
         ]
 
+    def scheduled(self, task: TaskDefinition[P, Any] | Task[P, Any]) -> dict[str, P]:
+        """Return the schedules that a task has got: the payload of its jobs, by name."""
+        definition = task.definition if isinstance(task, Task) else task
+        return {
+            name: definition.decode_payload(payload)
+            for (owner, name), payload in self._schedules.items()
+            if owner == definition.name
+        }
+
     @property
     def cancelled(self) -> list[int]:
         """The ids of the jobs whose end the handler asked for."""
@@ -156,13 +166,24 @@ class Rehearsal:
             step = self.steps[write.name] = self._new(write)
             if isinstance(write, Call):
                 await self._call(write, step)
+            elif isinstance(write, ScheduleCall):
+                self._schedule(write, step)
         elif isinstance(write, Call) and step.outcome is None:
             step.outcome = write.outcome
         if isinstance(write, Call) and write.cancels is not None:
             self._cancelled.append(write.cancels)
         return step
 
+    def _schedule(self, call: ScheduleCall, step: StoredStep) -> None:
+        step.outcome = "completed"
+        if call.plan is not None:
+            self._schedules[call.task, call.schedule] = call.plan.payload
+        else:
+            self._schedules.pop((call.task, call.schedule), None)
+
     def _new(self, write: Write) -> StoredStep:
+        if isinstance(write, ScheduleCall):
+            return StoredStep(write.name, write.position, write.kind, None, None, due=False)
         wake_at = write.wake_at
         if write.delay_s is not None:
             wake_at = self.now + timedelta(seconds=write.delay_s)

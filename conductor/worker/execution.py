@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from conductor.context import Context
 from conductor.durable import Run, Services
-from conductor.errors import JobTimedOut, PayloadInvalid
+from conductor.errors import JobTimedOut, PayloadInvalid, TriggerMissing
 from conductor.events import Change
 from conductor.synchronous import Suspension, SyncContext
 from conductor.worker import outcomes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from datetime import datetime
 
     from conductor.definitions import Task
+    from conductor.job import JobInfo
     from conductor.store.jobs import ClaimedJob, Outcome
     from conductor.worker.threads import Threads
 
@@ -50,12 +51,16 @@ class Interruption(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all runs of a worker share."""
+    """What all runs of a worker share.
+
+    ``is_offered``: whether a live worker of the version that a job was routed for has its task.
+    """
 
     tasks: Mapping[str, Task[Any, Any]]
     services: Services
     threads: Threads
     deps: Any
+    is_offered: Callable[[JobInfo], Awaitable[bool]]
 
 
 class Execution(Run):
@@ -123,7 +128,7 @@ class Execution(Run):
             step = suspension.step
             return outcomes.suspended(info, step.wake_at, waits=step.kind != "sleep")
         except BaseException as error:  # noqa: BLE001 - the handler's, whatever it is
-            return self._failed(error) if self.interruption is None else self._interrupted()
+            return await self._raised(error)
         finally:
             self.ended_s = monotonic()
             self.handle = None  # what follows is the worker's, not to be cancelled
@@ -166,6 +171,24 @@ class Execution(Run):
         self.thread = asyncio.wrap_future(future)
         self.thread.add_done_callback(_retrieve)
         return await asyncio.shield(self.thread)
+
+    async def _raised(self, error: BaseException) -> Outcome | None:
+        """Return what becomes of a run that has raised, unless it was interrupted."""
+        if isinstance(error, TriggerMissing) and await self._has_others():
+            return outcomes.given_back(self.info, delay_s=UNKNOWN_DELAY_S)
+        return self._failed(error) if self.interruption is None else self._interrupted()
+
+    async def _has_others(self) -> bool:
+        """Return whether the version that the job was routed for is another, and works."""
+        version = self.info.version
+        try:
+            return (
+                version is not None
+                and version != self.task.version
+                and await self._surroundings.is_offered(self.info)
+            )
+        except asyncio.CancelledError:  # interrupted meanwhile
+            return False
 
     def _failed(self, error: BaseException) -> Outcome:
         return outcomes.failed(

@@ -24,7 +24,7 @@ from conductor.durable import Services
 from conductor.store.jobs import JobStore
 from conductor.store.leases import Registration, WorkerStore
 from conductor.store.sessions import Session
-from conductor.transactions import Transactions
+from conductor.transactions import MAX_CONNECTIONS, Transactions
 from conductor.worker.claiming import Claiming
 from conductor.worker.execution import Surroundings
 from conductor.worker.instruments import Instruments
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from conductor.definitions import Task
-    from conductor.job import JobPort
+    from conductor.job import JobInfo, JobPort
     from conductor.lease import Leases
     from conductor.metrics import Metrics
     from conductor.store.jobs import Exchange, Outcome
@@ -66,6 +66,7 @@ class Worker:
         port: what handles of jobs that handlers start go through: a client.
         hint: told other queues that have got jobs; without it their workers find them by polling.
         slots: how many jobs at once.
+        transactions: how many of them in a `ctx.transaction` at once; by default all, up to 20.
         listener: the process' listener; without one the worker polls.
         deps: what handlers find in ``ctx.deps``.
 
@@ -91,6 +92,7 @@ class Worker:
         listener: Listener | None = None,
         hint: Callable[[str], None] | None = None,
         drain_timeout_s: float = DRAIN_TIMEOUT_S,
+        transactions: int | None = None,
     ) -> None:
         self.queue = queue
         self.id = 0  # of the worker's row; 0: none yet, or no more
@@ -104,14 +106,21 @@ class Worker:
         )
         self._wake = asyncio.Event()
         self._threads = Threads(f"conductor-{queue}")
+        steps = self._open(dsn, "steps")
+        self._peers = steps  # seldom asked about
         self._checkpoints = Checkpoints(
-            self._open(dsn, "steps"), lambda: self.id, self._instruments.steps.inc, self.hint_queue
+            steps, lambda: self.id, self._instruments.steps.inc, self.hint_queue
         )
-        self._transactions = Transactions(dsn, slots, lambda: self.id)
+        self._transactions = Transactions(
+            dsn,
+            transactions or min(slots, MAX_CONNECTIONS),
+            lambda: self.id,
+            dead_after_s=leases.dead_after_s,
+        )
         services = Services(self._checkpoints, self._transactions, port)
         self._slots = Slots(
             slots,
-            Surroundings(tasks, services, self._threads, deps),
+            Surroundings(tasks, services, self._threads, deps, self._is_offered),
             twice_crashed=leases.twice_crashed,
             wake=self._wake.set,
         )
@@ -174,6 +183,11 @@ class Worker:
     def _hint_all(self, queues: Iterable[str]) -> None:
         for queue in set(queues):
             self.hint_queue(queue)
+
+    async def _is_offered(self, job: JobInfo) -> bool:
+        return await self._peers.insist(
+            lambda connection: WorkerStore(connection).is_offered(job.app, job.version, job.task)
+        )
 
     async def _serve(self) -> None:
         """Exchange outcomes for jobs until stopped and drained."""

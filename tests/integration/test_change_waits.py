@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from conductor import Conductor, Context, JobHandle, OnChange, Orchestrator, TableRow, define_task
-from conductor.errors import JobFailed
+from conductor.errors import JobFailed, WaitUnavailable
 from tests.integration.conftest import Queue
 from tests.integration.sidecar import drop_slot, running
 
@@ -130,3 +130,24 @@ async def test_a_change_must_be_named_with_the_task(queue: Queue) -> None:
         handle = await office.conductor.invoke(settle, 1)
         with pytest.raises(JobFailed, match="WaitUndeclared"):
             await handle.result(timeout_s=20)
+
+
+async def test_a_wait_for_a_change_elsewhere_is_refused(queue: Queue) -> None:
+    """The sidecar has come after the workers: registration could not know."""
+    office = Office(queue)
+
+    @office.conductor.task(settle, waits=[large_payment])
+    async def handler(_event: Any, ctx: Context[None]) -> Any:
+        try:
+            await ctx.wait_for_change("paid", large_payment)
+        except WaitUnavailable as error:
+            return error.hint
+
+    async with office.open():
+        (waiting,) = await office.wait(1)
+        await queue.rows("update conductor.progress set database = 'elsewhere'")
+        refused = await office.conductor.invoke(settle, 2)
+        assert "emit an event" in await refused.result(timeout_s=20)
+        await waiting.cancel()
+        await queue.rows("update conductor.progress set database = current_database()")
+    assert await queue.value("select count(*) from conductor.steps") == 0

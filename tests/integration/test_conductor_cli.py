@@ -390,6 +390,30 @@ def test_a_job_is_cancelled_once(conductor: Command, migrated: ScratchDatabase) 
     assert error == f"job {job} has ended already"
 
 
+# --- schedules ---------------------------------------------------------------------------------
+
+
+def test_schedules_are_listed(conductor: Command, migrated: ScratchDatabase) -> None:
+    assert conductor("schedules").out == "no schedules\n"
+    ask(
+        migrated,
+        "insert into conductor.schedules"
+        " (app, task, name, queue, expression, timezone, next_at, payload) values"
+        " ('shop', 'tidy', 'nightly', 'default', '0 3 * * *', 'UTC', '2030-01-02', null),"
+        " ('', 'report', 'customer 7', 'default', '0 9 * * 1', 'UTC', '2030-01-01', '{\"id\": 7}')",
+    )
+    found = conductor("schedules", "--json").json
+    assert [(row["task"], row["name"], row["made"]) for row in found] == [
+        ("report", "customer 7", "run time"),
+        ("tidy", "nightly", "trigger"),
+    ]
+    assert found[0]["payload"] == {"id": 7}
+    assert [row["app"] for row in conductor("schedules", "--task", "tidy", "--json").json] == [
+        "shop"
+    ]
+    assert "customer 7" in conductor("schedules").out
+
+
 # --- worker ------------------------------------------------------------------------------------
 
 

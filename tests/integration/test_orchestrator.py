@@ -229,11 +229,13 @@ async def test_without_the_schema_it_says_what_to_run(database: ScratchDatabase)
     assert "conductor migrate" in refused.value.hint
 
 
-async def test_a_newer_schema_is_no_reason_to_stop_working(queue: Queue) -> None:
-    await queue.rows("insert into conductor.migrations values (9999, 'later', 'x')")
+async def test_a_schema_that_is_too_new_ends_what_waits_for_nobody(queue: Queue) -> None:
     app = App(queue.database.dsn)
     async with app.orchestrator:
-        assert app.orchestrator.is_started
+        await queue.rows("insert into conductor.migrations values (9999, 'later', 'x')")
+        await queue.until("select count(*) = 0 from conductor.workers")
+    with pytest.raises(MigrationMismatch, match="9999_later"):
+        await App(queue.database.dsn).orchestrator.start()
 
 
 async def test_without_a_server_it_tries_for_a_while(

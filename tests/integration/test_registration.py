@@ -16,6 +16,7 @@ from conductor.errors import (
     UnknownColumn,
     UnknownTable,
 )
+from conductor.maintenance import retire_unawaited
 from conductor.registration import Registration, register, wait_captured
 from conductor.store.registration import RegistrationStore
 from conductor.triggers import Cron, OnChange, OnEvent
@@ -420,3 +421,72 @@ async def test_a_lost_connection_registers_nothing(queue: Queue) -> None:
     with pytest.raises(DatabaseUnavailable):
         await register(queue.connections, registration(task("greet", OnEvent(user_created))))
     assert await queue.rows("select * from conductor.tasks") == []
+
+
+# --- what waiting jobs are woken by --------------------------------------------------------------
+
+PAID = OnChange("public.users", "insert", when="new.id > 0")
+REFUNDED = OnChange("public.users", "delete")
+
+
+def waiting(*waits: OnChange[Any], earlier: Task[Any, Any] | None = None, code: str = "1") -> Any:
+    return task("greet", waits=waits, code=code, earlier=earlier)
+
+
+async def woken_by(queue: Queue) -> list[str]:
+    return [trigger.removeprefix("wait:") for _, trigger in await live(queue)]
+
+
+async def test_what_earlier_versions_wait_for_is_captured(queue: Queue) -> None:
+    await with_tables(queue)
+    newest = waiting(REFUNDED, earlier=waiting(PAID), code="2")
+    await register(queue.connections, registration(newest))
+    assert sorted(await woken_by(queue)) == sorted([PAID.topic, REFUNDED.topic])
+
+
+async def unawaited(queue: Queue) -> int:
+    async with queue.connections.lend() as connection:
+        return await retire_unawaited(connection)
+
+
+async def test_a_wait_of_another_version_stays_while_somebody_may_need_it(queue: Queue) -> None:
+    await with_tables(queue)
+    await register(queue.connections, registration(waiting(PAID), version="v1"))
+    await queue.rows(
+        "insert into conductor.workers (app, version, queue, tasks, host, pid, slots)"
+        " values ('shop', 'v1', 'default', '{greet}', 'h', 1, 1)"
+    )
+    await register(queue.connections, registration(waiting(REFUNDED), version="v2"))
+    assert sorted(await woken_by(queue)) == sorted([PAID.topic, REFUNDED.topic])
+    assert await unawaited(queue) == 0  # a worker lives that may wait for it yet
+    await queue.rows("delete from conductor.workers")
+    await queue.rows(
+        "insert into conductor.steps (job, name, kind, topic) values (1, 'paid', 'change', %s)",
+        PAID.topic,
+    )
+    assert await unawaited(queue) == 0  # a job waits for it
+    await register(queue.connections, registration(waiting(REFUNDED), version="v2"))
+    assert len(await woken_by(queue)) == 2
+    await queue.rows("update conductor.steps set outcome = 'completed'")
+    assert await unawaited(queue) == 1
+    assert await woken_by(queue) == [REFUNDED.topic]
+
+
+async def test_a_wait_stays_whatever_else_of_its_task_changes(queue: Queue) -> None:
+    await with_tables(queue)
+    await register(queue.connections, registration(task("greet", waits=(PAID,))))
+    before = await live(queue)
+    await register(queue.connections, registration(task("greet", waits=(PAID,), priority=5)))
+    assert await live(queue) == before
+    await register(queue.connections, registration(task("greet")))
+    assert await live(queue) == []
+
+
+async def test_waits_for_changes_elsewhere_are_refused(queue: Queue) -> None:
+    await queue.rows(
+        "insert into conductor.progress (slot, database, system_identifier)"
+        " values ('conductor', 'elsewhere', '1')"
+    )
+    with pytest.raises(RegistrationRefused, match="another database than the queue's") as refused:
+        await register(queue.connections, registration(waiting(PAID)))
+    assert "emit an event" in refused.value.hint

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from conductor.lease import DEAD_AFTER_S
 from conductor.metrics import Metrics
 from conductor.transactions import _check
 from tests.integration.conftest import Queue
@@ -146,7 +147,7 @@ async def test_a_commit_without_an_answer_is_looked_up(
 async def test_the_server_ends_an_idle_transaction(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("conductor.transactions.IDLE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("conductor.transactions.IDLE_SHARE", 0.2 / DEAD_AFTER_S)
 
     async def handler(_event: Any, ctx: Any) -> Any:
         async def work(db: Any) -> None:
@@ -159,3 +160,34 @@ async def test_the_server_ends_an_idle_transaction(
     row = await finish(workshop, handler)
     assert (row["state"], row["attempt"]) == ("completed", 1)
     assert await booked(workshop) == 1
+
+
+@pytest.mark.parametrize(("transactions", "at_once"), [(None, 20), (3, 3), (30, 30)])
+async def test_so_many_transactions_at_once(
+    workshop: Workshop, transactions: int | None, at_once: int
+) -> None:
+    """A handler that finds no connection waits for one; nobody fails."""
+    inside: set[int] = set()
+    most = 0
+    full = asyncio.Event()
+
+    async def handler(_event: Any, ctx: Any) -> None:
+        async def work(db: Any) -> None:
+            nonlocal most
+            inside.add(ctx.job.id)
+            most = max(most, len(inside))
+            if len(inside) == at_once:
+                full.set()
+            await full.wait()
+            await book(db, ctx)
+            inside.discard(ctx.job.id)
+
+        await ctx.transaction("book", work, returns=None)
+
+    jobs = await workshop.invoke_many({} for _ in range(45))
+    async with workshop.worker([task(handler)], slots=40, transactions=transactions):
+        await workshop.drained()
+    assert most == at_once
+    rows = await workshop.queue.rows("select outcome, attempt from conductor.history")
+    assert [(row["outcome"], row["attempt"]) for row in rows] == [("completed", 0)] * len(jobs)
+    assert await booked(workshop) == len(jobs)

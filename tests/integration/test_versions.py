@@ -8,9 +8,19 @@ from typing import Any
 
 import pytest
 
-from conductor import Conductor, Context, Orchestrator, define_event, define_task
+from conductor import (
+    Conductor,
+    Context,
+    Invocable,
+    OnEvent,
+    Orchestrator,
+    define_event,
+    define_task,
+)
 from conductor.errors import DefinitionInvalid
+from conductor.metrics import Metrics
 from tests.integration.conftest import Queue
+from tests.integration.workers import Workshop, task
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +87,77 @@ async def test_a_job_waits_for_a_worker_with_its_version(releases: Releases) -> 
             assert await old.result(timeout_s=20) == ["1"] * 3
 
 
+async def test_versions_of_a_task_by_name(queue: Queue) -> None:
+    conductor = Conductor(queue.database.dsn)
+
+    async def handler(_event: Any, _ctx: Context[None]) -> None: ...
+
+    conductor.task("note", OnEvent(go), version="1")(handler)
+    newest = conductor.task("note", OnEvent(go), version="2")(handler)
+    assert newest.codes == {"1", "2"}
+    with pytest.raises(DefinitionInvalid, match="defined twice"):
+        conductor.task("note", OnEvent(go), version="3", queue="other")(handler)
+
+
 async def test_a_version_has_one_handler(releases: Releases) -> None:
     with pytest.raises(DefinitionInvalid, match="a handler already"):
         await releases.make("1", "2", "1")
+
+
+async def test_a_job_of_a_trigger_that_is_missing_is_left_to_its_version(queue: Queue) -> None:
+    ran: list[str | None] = []
+
+    def application(version: str, *triggers: Any) -> Conductor[None]:
+        conductor = Conductor(queue.database.dsn, events=[go], version=version)
+
+        @conductor.task("note", *triggers)
+        async def handler(_event: Any, ctx: Context[None]) -> None:
+            ran.append(f"{ctx.job.version} by {version}")
+
+        return conductor
+
+    old, new = application("1", Invocable()), application("2", Invocable(), OnEvent(go))
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(old.close)
+        stack.push_async_callback(new.close)
+        one = await stack.enter_async_context(Orchestrator(old))
+        two = Orchestrator(new)
+        await two.start()
+        for number in range(40):
+            await new.emit(go, number)
+        await queue.until("select count(*) = 40 from conductor.history where task = 'note'")
+        assert ran == ["2 by 2"] * 40
+        await two.stop()
+        assert one.is_started
+        await new.emit(go, 0)  # nobody is left who could
+        await queue.until("select count(*) = 41 from conductor.history where task = 'note'")
+    (failed,) = await queue.rows("select error from conductor.history where outcome = 'failed'")
+    assert failed["error"]["type"] == "TriggerMissing"
+
+
+@pytest.mark.parametrize("how", ["completed", "failed", "cancelled", "crashed"])
+async def test_history_keeps_the_version(queue: Queue, how: str) -> None:
+    workshop = Workshop(queue, Metrics())
+
+    async def handler(_event: Any, ctx: Any) -> None:
+        await ctx.step("begin", lambda: None)
+        if how == "failed":
+            raise ValueError(how)
+        if how == "cancelled":
+            await ctx.sleep("long", 3600)
+
+    job = await workshop.invoke()
+    if how == "crashed":
+        await queue.rows(
+            "with dead as (insert into conductor.workers (app, queue, tasks, host, pid, slots,"
+            " renewals) values ('a', 'default', '{work}', 'h', 1, 1, -1) returning id)"
+            " update conductor.jobs set state = 'running', code = '1', crashes = 2,"
+            " worker = dead.id from dead"
+        )
+    async with workshop.worker([task(handler, code="1", max_attempts=1)]):
+        if how == "cancelled":
+            await queue.until("select state = 'scheduled' from conductor.jobs")
+            await queue.value("select conductor.cancel(%s)", job)
+        row = await workshop.ended(job)
+    await workshop.client.close()
+    assert (row["state"], row["code"]) == ("failed" if how == "crashed" else how, "1")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -238,6 +240,50 @@ async def test_waits_and_events_race(till: Till) -> None:
         for task in tasks:
             task.cancel()
     assert results == [[n, -1] for n in range(1, 201)]
+    assert await till.queue.value("select count(*) from conductor.steps") == 0
+
+
+async def test_events_and_timeouts_race_for_one_step(till: Till) -> None:
+    """What each job saw first it sees in every later run, and it saw no more than one of them."""
+    jobs, timeout_s = 300, 0.6
+
+    @till.conductor.task(wait, retry=AT_ONCE)
+    async def handler(event: Any, ctx: Context[None]) -> Any:
+        order = event.payload
+        payment = await ctx.subscribe("paid", paid, match={"order": order})
+        await ctx.step("ask", lambda: asked.put_nowait(order), returns=None)
+
+        async def look() -> str:
+            try:
+                return f"paid {(await payment.wait(timeout=timeout_s)).amount}"
+            except WaitTimeout:
+                return "late"
+
+        first = await look()
+        seen = await ctx.step("seen", lambda: first, returns=str)
+        await ctx.sleep("a little", 0.1 + order % 7 / 10)
+        return [first, seen]
+
+    asked: asyncio.Queue[int] = asyncio.Queue()
+    rng = random.Random(7)
+
+    async def pay_about_then(order: int) -> None:
+        await asyncio.sleep(timeout_s * rng.uniform(0.5, 1.5))
+        for amount in (1, 2):  # the second finds nobody, or who has not given up yet
+            await till.pay(order, amount=amount)
+
+    async with asyncio.TaskGroup() as group, Orchestrator(till.conductor, slots=50):
+        handles = await till.conductor.invoke_many(wait, range(jobs))
+        for _ in range(jobs):
+            group.create_task(pay_about_then(await asked.get()))
+        results = [await handle.result(timeout_s=60) for handle in handles]
+    assert all(first == seen for first, seen in results)
+    counts = Counter(first for first, _ in results)
+    assert counts.keys() <= {"paid 1", "paid 2", "late"}
+    assert counts["late"]
+    assert counts["paid 1"]
+    await till.queue.until("select count(*) = 0 from conductor.jobs")
+    await till.queue.until("select count(*) = 0 from conductor.wakeups")
     assert await till.queue.value("select count(*) from conductor.steps") == 0
 
 

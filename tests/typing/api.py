@@ -308,6 +308,8 @@ async def calls(connection: psycopg.AsyncConnection) -> None:
     await conductor.emit(started)
     await conductor.emit_many(user_created, [UserCreated(email="")])
     assert_type(await conductor.cancel(handle.id), bool)
+    await conductor.schedule("a", send_email, Cron("0 9 * * *"), SendEmail(to=""))
+    assert_type(await conductor.unschedule("a", send), bool)
 
 
 async def wrong_calls() -> None:
@@ -358,6 +360,9 @@ async def durable(ctx: Context[Deps]) -> None:
         case (1, nothing):
             assert_type(nothing, None)
     assert_type(await ctx.transaction("p", count_users), int)
+    await ctx.schedule("q", send_email, Cron("0 9 * * *"), SendEmail(to=""), priority=1)
+    await ctx.schedule("r", nightly, Cron("0 9 * * *"), None)
+    await ctx.unschedule("q", send)
 
 
 async def count_users(connection: psycopg.AsyncConnection[Any]) -> int:
@@ -368,6 +373,7 @@ async def wrong_durable(ctx: Context[Deps]) -> None:
     await ctx.invoke("a", send_email, Resize(id=1, width=1))  # type: ignore[misc]  # wrong payload
     await ctx.invoke("a", send_email)  # type: ignore[arg-type]  # no payload
     await ctx.emit("a", user_created, OrderPlaced(total=1))  # type: ignore[misc]  # wrong payload
+    await ctx.schedule("a", send_email, Cron("* * * * *"), Resize(id=1, width=1))  # type: ignore[misc]  # wrong payload
     await ctx.wait_for_event("a", send_email)  # type: ignore[arg-type]  # a task
     await ctx.wait_for_change("a", Users)  # type: ignore[arg-type]  # not a change
 
@@ -375,4 +381,5 @@ async def wrong_durable(ctx: Context[Deps]) -> None:
 def blocking(ctx: SyncContext[Deps]) -> None:
     assert_type(ctx.invoke("a", send_email, SendEmail(to="")), EmailSent)
     assert_type(ctx.wait_for_event("b", user_created), UserCreated)
+    ctx.schedule("d", send_email, Cron("0 9 * * *"), SendEmail(to=""))
     assert_type(ctx.wait_for_change("c", on_user), Insert[Users])

@@ -6,8 +6,8 @@
 -- name: claim_jobs
 -- Claims the first %(limit)s ready jobs of the given ranges (task, rank, run_at, id, last_rank), each
 -- an exclusive start in the ready index and the last rank it covers. %(look_back)s: start no later
--- than this long ago. %(codes)s: the versions of handlers, by task; a job keeps the one that it began
--- with. Nothing for a worker whose lease is gone (the share lock keeps a rescuer from
+-- than this long ago. %(codes)s: the versions of handlers, by task; a job keeps the one that it has
+-- taken a step with. Nothing for a worker whose lease is gone (the share lock keeps a rescuer from
 -- finishing under a claim) or a paused queue.
 with lease as materialized (
     select 1
@@ -45,7 +45,9 @@ claimed as materialized (
 update conductor.jobs j
 set state = 'running', worker = %(worker)s, fence = j.fence + 1, woken = false,
     started_at = conductor.now(),
-    code = case when j.fence > 0 then j.code else %(codes)s::jsonb ->> j.task end
+    code = case
+        when j.fence > 0 and exists (select from conductor.steps s where s.job = j.id) then j.code
+        else %(codes)s::jsonb ->> j.task end
 where j.ctid = any (array(select c.ctid from claimed c))
 returning j.id, j.task, j.trigger::text, j.attempt, j.crashes, j.fence, j.rank, j.key, j.run_at,
     j.created_at, j.metadata, j.app, j.version, j.source_generation, j.source_lsn::text,
@@ -72,7 +74,9 @@ claimed as materialized (
 update conductor.jobs j
 set state = 'running', worker = %(worker)s, fence = j.fence + 1, woken = false,
     started_at = conductor.now(),
-    code = case when j.fence > 0 then j.code else %(codes)s::jsonb ->> j.task end
+    code = case
+        when j.fence > 0 and exists (select from conductor.steps s where s.job = j.id) then j.code
+        else %(codes)s::jsonb ->> j.task end
 where j.ctid = any (array(select c.ctid from claimed c))
 returning j.id, j.task, j.trigger::text, j.attempt, j.crashes, j.fence, j.rank, j.key, j.run_at,
     j.created_at, j.metadata, j.app, j.version, j.source_generation, j.source_lsn::text,
@@ -114,13 +118,13 @@ kept as (
     insert into conductor.history (
         id, run_at, created_at, started_at, finished_at, parent, expires_on, fence, rank, attempt,
         crashes, outcome, trigger, queue, task, app, version, key, dedupe_key, payload, metadata,
-        result, error, source_generation, source_lsn, source_ordinal, subscription)
+        result, error, source_generation, source_lsn, source_ordinal, subscription, code)
     select g.id, g.run_at, g.created_at, g.started_at, conductor.now(), g.parent, g.expires_on,
         g.fence, g.rank, g.attempt + %(failures)s, g.crashes, %(outcome)s::conductor.job_outcome,
         g.trigger, g.queue, g.task, g.app, g.version, g.key, g.dedupe_key, g.payload, g.metadata,
         case when %(outcome)s = 'completed' then g.document end,
         case when %(outcome)s <> 'completed' then g.document end,
-        g.source_generation, g.source_lsn, g.source_ordinal, g.subscription
+        g.source_generation, g.source_lsn, g.source_ordinal, g.subscription, g.code
     from gone g
     where g.expires_on is not null
 ),
@@ -192,13 +196,13 @@ kept as (
     insert into conductor.history (
         id, run_at, created_at, started_at, finished_at, parent, expires_on, fence, rank, attempt,
         crashes, outcome, trigger, queue, task, app, version, key, dedupe_key, payload, metadata,
-        error, source_generation, source_lsn, source_ordinal, subscription)
+        error, source_generation, source_lsn, source_ordinal, subscription, code)
     select g.id, g.run_at, g.created_at, g.started_at, conductor.now(), g.parent,
         conductor.expiry(g.task), g.fence, g.rank, g.attempt + g.failures, g.crashes, 'cancelled',
         g.trigger, g.queue, g.task, g.app, g.version, g.key, g.dedupe_key, g.payload, g.metadata,
         json_build_object(
             'type', 'JobCancelled', 'message', g.cancel_reason, 'attempt', g.attempt + 1),
-        g.source_generation, g.source_lsn, g.source_ordinal, g.subscription
+        g.source_generation, g.source_lsn, g.source_ordinal, g.subscription, g.code
     from gone g
     where conductor.expiry(g.task) is not null
 ),

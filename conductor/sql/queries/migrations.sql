@@ -21,8 +21,13 @@ create table if not exists conductor.migrations (
     number integer primary key,
     name text not null,
     checksum text not null,
-    applied_at timestamptz not null default pg_catalog.clock_timestamp()
+    applied_at timestamptz not null default pg_catalog.clock_timestamp(),
+    workers_from integer    -- the oldest migration whose workers may go on; null: none older
 )
+
+-- name: extend_record
+-- For a record that is older than this column.
+alter table conductor.migrations add column if not exists workers_from integer
 
 -- name: has_record
 select pg_catalog.to_regclass('conductor.migrations') is not null
@@ -31,4 +36,11 @@ select pg_catalog.to_regclass('conductor.migrations') is not null
 select number, name, checksum from conductor.migrations order by number
 
 -- name: record
-insert into conductor.migrations (number, name, checksum) values (%(number)s, %(name)s, %(checksum)s)
+insert into conductor.migrations (number, name, checksum, workers_from)
+values (%(number)s, %(name)s, %(checksum)s, %(workers_from)s)
+
+-- name: ending
+-- The first migration that ends workers which know no more than this many.
+select number, name from conductor.migrations
+where number > %(known)s and coalesce(workers_from, number) > %(known)s
+order by number limit 1

@@ -51,6 +51,19 @@ select conductor.invoke(
 -- name: emit_event
 select conductor.emit(event => %(event)s, payload => %(payload)s::json)
 
+-- name: list_schedules
+-- The next first, as JSON. made: by whom, the trigger of a task or somebody at run time.
+select row_to_json(s)
+from (
+    select task, name, expression, timezone, next_at, last_at, missed,
+        case when payload is null then 'trigger' else 'run time' end as made,
+        nullif(app, '') as app, queue, payload
+    from conductor.schedules
+    where (%(task)s::text is null or task = %(task)s)
+    order by next_at, task, name
+    limit %(limit)s
+) s
+
 -- name: task_queue
 -- Where a task's jobs wait; null when nobody has registered it.
 select queue from conductor.tasks where name = %(task)s order by registered_at desc limit 1

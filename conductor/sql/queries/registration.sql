@@ -69,8 +69,16 @@ order by id
 for update
 
 -- name: retire_subscriptions
-update conductor.subscriptions set retired_at = conductor.now()
-where id = any(%(ids)s::bigint[]) and retired_at is null
+-- What jobs are woken by stays while one waits for it, and for another version: retire_unawaited.
+update conductor.subscriptions s set retired_at = conductor.now()
+where s.id = any(%(ids)s::bigint[]) and s.retired_at is null
+    and not (
+        starts_with(s.trigger, 'wait:')
+        and (
+            s.version is distinct from %(version)s
+            or exists (
+                select from conductor.steps w
+                where w.topic = substr(s.trigger, 6) and w.outcome is null)))
 
 -- name: keep_subscriptions
 -- The definition stays; whose version routes is not part of it.
@@ -144,6 +152,25 @@ with newest as (
     where s.app = %(app)s and s.task = a.name and s.retired_at is null
 )
 select name from abandoned order by name
+
+-- name: app_names
+select distinct app from conductor.tasks order by app
+
+-- name: retire_unawaited
+-- What jobs of a version are woken by that is not the newest of its task, has no worker any more, and
+-- no job that waits.
+update conductor.subscriptions s set retired_at = conductor.now()
+where s.app = %(app)s and s.retired_at is null and starts_with(s.trigger, 'wait:')
+    and exists (
+        select from conductor.tasks t
+        where t.app = s.app and t.name = s.task and t.version is distinct from s.version)
+    and not exists (
+        select from conductor.workers w
+        where w.app = s.app and w.version is not distinct from s.version and s.task = any(w.tasks)
+            and w.renewals >= 0)
+    and not exists (
+        select from conductor.steps w
+        where w.topic = substr(s.trigger, 6) and w.outcome is null)
 
 -- name: source_is_elsewhere
 -- Whether a sidecar has said that this source is another database than this one.

@@ -47,7 +47,7 @@ returning s.job, s.name, s.position, s.kind, s.result, s.wake_at,
 -- Likewise steps that make a job, wait for something, or give up waiting; all in one transaction with
 -- what they make. The outcome of a step that is there already stays. cancels: when the wait is given
 -- up, the job that it waited for is to be cancelled. What was committed in the source before a wait
--- for a change never matches; of a source elsewhere, what was routed before.
+-- for a change never matches; a source elsewhere cannot be asked for that, so there is no such wait.
 with asked as materialized (
     select c.*, case when c.task is not null then nextval('conductor.jobs_id_seq') end as made
     from rows from (
@@ -77,18 +77,20 @@ stepped as (
     insert into conductor.steps as s (
         job, name, position, kind, result, outcome, wake_at, child, topic, fields, matched, condition,
         seen, seen_lsn)
-    select a.job, a.name, a.position, a.kind, a.result, a.outcome,
+    select a.job, a.name, a.position, a.kind, a.result,
+        case
+            when a.kind = 'change' and a.topic is not null and exists (
+                select from conductor.progress p
+                where p.source = 'default' and (
+                    p.database <> current_database()
+                    or p.system_identifier <> (
+                        select c.system_identifier::text from pg_control_system() c)))
+            then 'unavailable'
+            else a.outcome end,
         coalesce(a.wake_at, conductor.now() + make_interval(secs => a.delay_s)), a.made, a.topic,
         a.fields, a.matched, a.condition,
         case when a.topic is not null then pg_current_snapshot() end,
-        case when a.kind = 'change' then coalesce((
-            select case
-                when p.database = current_database() and p.system_identifier = (
-                    select c.system_identifier::text from pg_control_system() c)
-                then pg_current_wal_insert_lsn()
-                else p.routed_lsn end
-            from conductor.progress p where p.source = 'default' order by p.slot limit 1
-        ), '0/0') end
+        case when a.kind = 'change' then pg_current_wal_insert_lsn() end
     from asked a
     join owned o on o.id = a.job and o.fence = a.fence
     on conflict (job, name) do update set outcome = coalesce(s.outcome, excluded.outcome)
@@ -115,6 +117,72 @@ doomed as (
 )
 select s.job, s.name, s.position, s.kind, s.result, s.wake_at,
     coalesce(s.wake_at <= conductor.now(), false) as due, s.outcome, s.child
+from stepped s
+
+-- name: write_schedules
+-- Likewise steps that begin or end (without an expression) a schedule, together with it. A step that
+-- is there already was written by the same claim, and so was its schedule.
+with asked as materialized (
+    select c.*
+    from rows from (
+        json_to_recordset(%(calls)s::json) as (
+            job bigint, fence integer, name text, position integer, kind text, schedule text,
+            task text, queue text, rank smallint, expression text, timezone text),
+        unnest(%(payloads)s::json[], %(metadata)s::json[])
+    ) as c (
+        job, fence, name, position, kind, schedule, task, queue, rank, expression, timezone, payload,
+        metadata)
+),
+owned as materialized (
+    select j.id, j.fence
+    from (select distinct a.job, a.fence from asked a order by a.job, a.fence) f
+    cross join lateral (
+        select c.id, c.fence, c.worker
+        from conductor.jobs c
+        where c.id = f.job
+        limit 1
+        for no key update
+    ) j
+    where j.fence = f.fence and j.worker = %(worker)s
+),
+stepped as (
+    insert into conductor.steps as s (job, name, position, kind, outcome)
+    select a.job, a.name, a.position, a.kind, 'completed'
+    from asked a
+    join owned o on o.id = a.job and o.fence = a.fence
+    on conflict (job, name) do update set created_at = s.created_at
+    returning s.*, s.xmax = 0 as is_new
+),
+wanted as (
+    select distinct on (a.task, a.schedule) a.*
+    from asked a
+    join stepped s on s.job = a.job and s.name = a.name
+    where s.is_new
+    order by a.task, a.schedule, a.job desc
+),
+begun as (
+    insert into conductor.schedules as c (
+        app, task, name, queue, rank, expression, timezone, payload, metadata, next_at, is_planned)
+    select '', w.task, w.schedule, w.queue, w.rank, w.expression, w.timezone, w.payload, w.metadata,
+        conductor.now(), false
+    from wanted w
+    where w.expression is not null
+    order by w.task, w.schedule
+    on conflict (app, task, name) do update set
+        queue = excluded.queue, rank = excluded.rank, expression = excluded.expression,
+        timezone = excluded.timezone, payload = excluded.payload, metadata = excluded.metadata,
+        next_at = case when c.expression = excluded.expression and c.timezone = excluded.timezone
+            then c.next_at else excluded.next_at end,
+        is_planned = c.is_planned and c.expression = excluded.expression
+            and c.timezone = excluded.timezone,
+        registered_at = conductor.now()
+),
+ended as (
+    delete from conductor.schedules c
+    using wanted w
+    where w.expression is null and c.app = '' and c.task = w.task and c.name = w.schedule
+)
+select s.job, s.name, s.position, s.kind, s.result, s.wake_at, false as due, s.outcome, s.child
 from stepped s
 
 -- name: limit_idle

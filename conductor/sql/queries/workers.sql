@@ -17,6 +17,13 @@ delete from conductor.workers w
 where w.id = %(worker)s
     and not exists (select from conductor.jobs j where j.state = 'running' and j.worker = w.id)
 
+-- name: offered_by
+-- A live worker of this version of an application that has the task.
+select w.id
+from conductor.workers w
+where w.app = %(app)s and w.version = %(version)s and %(task)s = any (w.tasks) and w.renewals >= 0
+limit 1
+
 -- name: renew_leases
 -- Renews the leases of one process; those not returned are gone.
 update conductor.workers w
@@ -77,12 +84,12 @@ kept as (
     insert into conductor.history (
         id, run_at, created_at, started_at, finished_at, parent, expires_on, fence, rank, attempt,
         crashes, outcome, trigger, queue, task, app, version, key, dedupe_key, payload, metadata,
-        error, source_generation, source_lsn, source_ordinal, subscription)
+        error, source_generation, source_lsn, source_ordinal, subscription, code)
     select g.id, g.run_at, g.created_at, g.started_at, conductor.now(), g.parent,
         conductor.expiry(g.task), g.fence, g.rank, g.attempt, g.crashes + 1, g.outcome, g.trigger,
         g.queue, g.task, g.app, g.version, g.key, g.dedupe_key, g.payload, g.metadata,
         json_build_object('type', g.error_type, 'message', g.message, 'attempt', g.attempt),
-        g.source_generation, g.source_lsn, g.source_ordinal, g.subscription
+        g.source_generation, g.source_lsn, g.source_ordinal, g.subscription, g.code
     from gone g
     returning id
 ),

@@ -63,7 +63,7 @@ async def test_no_part_of_a_malformed_dsn_is_shown(
         lambda: parse_dsn(dsn),
         lambda: connect_blocking(dsn, "test"),
         lambda: migrate(dsn),
-        lambda: Transactions(dsn, 1, lambda: 1)._options(),
+        lambda: Transactions(dsn, 1, lambda: 1, dead_after_s=8)._options(),
     ):
         with pytest.raises(ConductorError) as refused:
             use()

@@ -55,3 +55,11 @@ def test_a_newer_database_is_refused() -> None:
 def test_a_record_with_a_gap_is_refused() -> None:
     with pytest.raises(MigrationMismatch, match="has migration 0002 but not 0001"):
         pending_of([ONE, TWO], record(TWO))
+
+
+@pytest.mark.parametrize(
+    ("content", "workers_from"),
+    [(b"select 1", None), (b"-- why\n-- workers from 0003 go on\nselect 1", 3)],
+)
+def test_a_migration_says_whose_workers_go_on(content: bytes, workers_from: int | None) -> None:
+    assert Migration.from_file("0004_fourth.sql", content).workers_from == workers_from

@@ -6,7 +6,7 @@ import pytest
 
 from conductor import scheduler
 from conductor.errors import CronInvalid
-from conductor.scheduler import Move, plan_move
+from conductor.scheduler import Move, first_move, plan_move
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -15,6 +15,18 @@ MINUTE = timedelta(minutes=1)
 def test_the_instant_that_is_due_fires_at_once() -> None:
     move = plan_move("*/5 * * * *", "UTC", NOON, NOON + timedelta(milliseconds=3))
     assert move == Move(NOON, NOON + 5 * MINUTE, missed=0)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "move"),
+    [
+        (3, Move(None, NOON + 5 * MINUTE, missed=0)),
+        (5, Move(NOON + 5 * MINUTE, NOON + 10 * MINUTE, missed=0)),
+        (12, Move(NOON + 10 * MINUTE, NOON + 15 * MINUTE, missed=1)),
+    ],
+)
+def test_a_schedule_begins_after_the_instant_it_was_made_at(minutes: int, move: Move) -> None:
+    assert first_move("*/5 * * * *", "UTC", NOON, NOON + minutes * MINUTE) == move
 
 
 def test_only_the_latest_missed_instant_fires() -> None:

@@ -30,6 +30,10 @@ def job(id_: int, crashes: int = 0) -> ClaimedJob:
     return ClaimedJob(info, b"{}", 0.0, 0.0)
 
 
+async def _never(_job: JobInfo) -> bool:
+    return False
+
+
 class Rig:
     """Slots without a database, and a handler that waits until it is let go."""
 
@@ -44,7 +48,8 @@ class Rig:
             handler=self.handle,
             is_sync=False,
         )
-        surroundings = Surroundings({"t": bound}, None, Threads("t"), None)  # type: ignore[arg-type]  # no steps here
+        no_steps: Any = None
+        surroundings = Surroundings({"t": bound}, no_steps, Threads("t"), None, _never)
         self.slots = Slots(limit, surroundings, twice_crashed=self.twice_crashed, wake=self.wake)
 
     def wake(self) -> None:

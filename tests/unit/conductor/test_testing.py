@@ -10,6 +10,7 @@ from conductor import (
     ChildFailed,
     Conductor,
     Context,
+    Cron,
     Insert,
     Invocation,
     OnChange,
@@ -190,3 +191,16 @@ def test_changes() -> None:
     assert deleted(one).old is one
     assert truncated(Users, cascade=True).cascade
     assert OnChange(Users).table.table == inserted(one).table
+
+
+async def test_schedules_are_kept() -> None:
+    async def handler(event: Invocation[Order], ctx: Context[None]) -> list[Any]:
+        await ctx.schedule("each day", charge, Cron("0 9 * * *"), event.payload)
+        await ctx.schedule("never", charge, Cron("0 9 * * *"), event.payload)
+        await ctx.sleep("a day", timedelta(days=1))
+        await ctx.unschedule("never", charge)
+        return []
+
+    rehearsal = Rehearsal()
+    await rehearsal.run(handled(handler), Invocation(Order(id=7)))
+    assert rehearsal.scheduled(charge) == {"each day": Order(id=7)}
