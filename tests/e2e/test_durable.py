@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from examples.fulfilment.workflow import create as create_fulfilment
-from tests.e2e.durable_worker import PHASES, Go, Phase, create, go, work
+from tests.e2e.durable_worker import PHASES, TABLES, Go, Phase, create, go, work
+from tests.e2e.worker_processes import Workers
 from tests.integration.conftest import Queue, eventually
 from tests.integration.sidecar import drop_slot, running
 from tests.servers import ScratchDatabase
@@ -32,42 +31,9 @@ async def queue(migrated: ScratchDatabase) -> AsyncIterator[Queue]:
     await queue.close()
 
 
-class Workers:
-    """Worker processes that are started again when they have died."""
-
-    def __init__(self, module: str, dsn: str, count: int) -> None:
-        self._command = (sys.executable, "-m", module, dsn)
-        self._count = count
-        self.processes: list[asyncio.subprocess.Process] = []
-        self.started = 0
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Workers]:
-        keeper = asyncio.gather(*(self._keep() for _ in range(self._count)))
-        try:
-            yield self
-        finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
-            for process in self.processes:
-                process.terminate()
-            await asyncio.gather(*(process.wait() for process in self.processes))
-
-    async def _keep(self) -> None:
-        while True:
-            process = await asyncio.create_subprocess_exec(
-                *self._command, stderr=asyncio.subprocess.DEVNULL
-            )
-            self.started += 1
-            self.processes.append(process)
-            await process.wait()
-            self.processes.remove(process)
-
-
 @pytest.mark.parametrize("phase", [*PHASES, "waiting"])
 async def test_a_worker_is_killed_in_each_phase(queue: Queue, phase: str) -> None:
-    await queue.rows("create table deaths (phase text primary key)")
-    await queue.rows("create table effects (job bigint)")
+    await queue.rows(TABLES)
     client = create(queue.database.dsn)
     workers = Workers("tests.e2e.durable_worker", queue.database.dsn, 1)
     async with workers.running():
