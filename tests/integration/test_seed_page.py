@@ -7,75 +7,28 @@ doctest, a shell block runs. The type checkers read what a reader of the page wo
 from __future__ import annotations
 
 import os
-import re
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import pytest
 
+from tests.integration.pages import MYPY_CACHE, ROOT, Page, process, shell
 from tests.integration.sidecar import query
 from tests.servers import ScratchDatabase, wait_until
 
-ROOT: Final = Path(__file__).parents[2]
-PAGE: Final = ROOT / "docs" / "defining-tasks-and-events.md"
-BLOCK: Final = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FILE: Final = re.compile(r"# ([\w/]+\.py)\n")
+PAGE: Final = Page("defining-tasks-and-events.md")
 TIMEOUT_S: Final = 60.0
-
-
-class Block(NamedTuple):
-    language: str
-    text: str
-
-
-def blocks(language: str | None = None) -> list[Block]:
-    found = [Block(*match.groups()) for match in BLOCK.finditer(PAGE.read_text())]
-    return [block for block in found if language in {None, block.language}]
-
-
-def shell(database: ScratchDatabase, folder: Path, script: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["/bin/bash", "-euo", "pipefail", "-c", script], cwd=folder,
-        env=environment(database, folder), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-
-
-def environment(database: ScratchDatabase, folder: Path) -> dict[str, str]:
-    programs = Path(sys.executable).parent
-    return {
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{folder}:{ROOT}",
-        "CONDUCTOR_DSN": database.dsn,
-        "CONDUCTOR_METRICS_PORT": "-1",
-        "CDC_SOURCE_DSN": database.source_dsn,
-        "CDC_SLOT": database.name,
-        "CDC_METRICS_PORT": "-1",
-    }
-
-
-def write_files(folder: Path) -> None:
-    """Write the page's modules; a file's blocks are one after another in it."""
-    (folder / "schemas").mkdir()
-    (folder / "schemas" / "__init__.py").touch()
-    for block in blocks("python"):
-        name = FILE.match(block.text)
-        assert name is not None, f"no file is named: {block.text[:60]}"
-        with (folder / name[1]).open("a") as file:
-            file.write(block.text + "\n\n")
 
 
 @pytest.fixture
 def page(database: ScratchDatabase, tmp_path: Path) -> Path:
     """A folder as the page leaves it before anything runs: tables, modules, generated models."""
-    for block in blocks("sql"):
+    for block in PAGE.blocks("sql"):
         query(database.dsn, block.text)
-    write_files(tmp_path)
-    generate = blocks("sh")[0]
+    PAGE.write_files(tmp_path)
+    generate = PAGE.blocks("sh")[0]
     assert "gen types python" in generate.text
     done = shell(database, tmp_path, generate.text)
     assert done.returncode == 0, done.stderr
@@ -83,10 +36,9 @@ def page(database: ScratchDatabase, tmp_path: Path) -> Path:
 
 
 def test_every_block_is_of_a_kind_that_is_run() -> None:
-    assert {block.language for block in blocks()} == {"python", "sql", "sh", "pycon"}
-    files = {match[1] for block in blocks("python") if (match := FILE.match(block.text))}
-    assert files == {"schemas/tasks.py", "schemas/events.py", "worker.py", "api.py"}
-    assert len(blocks("sh")) == 3
+    assert {block.language for block in PAGE.blocks()} == {"python", "sql", "sh", "pycon"}
+    assert PAGE.files == {"schemas/tasks.py", "schemas/events.py", "worker.py", "api.py"}
+    assert len(PAGE.blocks("sh")) == 3
 
 
 @pytest.mark.pg(15)
@@ -94,7 +46,7 @@ def test_the_type_checkers_agree(page: Path) -> None:
     (page / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
     programs = Path(sys.executable).parent
     for command in (
-        (programs / "mypy", "--strict", "--config-file=", "--cache-dir=.mypy_cache",
+        (programs / "mypy", "--strict", "--config-file=", f"--cache-dir={MYPY_CACHE}",
          "worker.py", "api.py"),
         (programs / "pyright", "--pythonpath", sys.executable),
     ):  # fmt: skip
@@ -107,31 +59,15 @@ def test_the_type_checkers_agree(page: Path) -> None:
 
 @pytest.mark.pg(15)
 def test_wrong_names_end_as_the_page_says(page: Path, database: ScratchDatabase) -> None:
-    (session,) = blocks("pycon")
+    (session,) = PAGE.blocks("pycon")
     (page / "session.txt").write_text(session.text)
     done = shell(database, page, "python -m doctest session.txt")
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@contextmanager
-def process(folder: Path, database: ScratchDatabase, *command: str) -> Iterator[None]:
-    """A process that runs until the end of the block, and then ends as it should."""
-    with (folder / f"{command[0]}.log").open("wb") as log:
-        started = subprocess.Popen(
-            command, cwd=folder, env=environment(database, folder), stdout=log, stderr=log
-        )
-        try:
-            yield
-            started.send_signal(signal.SIGTERM)
-            assert started.wait(30) == 0
-        finally:
-            started.kill()
-            started.wait()
-
-
 @pytest.mark.timeout(240)
 def test_the_page_runs(page: Path, database: ScratchDatabase) -> None:
-    _, prepare, run = (block.text for block in blocks("sh"))
+    _, prepare, run = (block.text for block in PAGE.blocks("sh"))
     done = shell(database, page, prepare)
     assert (done.returncode, done.stderr) == (0, "no differences\n"), done.stdout
     first, second, last = run.splitlines()

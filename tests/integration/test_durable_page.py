@@ -1,0 +1,86 @@
+"""`docs/durable-execution.md`, run from end to end: every block of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.integration.pages import MYPY_CACHE, ROOT, Page, process, shell
+from tests.integration.sidecar import query
+from tests.servers import ScratchDatabase, wait_until
+
+pytestmark = pytest.mark.pg(18)
+
+PAGE: Final = Page("durable-execution.md")
+TIMEOUT_S: Final = 60.0
+PYTEST: Final = "pytest -p no:cacheprovider -p no:cloudcoil"  # as this project runs it
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the page's modules."""
+    PAGE.write_files(tmp_path)
+    return tmp_path
+
+
+def test_every_block_is_of_a_kind_that_is_run() -> None:
+    assert {block.language for block in PAGE.blocks()} == {"python", "sql", "sh"}
+    assert PAGE.files == {"shop.py", "later.py", "test_shop.py", "place.py"}
+    assert [len(PAGE.blocks(language)) for language in ("sql", "sh")] == [1, 3]
+
+
+def test_the_type_checker_agrees(folder: Path) -> None:
+    command = (
+        str(Path(sys.executable).parent / "mypy"),
+        *("--strict", "--config-file=", f"--cache-dir={MYPY_CACHE}"),
+        *("shop.py", "later.py", "test_shop.py", "place.py"),
+    )
+    variables = {**os.environ, "MYPYPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=folder, env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_its_tests_pass_and_versions_stand_side_by_side(
+    folder: Path, database: ScratchDatabase
+) -> None:
+    test, _, _ = (block.text for block in PAGE.blocks("sh"))
+    done = shell(database, folder, test.replace("pytest", PYTEST))
+    assert (done.returncode, "4 passed" in done.stdout) == (0, True), done.stdout + done.stderr
+    done = shell(database, folder, "python later.py")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.timeout(180)
+def test_the_page_runs(folder: Path, database: ScratchDatabase) -> None:
+    for block in PAGE.blocks("sql"):
+        query(database.dsn, block.text)
+    _, migrate, run = (block.text for block in PAGE.blocks("sh"))
+    assert shell(database, folder, migrate).returncode == 0
+    first, second, last = run.splitlines()
+    with (
+        process(folder, database, *first.removesuffix(" &").split()),
+        process(folder, database, *second.removesuffix(" &").split()),
+    ):
+        stamped = (
+            "select count(*) = 3 as done from conductor.activations where start_lsn is not null"
+        )
+        wait_until(lambda: query(database.dsn, stamped)[0]["done"], TIMEOUT_S, "capture")
+        done = shell(database, folder, last)
+        assert done.stdout == "shipped (1, 250) left [('lamp', 9)]\n", done.stderr
+        assert f"It prints `{done.stdout.strip()}`" in (ROOT / "docs" / PAGE.name).read_text()
+        ended = "select count(*) = 2 as done from conductor.history where task = 'fulfil'"
+        wait_until(lambda: query(database.dsn, ended)[0]["done"], TIMEOUT_S, "both orders")
+    rows = query(database.dsn, "select task, outcome::text, error from conductor.history")
+    outcomes = {(row["task"], row["outcome"]) for row in rows}
+    assert outcomes >= {("fulfil", "completed"), ("fulfil", "failed"), ("remember", "completed")}
+    (failed,) = [row["error"]["message"] for row in rows if row["outcome"] == "failed"]
+    assert failed == "bomb is sold out"
+    names = query(database.dsn, "select name from conductor.schedules order by name")
+    assert [row["name"] for row in names] == ["order 1", "order 2"]
