@@ -9,7 +9,9 @@ anything itself; whoever does the work calls an instrument.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar, cast
 
@@ -202,6 +204,17 @@ TABLE: Final[tuple[Metric[Any], ...]] = tuple(
     value for value in tuple(globals().values()) if isinstance(value, Metric)
 )
 """Every metric of a worker process, in the order of this file."""
+
+
+def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
+    """Observe many values, for a fraction of what one `Histogram.observe` each costs.
+
+    That takes two locks a value, this one a bucket that is hit.
+    """
+    bounds, buckets = histogram._upper_bounds, histogram._buckets  # noqa: SLF001 - has no such call
+    for bucket, count in Tally(bisect_left(bounds, value) for value in values).items():
+        buckets[bucket].inc(count)
+    histogram._sum.inc(sum(values))  # noqa: SLF001
 
 
 class Metrics:

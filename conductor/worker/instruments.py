@@ -21,6 +21,7 @@ from conductor.metrics import (
     SUSPENDED,
     WAIT,
     Metrics,
+    observe_all,
 )
 from conductor.store.jobs import Finished
 
@@ -61,13 +62,14 @@ class Instruments:
 
     def count_runs(self, executions: Sequence[Execution]) -> None:
         """Count and time runs that have ended."""
-        for task, count in Counter(e.info.task for e in executions).items():
-            self._tasks[task].started.inc(count)
+        by_task: dict[str, list[Execution]] = {}
         for execution in executions:
-            job = execution.job
-            instruments = self._tasks[execution.info.task]
-            instruments.wait.observe(max(job.waited_s + execution.started_s - job.claimed_s, 0.0))
-            instruments.duration.observe(execution.ended_s - execution.started_s)
+            by_task.setdefault(execution.info.task, []).append(execution)
+        for task, runs in by_task.items():
+            instruments = self._tasks[task]
+            instruments.started.inc(len(runs))
+            observe_all(instruments.wait, [_waited_s(run) for run in runs])
+            observe_all(instruments.duration, [run.ended_s - run.started_s for run in runs])
 
     def count_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """Count what was settled."""
@@ -82,3 +84,9 @@ class Instruments:
                 instruments.retried.inc()
             elif outcome.wake_at is not None:
                 instruments.suspended.inc()
+
+
+def _waited_s(run: Execution) -> float:
+    """Return how long a job could have run before it did."""
+    waited_s = run.job.waited_s + run.started_s - run.job.claimed_s
+    return max(waited_s, 0.0)  # clocks of two hosts

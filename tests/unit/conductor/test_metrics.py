@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from conductor import metrics
-from conductor.metrics import TABLE, Metric, Metrics
+from conductor.metrics import TABLE, WAIT, Metric, Metrics, observe_all
 
 UNITS = ("_seconds", "_bytes", "_total", "_info", "_transactions")
 COUNTS = {
@@ -79,3 +79,14 @@ def test_each_instrument_is_of_its_kind() -> None:
     assert isinstance(process.get(metrics.RESCUED), Counter)
     assert isinstance(process.get(metrics.SLOTS, "default"), Gauge)
     assert isinstance(process.get(metrics.CLAIM, "default"), Histogram)
+
+
+def test_many_observations_are_those_of_each() -> None:
+    values = [0.0, 0.0005, 0.00051, 0.3, 0.3, 3600.0, 3601.0, 1e9]
+    together, singly = Metrics(), Metrics()
+    observe_all(together.get(WAIT, "default", "t"), values)
+    for value in values:
+        singly.get(WAIT, "default", "t").observe(value)
+    observe_all(together.get(WAIT, "default", "idle"), [])
+    singly.get(WAIT, "default", "idle")
+    assert generate_latest(together.registry) == generate_latest(singly.registry)
