@@ -49,6 +49,12 @@ EVENTS: Final = (
         "Asked to stop: nothing more is claimed, running handlers may finish.",
     ),
     LogEvent(
+        "schema_too_new",
+        "%s; draining for up to %g s",
+        ("error", "drain_timeout_s"),
+        "The database was migrated beyond what this release knows: deploy a newer one.",
+    ),
+    LogEvent(
         "handlers_stopped",
         "queue %s: stopping %s handlers",
         ("queue", "handlers"),
