@@ -87,8 +87,13 @@ def draw(overview: Row, silent_s: dict[int, float]) -> Group:
     """Return the screen. ``silent_s``: by worker, how long its lease has stood still."""
     at = datetime.fromtimestamp(overview["at"], UTC)
     parts: list[RenderableType] = [Text(f"{at:%Y-%m-%d %H:%M:%S} UTC", style="dim")]
-    parts += [_queues(overview["queues"]), _tasks(overview["tasks"])]
-    parts += [_workers(overview["workers"], silent_s), _slots(overview["slots"])]
+    for table in (
+        _queues(overview["queues"]),
+        _tasks(overview["tasks"]),
+        _workers(overview["workers"], silent_s),
+        _slots(overview["slots"]),
+    ):
+        parts += [Text(), table]
     return Group(*parts)
 
 
@@ -101,9 +106,9 @@ def _queues(queues: list[Row]) -> RenderableType:
 
 
 def _tasks(tasks: list[Row]) -> RenderableType:
-    table = _table("task", *_TASK_COLUMNS)
+    table = _table("task", "queue", *_TASK_COLUMNS)
     for row in tasks:
-        table.add_row(_name(row["task"]), *_counts(row))
+        table.add_row(_name(row["task"]), _name(row["queue"]), *_counts(row))
     return table
 
 
