@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from conductor.errors import ConfigError, DatabaseUnavailable, MigrationMismatch
-from conductor.store.sessions import connection_settings
+from conductor.store.sessions import connection_settings, prepare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -72,6 +72,7 @@ class Connections:
                 timeout=WAIT_S,
                 name=self._name,
                 check=_check_open,
+                configure=prepare,
             )
             await self._pool.open()
         if self._loop is not loop:

@@ -18,7 +18,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from conductor.errors import FenceLost
 from conductor.sql import load
 from conductor.store.arrays import register_arrays
-from conductor.store.sessions import connection_settings
+from conductor.store.sessions import connection_settings, prepare
 from conductor.store.steps import write_statement
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ class Transactions:
         Raises FenceLost and CommitUnknown.
         """
         if self._pool is None:
-            self._pool = AsyncConnectionPool(self._dsn, open=False, **self._options())
+            self._pool = AsyncConnectionPool(
+                self._dsn, open=False, configure=prepare, **self._options()
+            )
             await self._pool.open()
         committing = False
         async with self._pool.connection() as connection:

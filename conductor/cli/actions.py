@@ -38,7 +38,7 @@ from conductor.errors import (
 from conductor.migrations import Migration
 from conductor.store.operations import OperationStore, Row
 from conductor.store.overview import read_overview
-from conductor.store.sessions import Backoff, connection_settings
+from conductor.store.sessions import Backoff, connection_settings, prepare
 from conductor.texts import TextInvalid, check_value
 from conductor.tracing import export
 
@@ -251,6 +251,7 @@ async def _connected(
     dsn = settings.conninfo
     try:
         connection = await AsyncConnection.connect(dsn, **connection_settings(dsn, "conductor cli"))
+        await prepare(connection)
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"cannot connect to the database: {_line(error)}") from error
     try:

@@ -2,7 +2,7 @@
 
 A session is one autocommit connection that never prepares statements (so that the server plans
 each execution with its values, and so that a pooler in between changes nothing), reads JSON as raw
-bytes, and notices a dead peer within seconds. This module must not know any query.
+bytes, and notices a dead peer within seconds. This module must not know any query of the queue.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from psycopg import AsyncConnection, Connection
 from psycopg.types.string import ByteaBinaryLoader, ByteaLoader
 
 from conductor.dsn import parse_dsn
+from conductor.sql import load
 from conductor.store.arrays import register_arrays
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
+_ISO_DATES: Final = load("sessions")["iso_dates"]
 _FIRST_DELAY_S: Final = 0.05
 _LAST_DELAY_S: Final = 5.0
 _SETTINGS: Final[dict[str, str | int]] = {
@@ -68,9 +70,21 @@ def first_line(error: psycopg.Error) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+async def prepare(connection: AsyncConnection[Any]) -> None:
+    """Make a new connection one whose times the driver can read. Mostly no round trip."""
+    if not _writes_iso(connection):
+        await connection.execute(_ISO_DATES)
+
+
+def _writes_iso(connection: AsyncConnection[Any] | Connection[Any]) -> bool:
+    style = connection.pgconn.parameter_status(b"DateStyle")
+    return style is None or style.startswith(b"ISO")
+
+
 async def connect(dsn: str, name: str) -> AsyncConnection[Any]:
     """Open a session's connection once. Raises psycopg.OperationalError and ConfigError."""
     connection = await AsyncConnection.connect(dsn, **connection_settings(dsn, name))
+    await prepare(connection)
     _adapt(connection)
     return connection
 
@@ -78,6 +92,8 @@ async def connect(dsn: str, name: str) -> AsyncConnection[Any]:
 def connect_blocking(dsn: str, name: str) -> Connection[Any]:
     """Like `connect`, for a thread. Raises psycopg.OperationalError."""
     connection = Connection.connect(dsn, **connection_settings(dsn, name))
+    if not _writes_iso(connection):
+        connection.execute(_ISO_DATES)
     _adapt(connection)
     return connection
 

@@ -253,7 +253,7 @@ async def test_values_that_are_read_again_are_equal_too(
 ) -> None:
     module = load(source_of(shop), tmp_path)
     name = shop.name
-    for setting in ("timezone = 'Asia/Kolkata'", "bytea_output = escape",
+    for setting in ("datestyle = 'SQL, DMY'", "timezone = 'Asia/Kolkata'", "bytea_output = escape",
                     "intervalstyle = iso_8601", "extra_float_digits = -3"):  # fmt: skip
         query(shop.admin_dsn, f'alter database "{name}" set {setting}')
     model = module.ShopAllTypes
