@@ -138,3 +138,44 @@ class LogicalMessage:
 Message: TypeAlias = (
     Begin | Commit | Origin | Relation | Type | Insert | Update | Delete | Truncate | LogicalMessage
 )
+
+
+@dataclass(slots=True)
+class StreamStart:
+    """What follows, up to `StreamStop`, is of one transaction that has not ended yet."""
+
+    xid: int
+    is_first: bool
+
+
+@dataclass(slots=True)
+class StreamStop:
+    """The piece of a transaction in progress is over."""
+
+
+@dataclass(slots=True)
+class StreamCommit:
+    """A transaction that came in pieces has committed; positions as in `Commit`."""
+
+    xid: int
+    flags: int
+    commit_lsn: int
+    end_lsn: int
+    commit_time_us: int
+
+
+@dataclass(slots=True)
+class StreamAbort:
+    """One that came in pieces was rolled back, or a part of it: `subxid` is the part.
+
+    Where and when is told only by protocol 4 (streaming `parallel`).
+    """
+
+    xid: int
+    subxid: int
+    abort_lsn: int | None = None
+    abort_time_us: int | None = None
+
+
+StreamMessage: TypeAlias = StreamStart | StreamStop | StreamCommit | StreamAbort
+"""What protocols 2 and 4 say besides."""

@@ -1,4 +1,4 @@
-"""The server's side of pgoutput version 1: messages to bytes, for round trips.
+"""The server's side of pgoutput: messages to bytes, for round trips.
 
 Written from PostgreSQL's "Logical Replication Message Formats", not from the decoder.
 """
@@ -17,10 +17,37 @@ from cdc.wire.messages import (
     Origin,
     Relation,
     Row,
+    StreamAbort,
+    StreamCommit,
+    StreamMessage,
+    StreamStart,
+    StreamStop,
     Truncate,
     Type,
     Update,
 )
+
+
+def in_piece(subxid: int, message: Message) -> bytes:
+    """Encode a message of a transaction in progress: its id comes after the tag."""
+    encoded = encode(message)
+    return encoded[:1] + struct.pack(">I", subxid) + encoded[1:]
+
+
+def encode_streamed(message: StreamMessage) -> bytes:
+    match message:
+        case StreamStart(xid, is_first):
+            return b"S" + struct.pack(">IB", xid, is_first)
+        case StreamStop():
+            return b"E"
+        case StreamCommit(xid, flags, commit_lsn, end_lsn, commit_time_us):
+            time = commit_time_us - POSTGRES_EPOCH_US
+            return b"c" + struct.pack(">IBQQq", xid, flags, commit_lsn, end_lsn, time)
+        case StreamAbort(xid, subxid, abort_lsn, abort_time_us):
+            encoded = b"A" + struct.pack(">II", xid, subxid)
+            if abort_lsn is None or abort_time_us is None:
+                return encoded
+            return encoded + struct.pack(">Qq", abort_lsn, abort_time_us - POSTGRES_EPOCH_US)
 
 
 def encode(message: Message) -> bytes:

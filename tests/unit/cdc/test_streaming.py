@@ -1,0 +1,349 @@
+"""Protocols 2 and 4 against version 1: the same transactions, whichever way they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cdc.errors import ProtocolError
+from cdc.spool import Spool, SpoolMemory
+from cdc.streaming import StreamedStream, StreamedTransactions
+from cdc.wire.frames import XLOG_DATA_HEADER_SIZE, keepalive
+from cdc.wire.messages import (
+    Begin,
+    Commit,
+    Insert,
+    Message,
+    StreamAbort,
+    StreamCommit,
+    StreamMessage,
+    StreamStart,
+    StreamStop,
+)
+from cdc.wire.streamed import decode_streamed, split_xid
+
+from .pgoutput_encoder import encode, encode_streamed, in_piece
+from .strategies import (
+    deletes,
+    inserts,
+    logical_messages,
+    lsns,
+    relations,
+    times_us,
+    truncates,
+    u32s,
+    updates,
+)
+
+STREAMED: Final[st.SearchStrategy[StreamMessage]] = st.one_of(
+    st.builds(StreamStart, u32s, st.booleans()),
+    st.builds(StreamStop),
+    st.builds(StreamCommit, u32s, st.integers(0, 255), lsns, lsns, times_us),
+    st.builds(StreamAbort, u32s, u32s),
+    st.builds(StreamAbort, u32s, u32s, lsns, times_us),
+)
+CHANGES: Final[st.SearchStrategy[Message]] = st.one_of(
+    inserts, updates, deletes, truncates, relations, logical_messages
+)
+
+
+@given(STREAMED)
+def test_every_message_survives_the_round_trip(message: StreamMessage) -> None:
+    assert decode_streamed(encode_streamed(message)) == message
+
+
+@given(STREAMED, st.data())
+def test_a_damaged_message_is_refused(message: StreamMessage, data: st.DataObject) -> None:
+    whole = encode_streamed(message)
+    if len(whole) > 1:
+        size = data.draw(st.integers(1, len(whole) - 1))
+        if not (whole[:1] == b"A" and size == 9):  # the short form of an abort
+            with pytest.raises(ProtocolError):
+                decode_streamed(whole[:size])
+    with pytest.raises(ProtocolError):
+        decode_streamed(whole + b"\0")
+
+
+@given(u32s, CHANGES)
+def test_a_message_of_a_piece_is_one_of_version_1(subxid: int, message: Message) -> None:
+    assert split_xid(in_piece(subxid, message)) == (subxid, encode(message))
+
+
+def test_a_message_of_a_piece_without_its_transaction_is_refused() -> None:
+    with pytest.raises(ProtocolError):
+        split_xid(b"I\0\0")
+
+
+# --- a server, in both tongues ----------------------------------------------------------------
+
+
+@dataclass
+class Block:
+    """What a (sub)transaction does, in order, and whether that is kept."""
+
+    does: list[Message | Block]
+    kept: bool = True
+
+
+@dataclass
+class Transaction:
+    """A top-level transaction, flattened into what the server sees of it."""
+
+    xid: int
+    block: Block
+    streamed: bool
+    pieces: list[int]  # lengths of its pieces, as far as they say
+    actions: list[tuple[int, Message | None]] = field(default_factory=list)
+    """(subtransaction, message), or (subtransaction, None): it is rolled back."""
+
+    survives: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        ids = iter(range(self.xid, self.xid + 10_000))
+        next(ids)
+        self.survives = self._flatten(self.block, self.xid, ids)
+
+    def _flatten(self, block: Block, xid: int, ids: Iterator[int]) -> list[Message]:
+        survives: list[Message] = []
+        for step in block.does:
+            if not isinstance(step, Block):
+                self.actions.append((xid, step))
+                survives.append(step)
+                continue
+            first = len(self.actions)
+            subxid = next(ids) % 2**32
+            inner = self._flatten(step, subxid, ids)
+            if step.kept:
+                survives += inner
+            else:  # children first, as an abort record lists them; those that wrote nothing not
+                within = {x for x, _ in self.actions[first:]}
+                gone = {x for x, message in self.actions[first:] if message is None}
+                base = self.xid
+                order = sorted(within - gone, key=lambda x: (x - base) % 2**32)
+                own = [subxid] if subxid in order else []
+                rest = [x for x in order if x != subxid]
+                self.actions += [(x, None) for x in rest + own]
+        return survives
+
+
+def blocks() -> st.SearchStrategy[Block]:
+    leaf = st.builds(Block, st.lists(CHANGES, max_size=4), st.booleans())
+    return st.recursive(
+        leaf, lambda inner: st.builds(Block, st.lists(CHANGES | inner, max_size=5), st.booleans())
+    )
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[list[Transaction], list[int]]:
+    """Transactions, and whose turn it is at each step."""
+    count = draw(st.integers(1, 4))
+    start = draw(st.sampled_from([700, 2**32 - 3]))
+    transactions = [
+        Transaction(
+            (start + 20_000 * number) % 2**32,
+            draw(blocks()),
+            draw(st.booleans()),
+            draw(st.lists(st.integers(1, 3), max_size=3)),
+        )
+        for number in range(count)
+    ]
+    steps = sum(len(t.actions) + 1 for t in transactions)
+    turns = draw(st.lists(st.integers(0, count - 1), min_size=steps, max_size=4 * steps))
+    return transactions, turns
+
+
+def sent(history: tuple[list[Transaction], list[int]]) -> tuple[list[bytes], list[bytes]]:
+    """What the server sends by protocol 1, and in pieces."""
+    transactions, turns = history
+    plain: list[bytes] = []
+    streamed: list[bytes] = []
+    done = dict.fromkeys(range(len(transactions)), 0)
+    ended: set[int] = set()
+    lsn = 1000
+    for turn in [*turns, *range(len(transactions))] * 2:
+        transaction = transactions[turn]
+        if turn in ended:
+            continue
+        position, actions = done[turn], transaction.actions
+        if position < len(actions):
+            size = transaction.pieces.pop() if transaction.pieces else len(actions)
+            done[turn] = position + size
+            if transaction.streamed:
+                streamed += piece(transaction, position, size)
+            continue
+        ended.add(turn)
+        lsn += 100
+        xid, kept = transaction.xid, transaction.block.kept
+        whole = [
+            encode(Begin(lsn, lsn, xid)),
+            *map(encode, transaction.survives),
+            encode(Commit(0, lsn, lsn + 8, lsn)),
+        ]
+        if kept:
+            plain += whole
+        if transaction.streamed and actions:
+            end = StreamCommit(xid, 0, lsn, lsn + 8, lsn) if kept else StreamAbort(xid, xid)
+            streamed.append(encode_streamed(end))
+        elif kept:
+            streamed += whole
+    assert len(ended) == len(transactions)
+    return plain, streamed
+
+
+def piece(transaction: Transaction, position: int, size: int) -> list[bytes]:
+    """Some of a transaction's actions: pieces of rows, with the rollbacks between them."""
+    payloads: list[bytes] = []
+    is_open, is_first = False, position == 0
+    for subxid, message in transaction.actions[position : position + size]:
+        if message is not None and not is_open:
+            payloads.append(encode_streamed(StreamStart(transaction.xid, is_first)))
+            is_open, is_first = True, False
+        if message is not None:
+            payloads.append(in_piece(subxid, message))
+            continue
+        if is_open:
+            payloads.append(encode_streamed(StreamStop()))
+            is_open = False
+        payloads.append(encode_streamed(StreamAbort(transaction.xid, subxid)))
+    if is_open:
+        payloads.append(encode_streamed(StreamStop()))
+    return payloads
+
+
+@settings(max_examples=300)
+@given(histories(), st.sampled_from([0, 200, 1 << 20]))
+def test_pieces_give_what_protocol_1_gives(
+    history: tuple[list[Transaction], list[int]], limit_bytes: int
+) -> None:
+    plain, streamed = sent(history)
+    memory = SpoolMemory(limit_bytes)
+    transactions = StreamedTransactions(memory)
+    assert [out for payload in streamed for out in transactions.feed(payload)] == plain
+    assert (memory.transactions, memory.held_bytes, memory.disk_bytes) == (0, 0, 0)
+
+
+# --- single cases -----------------------------------------------------------------------------
+
+
+def rows(*numbers: int) -> list[Insert]:
+    return [Insert(1, [str(number).encode()]) for number in numbers]
+
+
+def start(xid: int = 7, *, first: bool = True) -> bytes:
+    return encode_streamed(StreamStart(xid, first))
+
+
+STOP: Final = encode_streamed(StreamStop())
+
+
+def test_memory_is_bounded_and_the_rest_is_on_disk() -> None:
+    memory = SpoolMemory(10_000)
+    small, large = Spool(1, memory), Spool(2, memory)
+    small.append(1, b"small")
+    for number in range(1000):
+        large.append(2 + number % 7, bytes(100))
+        assert memory.held_bytes <= 10_000
+    assert memory.disk_bytes > 90_000
+    for subxid in (8, 7, 6, 5, 4, 3):
+        large.cut(subxid)  # as when each is a child of the one before: all of it but the first row
+    assert list(large.drain()) == [bytes(100)]
+    assert list(small.drain()) == [b"small"]
+    assert (memory.held_bytes, memory.disk_bytes) == (0, 0)
+
+
+def test_a_message_larger_than_memory_allows_comes_whole() -> None:
+    memory = SpoolMemory(1000)
+    spool = Spool(1, memory)
+    messages = [b"a", bytes(3 << 20), b"b", bytes(1 << 20)]
+    for message in messages:
+        spool.append(1, message)
+    spool.append(5, bytes(2 << 20))
+    spool.cut(5)
+    assert list(spool.drain()) == messages
+
+
+@pytest.mark.parametrize(
+    "payloads",
+    [
+        [start(), start(8)],
+        [start(first=False)],
+        [start(), STOP, start()],
+        [encode_streamed(StreamCommit(7, 0, 1, 2, 3))],
+    ],
+)
+def test_pieces_out_of_order_are_refused(payloads: list[bytes]) -> None:
+    transactions = StreamedTransactions(SpoolMemory(1 << 20))
+    with pytest.raises(ProtocolError):
+        deque(chain.from_iterable(map(transactions.feed, payloads)))
+
+
+def test_a_rollback_of_what_was_never_sent_is_nothing() -> None:
+    transactions = StreamedTransactions(SpoolMemory(1 << 20))
+    assert list(transactions.feed(encode_streamed(StreamAbort(7, 7)))) == []
+
+
+class Frames:
+    """A stream that has a list of frames, and then no more."""
+
+    def __init__(self, frames: list[bytes]) -> None:
+        self.frames = frames
+        self.reads = 0
+
+    async def read(self, limit: int, limit_bytes: int) -> list[bytes]:
+        assert limit_bytes > 0
+        self.reads += 1
+        taken, self.frames = self.frames[:limit], self.frames[limit:]
+        if not taken:
+            raise EOFError
+        return taken
+
+    async def send_status(
+        self, write_lsn: int, flush_lsn: int, apply_lsn: int, *, reply_requested: bool = False
+    ) -> None:
+        raise NotImplementedError
+
+
+class Counts:
+    transactions = 0
+
+    def spooled(self, *, transactions: int, memory_bytes: int, disk_bytes: int) -> None:
+        self.transactions = max(self.transactions, transactions)
+        assert memory_bytes + disk_bytes >= 0
+
+
+def test_a_large_transaction_is_handed_on_within_the_limits_of_a_read() -> None:
+    header = b"w" + bytes(XLOG_DATA_HEADER_SIZE - 1)
+    inserts = rows(*range(1000))
+    pieces = [start(), *(in_piece(7, row) for row in inserts), STOP]
+    pieces.append(encode_streamed(StreamCommit(7, 0, 100, 108, 5)))
+    beat = keepalive(wal_end=1, sent_at_us=0)
+    counts = Counts()
+    stream = StreamedStream(
+        Frames([*(header + p for p in pieces), beat]), counts, SpoolMemory(5000)
+    )
+
+    async def read_all() -> list[list[bytes]]:
+        found = []
+        try:
+            while True:
+                found.append(await stream.read(64, 1000))
+        except EOFError:
+            return found
+
+    reads = asyncio.run(read_all())
+    assert max(map(len, reads)) <= 64
+    assert max(sum(len(frame) - XLOG_DATA_HEADER_SIZE for frame in read) for read in reads) < 1100
+    frames = [frame for read in reads for frame in read]
+    whole: list[Message] = [Begin(100, 5, 7), *inserts, Commit(0, 100, 108, 5)]
+    expected = [encode(message) for message in whole]
+    assert [frame[XLOG_DATA_HEADER_SIZE:] for frame in frames[:-1]] == expected
+    assert frames[-1] == beat
+    assert counts.transactions == 1
