@@ -22,7 +22,7 @@ from cdc.errors import CdcError
 from cdc.lsn import Lsn
 from cdc.marker import PREFIX, Marker
 from cdc.publication import PublicationKeeper, Reconciled, Wanted
-from conductor.matching import Subscription
+from conductor.matching import ChangeFilter, Subscription
 
 POLL_S: Final = 1.0
 LOOK_AGAIN_S: Final = 3.0
@@ -43,8 +43,13 @@ class Entry:
     end_lsn: int | None
 
     @property
+    def is_change(self) -> bool:
+        """Whether it is about the changes of a table, rather than emitted events."""
+        return isinstance(self.subscription.filter, ChangeFilter)
+
+    @property
     def wanted(self) -> Wanted:
-        """What the publication must carry for it."""
+        """What the publication must carry for it: for one about changes only."""
         started = self.start_lsn is not None
         return Wanted(self.subscription, started=started, retired=self.retired)
 
@@ -60,20 +65,31 @@ class Entry:
 
 
 class SubscriptionBook:
-    """The change subscriptions of a source, as the queue database has them.
+    """The subscriptions that a slot routes, as the queue database has them.
 
-    `revision` rises whenever the entries change.
+    Those about changes of the source, and once `route_emits` is called those about events as well:
+    any slot that sees an event emitted may have to route it. `revision` rises whenever the entries
+    change.
     """
 
     def __init__(self, queue: Connection, *, slot: str, source: str) -> None:
         self._queue = queue
-        self._parameters = {"slot": slot, "source": source}
+        self._parameters: dict[str, Any] = {"slot": slot, "source": source, "emits": False}
         self._read_revision = ""
         self._known: dict[tuple[int, str | None], Subscription | None] = {}
         self._log = structlog.get_logger("cdc")
         self.entries: list[Entry] = []
         self.tables: set[tuple[str, str]] = set()  # ever named, also by what has ended
         self.revision = 0
+
+    @property
+    def changes(self) -> list[Entry]:
+        """The entries about changes of tables."""
+        return [entry for entry in self.entries if entry.is_change]
+
+    def route_emits(self) -> None:
+        """Take in the subscriptions about events, with the next refresh."""
+        self._parameters["emits"] = True
 
     @property
     def stamped(self) -> list[tuple[Subscription, int | None, int | None]]:
@@ -91,7 +107,7 @@ class SubscriptionBook:
         with queue_errors():
             cursor = await self._queue.execute(queries.SUBSCRIPTIONS_REVISION, self._parameters)
             row = await cursor.fetchone()
-            revision = str(row["revision"]) if row else ""
+            revision = f"{row['revision'] if row else ''} {self._parameters['emits']}"
             if revision == self._read_revision:
                 return
             cursor = await self._queue.execute(queries.SUBSCRIPTIONS, self._parameters)
@@ -195,11 +211,11 @@ class Activator:
     async def step(self) -> None:
         """Bring every subscription as far forward as it can go now."""
         await self.book.refresh()
-        entries = self.book.entries
-        reconciled = await self._reconcile(entries)
+        changes = self.book.changes
+        reconciled = await self._reconcile(changes)
         starting = [
             e
-            for e in entries
+            for e in changes
             if e.start_lsn is None
             and e.subscription.id not in self._marked_start
             and e.subscription.id not in reconciled.refused
@@ -208,11 +224,19 @@ class Activator:
         oid_of = reconciled.published
         # What is routed already is captured whole: no writer has to be waited for again.
         self._effective.update(
-            oid_of[e.wanted.table] for e in entries if e.routes and e.wanted.table in oid_of
+            oid_of[e.wanted.table] for e in changes if e.routes and e.wanted.table in oid_of
         )
         await self._await_writers(starting, reconciled)
         start = [e for e in starting if oid_of[e.wanted.table] in self._effective]
-        await self._mark(start=start, end=self._ending(entries, start))
+        # Messages are in no publication: what is emitted after the mark's commit is routed.
+        start += [
+            e
+            for e in self.book.entries
+            if not e.is_change
+            and e.start_lsn is None
+            and e.subscription.id not in self._marked_start
+        ]
+        await self._mark(start=start, end=self._ending(self.book.entries, start))
 
     def _ending(self, entries: list[Entry], start: list[Entry]) -> list[Entry]:
         """Return what ends at this marker: an old definition not before the new one begins.

@@ -33,6 +33,7 @@ from cdc.preflight import (
     can_fail_over,
     limits_of,
     refuse_server,
+    refuse_streaming,
     refuse_unlimited_wal,
     warn_of_failover,
     warn_of_release,
@@ -104,7 +105,10 @@ async def check(settings: Settings) -> list[Finding]:
 
 def _judge_server(server: Server, settings: Settings) -> list[Finding]:
     where = describe_dsn(settings.source_conninfo)
-    if (refusal := refuse_server(server, settings.plugin)) is not None:
+    refusal = refuse_server(server, settings.plugin) or refuse_streaming(
+        server, settings.plugin, settings.streaming
+    )
+    if refusal is not None:
         return [_error(refusal)]
     findings = [Finding("ok", f"source {where}: PostgreSQL {server.version}, wal_level logical")]
     if warning := warn_of_release(server):

@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     plugin: Literal["pgoutput", "wal2json"] = "pgoutput"
     """What decodes the WAL on the server. Another plugin is another slot."""
 
+    streaming: Literal["off", "on", "parallel"] = "off"
+    """How large transactions come: off: whole, at their commit; on, parallel (PostgreSQL 16): in
+    pieces while they run, kept by the sidecar instead of the server. For pgoutput only."""
+
     manage_publication: bool = True
     """Off: only look whether it is as it must be; `cdc plan` shows what is missing."""
 

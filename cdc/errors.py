@@ -180,6 +180,16 @@ class UndecodableMessage(CdcError):
         self.commit_lsn = commit_lsn
 
 
+class EmissionInvalid(CdcError):
+    """A message with the prefix of emitted events is none of ours. A dead letter.
+
+    Its author is whoever may run pg_logical_emit_message, which is everybody by default.
+    """
+
+    exit_code = 65
+    hint = "emit events with conductor.emit; revoke pg_logical_emit_message (deploy/postgres)"
+
+
 # --- the slot, and positions that do not fit together ----------------------------------------
 
 

@@ -16,18 +16,21 @@ import psycopg
 from cdc import operator_queries, queries
 from cdc.config import Settings
 from cdc.connection import Connection, connect_queue, queue_errors
+from cdc.emission import Place, route_event_again
 from cdc.errors import CdcError, ConfigError, ProtocolError
 from cdc.lsn import Lsn
 from cdc.relations import read_shape
 from cdc.routing import Routed, Router
-from cdc.sink import copy_jobs, describe_refusal, insert_dead_letters, is_refusal, leave_word
+from cdc.sink import copy_jobs, describe_refusal, insert_dead_letters, is_refusal
 from cdc.transactions import STANDALONE_ORDINAL
-from cdc.wire.messages import UNCHANGED, Delete, Insert, Row, Truncate, Update
+from cdc.wakeups import leave_word
+from cdc.wire.messages import UNCHANGED, Delete, Insert, LogicalMessage, Row, Truncate, Update
 from cdc.wire.pgoutput import decode
 from conductor.contract import JobSpec, encode_position
-from conductor.matching import ChangeFilter, Subscription
+from conductor.matching import ChangeFilter, EventFilter, Subscription
 
 _NAME: Final = "cdc dead"
+_LOGICAL_MESSAGE: Final = b"M"  # a job's payload is JSON, and never begins so
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,8 @@ class Letter:
     """A row of conductor.dead_letters.
 
     Without a relation but with a subscription, `raw` is a job's payload that the queue database
-    refused; else it is a message of the stream. Without a subscription it could not be decoded.
+    refused, or the message of an emitted event; else it is a message about a row. Without a
+    subscription it could not be decoded.
     """
 
     id: int
@@ -53,7 +57,13 @@ class Letter:
     @property
     def is_refused_job(self) -> bool:
         """Whether it was routed, and refused as a job."""
-        return self.relation is None and self.subscription is not None
+        return self.relation is None and self.subscription is not None and not self.is_event
+
+    @property
+    def is_event(self) -> bool:
+        """Whether it is an emitted event, which a filter could not be asked about."""
+        of_one = self.relation is None and self.subscription is not None
+        return of_one and self.raw.startswith(_LOGICAL_MESSAGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +147,16 @@ def route_again(letter: Letter, subscriptions: Iterable[Subscription]) -> Routed
         ]
         return routed
     change = decode(letter.raw)
+    if isinstance(change, LogicalMessage):
+        place = Place(letter.commit_lsn, letter.ordinal, letter.commit_time_us)
+        route_event_again(letter.generation, change, place, subscriptions, letter.raw, routed)
+        return routed
     if not isinstance(change, Insert | Update | Delete | Truncate):
         raise ProtocolError(letter.raw[:1].decode(), 0, "a change of a table", "something else")
     router = Router(letter.generation, subscriptions)
     router.begin(letter.commit_lsn, letter.commit_time_us)
     router.route(read_shape(letter.relation or {}), change, letter.ordinal, letter.raw, routed)
+    router.end(routed)
     return routed
 
 
@@ -236,7 +251,8 @@ class _Redriver:
             },
         )
         found = [Subscription.from_row(row) for row in await cursor.fetchall()]
-        return [s for s in found if letter.is_refused_job or isinstance(s.filter, ChangeFilter)]
+        wanted = EventFilter if letter.is_event else ChangeFilter
+        return [s for s in found if letter.is_refused_job or isinstance(s.filter, wanted)]
 
 
 @asynccontextmanager

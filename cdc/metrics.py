@@ -39,6 +39,8 @@ CAUSES: Final = ("source", "queue", "fence", "slot", "other")
 STAGES: Final = ("received", "routed", "acknowledged", "server")
 LAGS: Final = {"receive": "received", "route": "routed", "acknowledge": "acknowledged"}
 SUBSCRIPTION_STATES: Final = ("active", "pending", "refused")
+SPOOL_PLACES: Final = ("memory", "disk")
+EMITTED_RESULTS: Final = ("matched", "unmatched")
 CONDITIONS: Final = (
     "protocol_error",
     "publication_drift",
@@ -116,6 +118,18 @@ STREAMED_TRANSACTIONS = Metric(
 STREAMED_BYTES = Metric(
     Gauge, "cdc_slot_streamed_bytes", "Bytes of them, since the statistics were reset."
 )
+SPOOLED_TRANSACTIONS = Metric(
+    Gauge,
+    "cdc_spooled_transactions",
+    "Transactions in progress whose changes are kept here (CDC_STREAMING).",
+)
+SPOOLED_BYTES = Metric(
+    Gauge,
+    "cdc_spooled_bytes",
+    "Bytes of them, in this process' memory and on its disk.",
+    "place",
+    SPOOL_PLACES,
+)
 MESSAGES = Metric(Counter, "cdc_messages_total", "Messages decoded.")
 RECEIVED_BYTES = Metric(Counter, "cdc_received_bytes_total", "Bytes of the messages received.")
 CHANGES = Metric(
@@ -129,6 +143,13 @@ SCHEMA_CHANGES = Metric(
 )
 UNMATCHED = Metric(
     Counter, "cdc_unmatched_changes_total", "Changes of captured tables that nobody wanted."
+)
+EMITTED = Metric(
+    Counter,
+    "cdc_emitted_events_total",
+    "Events emitted through the WAL that were routed, and whether a subscription was about them.",
+    "result",
+    EMITTED_RESULTS,
 )
 JOBS = Metric(Counter, "cdc_jobs_routed_total", "Jobs committed to the queue.", "task")
 DEAD_LETTERS = Metric(
@@ -240,12 +261,15 @@ class Metrics:
         self._spilled_bytes = make(SPILLED_BYTES)
         self._streamed_transactions = make(STREAMED_TRANSACTIONS)
         self._streamed_bytes = make(STREAMED_BYTES)
+        self._spooled_transactions = make(SPOOLED_TRANSACTIONS)
+        self._spooled_bytes = self._children(make(SPOOLED_BYTES), SPOOLED_BYTES)
         self._messages = make(MESSAGES)
         self._received_bytes = make(RECEIVED_BYTES)
         self._changes = self._children(make(CHANGES), CHANGES)
         self._transactions = make(TRANSACTIONS)
         self._schema_changes = make(SCHEMA_CHANGES)
         self._unmatched = make(UNMATCHED)
+        self._emitted = self._children(make(EMITTED), EMITTED)
         self._jobs = make(JOBS)
         self._jobs_by_head: dict[bytes, Counter] = {}
         self._dead_letters = make(DEAD_LETTERS)
@@ -278,6 +302,11 @@ class Metrics:
             if count := kinds[kind]:
                 self._changes[operation].inc(count)
 
+    def emitted(self, *, matched: int, unmatched: int) -> None:
+        """Events that were emitted through the WAL have been routed."""
+        self._emitted["matched"].inc(matched)
+        self._emitted["unmatched"].inc(unmatched)
+
     def committed(self, committed: Committed) -> None:
         """A sink transaction has been committed."""
         for head, count in committed.jobs_by_head.items():
@@ -309,6 +338,12 @@ class Metrics:
         for lag, stage in LAGS.items():
             if stage in self._reached:
                 self._lag.labels(lag).set(max(0, self._server_lsn - self._reached[stage]))
+
+    def spooled(self, *, transactions: int, memory_bytes: int, disk_bytes: int) -> None:
+        """So much of transactions that have not ended is kept."""
+        self._spooled_transactions.set(transactions)
+        self._spooled_bytes["memory"].set(memory_bytes)
+        self._spooled_bytes["disk"].set(disk_bytes)
 
     # --- what the activator reports ------------------------------------------------------------
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from cdc import emission
+from cdc.emission import EventRouter, Place
 from cdc.errors import RelationUnknown, ServerDecodeError, UndecodableMessage
 from cdc.lsn import Lsn
 from cdc.marker import PREFIX, Marker, decode_marker
@@ -78,7 +80,7 @@ class SubscriptionSource(Protocol):
 
     @property
     def stamped(self) -> list[tuple[Subscription, int | None, int | None]]:
-        """Every change subscription of the source with its start and end stamp."""
+        """Every subscription that the slot routes with its start and end stamp."""
 
     async def refresh(self) -> None:
         """Read them again."""
@@ -100,6 +102,9 @@ class PipelineMetrics(Protocol):
 
     def read(self, kinds: Counter[type], size_bytes: int, unmatched: int) -> None:
         """Messages of each kind have been decoded."""
+
+    def emitted(self, *, matched: int, unmatched: int) -> None:
+        """Events that were emitted through the WAL have been routed."""
 
     def committed(self, committed: Committed) -> None:
         """A sink transaction has been committed."""
@@ -144,7 +149,12 @@ class Pipeline:
         subscriptions: SubscriptionSource,
         metrics: PipelineMetrics,
         status_every_s: float = STATUS_EVERY_S,
+        emit_secret: str | None = None,
     ) -> None:
+        """Make one, for a stream that has started.
+
+        `emit_secret` is what emitted events carry, where this slot routes them.
+        """
         position = sink.position
         self._slot = slot
         self._stream = stream
@@ -157,6 +167,9 @@ class Pipeline:
         self._router = Router(
             position.generation,
             [s for s, start, end in subscriptions.stamped if start is not None and end is None],
+        )
+        self._events = EventRouter(
+            position.generation, emit_secret, self._router.active, is_local=position.is_local
         )
         self._revision = subscriptions.revision
         self._spans = TransactionSpans(slot)
@@ -280,6 +293,9 @@ class Pipeline:
         pending.size_bytes += _held_bytes(routed, done)
         self._metrics.read(kinds, size_bytes, routed.unmatched)
         routed.unmatched = 0
+        if any(self._events.counts):
+            matched, unmatched = self._events.take_counts()
+            self._metrics.emitted(matched=matched, unmatched=unmatched)
         return marker
 
     def _take_rare(self, event: object, payload: bytes) -> Marker | None:
@@ -292,10 +308,18 @@ class Pipeline:
                     ordinal = reader.ordinal + index
                     shape = reader.relations.get(oid)
                     self._router.route(shape, event, ordinal, payload, self._pending.routed)
-        elif isinstance(event, LogicalMessage) and event.prefix == PREFIX and event.transactional:
-            nonce = self._sink.position.marker_nonce
-            return decode_marker(event.content, slot=self._slot, nonce=nonce)
+        elif isinstance(event, LogicalMessage) and event.transactional:
+            if event.prefix == PREFIX:
+                nonce = self._sink.position.marker_nonce
+                return decode_marker(event.content, slot=self._slot, nonce=nonce)
+            if event.prefix == emission.PREFIX:
+                self._events.route(event, self._place(), payload, self._pending.routed)
         return None
+
+    def _place(self) -> Place:
+        reader = self._reader
+        lsn, time_us = reader.commit_lsn, reader.commit_time_us
+        return Place(lsn, reader.ordinal, time_us, self._router.metadata)
 
     def _want(self, relation_oid: int) -> None:
         if self._router.wants(self._reader.relations.get(relation_oid)):
@@ -306,6 +330,7 @@ class Pipeline:
     def _cut(self, commit: Commit) -> None:
         """Everything routed so far belongs to whole transactions."""
         pending = self._pending
+        self._router.end(pending.routed)
         if self._marker is not None:
             self._stamp(self._marker, commit.commit_lsn)
             self._marker = None
@@ -377,6 +402,7 @@ class Pipeline:
         renewed = [s for s in stored if s.id in ids and s not in active]
         if renewed:
             self._router.activate(renewed)
+            self._events.activate(self._router.active)
 
     def _stamp(self, marker: Marker, commit_lsn: int) -> None:
         active = {s.id for s in self._router.active}
@@ -387,6 +413,7 @@ class Pipeline:
         ]
         self._router.activate(starting)
         self._router.retire(marker.end)
+        self._events.activate(self._router.active)
         self._pending.stamps.append(Stamp(commit_lsn, tuple(s.id for s in starting), marker.end))
         for oid in self._reader.relations.oids:
             self._want(oid)

@@ -15,6 +15,7 @@ from cdc.errors import (
 )
 
 _FAILOVER_SLOTS = 170000
+_STREAMING_PARALLEL = 160000
 _LOST_NUMBERS = "before wal2json 2.6, NaN and infinite numbers come as null"
 _WAL2JSON_LIMITS = [
     "a truncate does not tell CASCADE and RESTART IDENTITY: both are false",
@@ -53,6 +54,23 @@ def refuse_server(server: Server, plugin: str) -> CdcError | None:
         return PluginRefused(
             f"the source server does not let {plugin} be used: "
             f"output_plugin_libraries = {server.output_plugin_libraries}"
+        )
+    return None
+
+
+def refuse_streaming(server: Server, plugin: str, streaming: str) -> CdcError | None:
+    """Return why transactions in progress cannot be streamed so; None when they can."""
+    if streaming == "off":
+        return None
+    if plugin != "pgoutput":
+        return ConfigError(
+            f"CDC_STREAMING={streaming} is for pgoutput, and CDC_PLUGIN is {plugin}",
+            hint="unset one of them",
+        )
+    if streaming == "parallel" and server.version_number < _STREAMING_PARALLEL:
+        return ConfigError(
+            f"CDC_STREAMING=parallel needs PostgreSQL 16; the source is {server.version}",
+            hint="CDC_STREAMING=on",
         )
     return None
 

@@ -57,13 +57,21 @@ def create_slot(
     )
 
 
-def start_replication(slot: str, publications: Sequence[str]) -> sql.Composed:
+_PROTOCOLS: Final = {
+    "off": sql.SQL("proto_version '1'"),
+    "on": sql.SQL("proto_version '2', streaming 'on'"),
+    "parallel": sql.SQL("proto_version '4', streaming 'parallel'"),
+}
+
+
+def start_replication(
+    slot: str, publications: Sequence[str], streaming: str = "off"
+) -> sql.Composed:
     """Start at 0/0: the server begins at the slot's own position, and we skip ourselves."""
     names = sql.SQL(",").join(sql.Identifier(name) for name in publications)
     return sql.SQL(
-        "START_REPLICATION SLOT {} LOGICAL 0/0 "
-        "(proto_version '1', publication_names {}, messages 'true')"
-    ).format(sql.Identifier(slot), sql.Literal(names.as_string()))
+        "START_REPLICATION SLOT {} LOGICAL 0/0 ({}, publication_names {}, messages 'true')"
+    ).format(sql.Identifier(slot), _PROTOCOLS[streaming], sql.Literal(names.as_string()))
 
 
 _WAL2JSON_OPTIONS: Final = (
@@ -429,7 +437,7 @@ SUBSCRIPTIONS_REVISION: Final = sql.SQL("""
         select (count(*), max(s.id), count(s.retired_at),
             sum(hashtextextended(coalesce(s.version, ''), s.id)::numeric))::text
         from conductor.subscriptions s
-        where s.kind = 'change' and s.source = %(source)s
+        where s.kind = 'change' and s.source = %(source)s or s.kind = 'event' and %(emits)s
     ) || (
         select (count(a.start_lsn), count(a.end_lsn))::text from conductor.activations a
         where a.slot = %(slot)s
@@ -444,12 +452,12 @@ SUBSCRIPTIONS: Final = sql.SQL("""
         a.start_lsn::text as start_lsn, a.end_lsn::text as end_lsn
     from conductor.subscriptions s
     left join conductor.activations a on a.subscription = s.id and a.slot = %(slot)s
-    where s.kind = 'change' and s.source = %(source)s
+    where (s.kind = 'change' and s.source = %(source)s or s.kind = 'event' and %(emits)s)
         and a.end_lsn is null and (a.start_lsn is not null or s.retired_at is null)
     order by s.id
 """)
 """What can still match: not what has ended (the stamp is committed with the position), nor what
-was retired before it began."""
+was retired before it began. What is about events, only for the slot that routes them."""
 
 NAMED_TABLES: Final = sql.SQL("""
     select distinct s.definition ->> 'schema' as schema, s.definition ->> 'table' as name
@@ -484,7 +492,9 @@ RAISE_EPOCH: Final = sql.SQL("""
     set epoch = epoch + 1, acknowledged_lsn = greatest(acknowledged_lsn, routed_lsn),
         sink_pid = pg_backend_pid(), leader = %(leader)s, updated_at = clock_timestamp()
     where slot = %(slot)s
-    returning generation, epoch, routed_lsn, acknowledged_lsn, marker_nonce::text
+    returning generation, epoch, routed_lsn, acknowledged_lsn, marker_nonce::text,
+        coalesce(system_identifier = (
+            select c.system_identifier::text from pg_control_system() c), false)
 """)
 
 BEGIN: Final = sql.SQL("begin; select (extract(epoch from conductor.now()) * 1000000)::bigint")

@@ -20,6 +20,7 @@ from typing import Any, Final
 import orjson
 
 from cdc.errors import ProtocolError, ValueUndecodable
+from cdc.groups import TransactionGroups
 from cdc.relations import RelationShape, describe_shape
 from cdc.values import undecodable
 from cdc.wire.messages import (
@@ -81,8 +82,8 @@ class Routed:
 class Router:
     """Routes the changes of one stream, transaction by transaction, in order.
 
-    `begin` a transaction, then `route` its changes. `activate` and `retire` take effect for what
-    is routed afterwards.
+    `begin` a transaction, `route` its changes, then `end` it. `activate` and `retire` take effect
+    for what is routed afterwards.
     """
 
     def __init__(self, generation: int, subscriptions: Iterable[Subscription]) -> None:
@@ -91,10 +92,12 @@ class Router:
         self._queues: dict[bytes, str] = {}
         self._topics: dict[bytes, str] = {}
         self._plans: dict[int, _TablePlan] = {}
+        self._groups = TransactionGroups()
         self._described: tuple[RelationShape, dict[str, Any]] | None = None
         self._commit_lsn = 0
         self._commit_time_us = 0
         self._position = b""
+        self.metadata: bytes | None = None
         self._suffix = b""
         self._second = -1  # many transactions commit within one second: format it once
         self._second_text = b""
@@ -128,13 +131,14 @@ class Router:
     def wants(self, shape: RelationShape) -> bool:
         """Tell whether any active subscription concerns this table."""
         plan = self._plan(shape)
-        return bool(plan.routes) or plan.waits is not None
+        return bool(plan.routes) or plan.waits is not None or plan.groups is not None
 
     def begin(self, commit_lsn: int, commit_time_us: int, metadata: bytes | None = None) -> None:
         """Start on the changes of the transaction that committed here; its jobs get `metadata`."""
         self._commit_lsn = commit_lsn
         self._commit_time_us = commit_time_us
         self._position = encode_position(self._generation, commit_lsn, metadata)
+        self.metadata = metadata
         second, microsecond = divmod(commit_time_us, 1_000_000)
         if second != self._second:
             self._second = second
@@ -158,6 +162,11 @@ class Router:
             plan = self._plan(shape)
         if plan.waits is not None:
             self._route_waits(plan.waits, change, ordinal, raw, out)
+        if plan.groups is not None:
+            for spec in self._route_apart(plan.groups, change, ordinal, raw, out):
+                out.specs += self._groups.add(spec)
+            if not plan.routes:
+                return
         routes = plan.routes_by_kind[type(change)]
         if plan.has_filters:
             routes = self._admitted(routes, shape, change, ordinal, raw, out)
@@ -171,10 +180,22 @@ class Router:
         except (ValueUndecodable, ProtocolError):
             self._append_singly(routes, shape, change, ordinal, raw, out)
 
+    def end(self, out: Routed) -> None:
+        """End the transaction: append the jobs that stand for all of its changes to `out`."""
+        if self._groups.size_bytes:
+            out.specs += self._groups.end()
+
     def _route_waits(
         self, plan: "_TablePlan", change: Change, ordinal: int, raw: bytes, out: Routed
     ) -> None:
         """Append what jobs may wait for of one change."""
+        specs = self._route_apart(plan, change, ordinal, raw, out)
+        out.waits += [(self._topics[spec.head], spec) for spec in specs]
+
+    def _route_apart(
+        self, plan: "_TablePlan", change: Change, ordinal: int, raw: bytes, out: Routed
+    ) -> list[JobSpec]:
+        """Return what becomes no job of its own; dead letters are appended to `out`."""
         found, shape = Routed(), plan.shape
         routes: Sequence[_Route] = plan.routes_by_kind[type(change)]
         if plan.has_filters:
@@ -184,8 +205,8 @@ class Router:
         except (ValueUndecodable, ProtocolError):
             found.specs.clear()
             self._append_singly(routes, shape, change, ordinal, raw, found)
-        out.waits += [(self._topics[spec.head], spec) for spec in found.specs]
         out.dead_letters += found.dead_letters
+        return found.specs
 
     def _append(
         self,
@@ -290,12 +311,13 @@ class Router:
 class _TablePlan:
     """What the active subscriptions want of one table in its present shape."""
 
-    __slots__ = ("has_filters", "routes", "routes_by_kind", "shape", "waits")
+    __slots__ = ("groups", "has_filters", "routes", "routes_by_kind", "shape", "waits")
 
     def __init__(self, shape: RelationShape, routes: "Sequence[_Route]") -> None:
         self.shape = shape
         self.routes = routes
         self.waits: _TablePlan | None = None  # those whose changes jobs wait for
+        self.groups: _TablePlan | None = None  # those that want a transaction's changes together
         self.has_filters = any(route.when is not None for route in self.routes)
         self.routes_by_kind: dict[type, list[_Route]] = {
             kind: [route for route in self.routes if operation in route.operations]
@@ -306,15 +328,16 @@ class _TablePlan:
     def of(cls, shape: RelationShape, subscriptions: Sequence[Subscription]) -> "_TablePlan":
         """Compile the subscriptions that concern the table."""
         found = [
-            (s.filter.waits, _Route(s, s.filter, shape))
+            (s.filter, _Route(s, s.filter, shape))
             for s in subscriptions
             if isinstance(s.filter, ChangeFilter)
             and (s.filter.schema, s.filter.table) == (shape.schema, shape.name)
         ]
-        plan = cls(shape, [route for waits, route in found if not waits])
-        awaited = [route for waits, route in found if waits]
-        if awaited:
+        plan = cls(shape, [r for wanted, r in found if not wanted.waits and wanted.group is None])
+        if awaited := [r for wanted, r in found if wanted.waits]:
             plan.waits = cls(shape, awaited)
+        if grouped := [r for wanted, r in found if wanted.group is not None and not wanted.waits]:
+            plan.groups = cls(shape, grouped)
         return plan
 
 

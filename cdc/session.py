@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from cdc import queries
+from cdc import queries, spool
 from cdc.activation import Activator, SubscriptionBook
 from cdc.catalog import read_server, read_server_lsn, read_slot, read_slot_statistics
 from cdc.config import Settings
@@ -28,16 +28,24 @@ from cdc.connection import (
     listener_name,
     source_errors,
 )
+from cdc.emit_owner import claim_emits
 from cdc.errors import CdcError, SlotBusy, SourceUnavailable
 from cdc.lsn import Lsn
 from cdc.marker import PREFIX
 from cdc.metrics import Metrics
 from cdc.pipeline import Pipeline, Stream
-from cdc.preflight import can_fail_over, limits_of, refuse_server, refuse_unlimited_wal
+from cdc.preflight import (
+    can_fail_over,
+    limits_of,
+    refuse_server,
+    refuse_streaming,
+    refuse_unlimited_wal,
+)
 from cdc.publication import PublicationKeeper
 from cdc.sink import Sink
 from cdc.slots import Loss, Situation, SlotKeeper, judge
 from cdc.source import PGOUTPUT, ReplicationStream
+from cdc.streaming import StreamedStream
 from cdc.translation import TranslatedStream
 from cdc.wire.wal2json import Decoder
 
@@ -57,6 +65,7 @@ class _Parts:
     """What an attempt works with, once it is connected."""
 
     source: Connection
+    queue: Connection
     listener: Connection  # to the queue; for LISTEN, and before that for the slot's lock
     book: SubscriptionBook
     keeper: PublicationKeeper
@@ -136,8 +145,10 @@ class Session:
         with source_errors():
             await source.execute(queries.WAIT_BRIEFLY_FOR_LOCKS)
         server = await read_server(source)
-        refusal = refuse_server(server, settings.plugin) or refuse_unlimited_wal(
-            server, allowed=settings.allow_unlimited_wal
+        refusal = (
+            refuse_server(server, settings.plugin)
+            or refuse_streaming(server, settings.plugin, settings.streaming)
+            or refuse_unlimited_wal(server, allowed=settings.allow_unlimited_wal)
         )
         if refusal is not None:
             raise refusal
@@ -158,6 +169,7 @@ class Session:
         self._stream = stream
         return _Parts(
             source=source,
+            queue=queue,
             listener=listener,
             book=book,
             keeper=PublicationKeeper(settings.publication, source, settings.manage_publication),
@@ -194,7 +206,7 @@ class Session:
     async def _start(self, stream: ReplicationStream) -> None:
         settings = self._settings
         if settings.plugin == PGOUTPUT:
-            await stream.start(settings.slot, [settings.publication])
+            await stream.start(settings.slot, [settings.publication], streaming=settings.streaming)
             return
         numbers_as_text = await stream.start_wal2json(settings.slot)
         self._log.warning(
@@ -222,7 +234,7 @@ class Session:
         """Bring publication, then slot and progress into being."""
         loss = self._loss_to_accept
         await parts.book.refresh()
-        wanted = [entry.wanted for entry in parts.book.entries]
+        wanted = [entry.wanted for entry in parts.book.changes]
         await parts.keeper.reconcile(
             wanted, ours=parts.book.tables, tolerate_drift=loss is not None
         )
@@ -251,6 +263,9 @@ class Session:
         sink = await Sink.open(settings.queue_conninfo, settings.slot, leader=_leader())
         self._stack.push_async_callback(sink.close)
         await self._follow_timeline(parts, situation)
+        emit_secret = await claim_emits(parts.source, parts.queue, settings.slot)
+        if emit_secret is not None:
+            parts.book.route_emits()
         await parts.book.refresh()
         pipeline = Pipeline(
             slot=settings.slot,
@@ -259,6 +274,7 @@ class Session:
             subscriptions=parts.book,
             metrics=self._metrics,
             status_every_s=settings.status_interval_s,
+            emit_secret=emit_secret,
         )
         activator = Activator(
             book=parts.book,
@@ -283,10 +299,15 @@ class Session:
         await parts.stream.finish()
 
     async def _understood(self, stream: ReplicationStream) -> Stream:
-        """Return the stream as one of pgoutput."""
+        """Return the stream as one of pgoutput, protocol 1."""
         settings = self._settings
-        if settings.plugin == PGOUTPUT:
+        if settings.plugin == PGOUTPUT and settings.streaming == "off":
             return stream
+        if settings.plugin == PGOUTPUT:
+            memory = spool.SpoolMemory(spool.MEMORY_BYTES)
+            streamed = StreamedStream(stream, self._metrics, memory)
+            self._stack.callback(streamed.close)
+            return streamed
         catalog = await connect_source(
             settings.source_conninfo, application_name=f"cdc {settings.slot} catalog"
         )

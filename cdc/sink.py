@@ -19,16 +19,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
 import psycopg
-from psycopg.rows import tuple_row
 
 from cdc import queries
 from cdc.errors import FenceLost, QueueUnavailable, SinkError
 from cdc.lsn import Lsn
 from cdc.routing import DeadLetter
+from cdc.wakeups import leave_word
 from conductor.contract import COPY_HEADER, COPY_TRAILER, JobSpec, encode_copy_rows
-from conductor.matching import matched_values
 
 DURABLE_EVERY_S = 0.2
 _TAKEOVER_TIMEOUT_MS = 3_000
@@ -45,6 +43,7 @@ class Position:
     routed_lsn: int
     acknowledged_lsn: int
     marker_nonce: str
+    is_local: bool = False  # the source is in the queue's own cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +115,14 @@ class Sink:
         if row is None:
             await connection.close()
             raise FenceLost(f"slot {slot!r} has no progress row")
-        generation, epoch, routed, acknowledged, nonce = row
+        generation, epoch, routed, acknowledged, nonce, is_local = row
         position = Position(
             generation=int(str(generation)),
             epoch=int(str(epoch)),
             routed_lsn=Lsn.parse(str(routed)),
             acknowledged_lsn=Lsn.parse(str(acknowledged)),
             marker_nonce=str(nonce),
+            is_local=bool(is_local),
         )
         return cls(connection, slot, position)
 
@@ -304,33 +304,6 @@ async def copy_jobs(
         await copy.write(COPY_HEADER + rows + COPY_TRAILER)
 
 
-async def leave_word(
-    connection: psycopg.AsyncConnection[Any], waits: Sequence[tuple[str, JobSpec]]
-) -> set[int]:
-    """Tell who waits for these changes; return the jobs that are to be woken after the commit.
-
-    Who waits is read here, after the changes were received.
-    """
-    cursor = connection.cursor(row_factory=tuple_row)
-    topics = sorted({topic for topic, _ in waits})
-    await cursor.execute(queries.WAIT_FIELDS, {"topics": topics})
-    known = [(str(topic), str(fields)) for topic, fields in await cursor.fetchall()]
-    probes = [
-        (topic, fields, matched, str(Lsn(int.from_bytes(spec.position[-8:], "big"))), payload)
-        for topic, spec in waits
-        for of, fields in known
-        if of == topic
-        and (matched := matched_values(fields, _row_of(spec.payload))) is not None
-        and (payload := spec.payload.decode())
-    ]
-    if not probes:
-        return set()
-    names = ("topics", "fields", "matched", "lsns", "payloads")
-    columns = [list(column) for column in zip(*probes, strict=True)]
-    await cursor.execute(queries.ADD_WAKEUPS, dict(zip(names, columns, strict=True)))
-    return {int(str(job)) for (job,) in await cursor.fetchall()}
-
-
 async def insert_dead_letters(
     connection: psycopg.AsyncConnection[Any],
     slot: str,
@@ -376,15 +349,6 @@ async def _end_previous(
         await connection.execute(
             queries.TERMINATE_BACKEND, {"pid": pid, "timeout_ms": _TAKEOVER_TIMEOUT_MS}
         )
-
-
-def _row_of(payload: bytes) -> Any:
-    """Return the row of a change's payload: the new one, or else the old; None: it has none."""
-    try:
-        change = orjson.loads(payload)
-    except orjson.JSONDecodeError:  # json takes what is no text: "\\ud800"
-        return None
-    return change.get("new") or change.get("old")
 
 
 def is_refusal(error: psycopg.Error) -> bool:

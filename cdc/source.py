@@ -169,15 +169,23 @@ class ReplicationStream:
         with source_errors():
             await self._connection.cancel_safe()
 
-    async def start(self, slot: str, publications: Sequence[str]) -> None:
+    async def start(
+        self, slot: str, publications: Sequence[str], *, streaming: str = "off"
+    ) -> None:
         """Take the slot and begin to stream (COPY_BOTH) from its own position.
+
+        Args:
+            slot: its name.
+            publications: what is streamed.
+            streaming: `off`: protocol 1; `on`: 2; `parallel`: 4. Else than protocol 1 is for
+                `streaming.StreamedStream` to read.
 
         Raises:
             SlotBusy: it is active elsewhere (the connection stays usable: try again later).
             SlotMissing, SlotLost, SlotForeign, WalLevelTooLow, PrivilegeMissing: it cannot be had.
             SourceUnavailable: the connection was lost.
         """
-        error = await self._start(queries.start_replication(slot, publications))
+        error = await self._start(queries.start_replication(slot, publications, streaming))
         if error is not None:
             raise _start_error(slot, error) from error
 

@@ -110,6 +110,10 @@ def _check_options(task: str, options: TaskOptions) -> None:
                 f"task {task!r} cannot wait for a change with refetch=True",
                 hint="Read the row in a step, once the change has come.",
             )
+        if wait.group is not None:
+            raise DefinitionInvalid(
+                f"task {task!r} can wait for a change, not for the group of a transaction"
+            )
     if not -32767 <= options.get("priority", 0) <= 32767:
         raise DefinitionInvalid(f"priority of task {task!r} is not between -32767 and 32767")
 
@@ -149,12 +153,15 @@ def _is_async(handler: Any) -> bool:
     )
 
 
-def check_tables(triggers: Iterable[Trigger[Any]], database: Database) -> None:
+def check_tables(triggers: Iterable[Trigger[Any]], databases: Iterable[Database]) -> None:
     """Raise UnknownTable or UnknownColumn for what the application's row models do not have."""
+    by_source = {database.source: database for database in databases}
     for trigger in triggers:
         if isinstance(trigger, OnChange) and trigger.model_to_resolve is None:
-            wanted = trigger.filter
-            database.check(trigger.table, (*(wanted.columns or ()), *(wanted.changed or ())))
+            wanted, database = trigger.filter, by_source.get(trigger.source)
+            if database is not None:
+                columns = (*(wanted.columns or ()), *(wanted.changed or ()))
+                database.check(trigger.table, columns)
 
 
 def collect(kind: type[Any], source: Any, noun: str) -> dict[str, Any]:

@@ -38,13 +38,13 @@ from conductor.definitions import (
     check_name,
     check_option_text,
 )
+from conductor.emitting import Emitter
 from conductor.enqueue import (
     DEDUPE_FOR,
     Batch,
     Enqueued,
     Outcome,
     cancel,
-    emission,
     enqueue,
     fetch_outcomes,
     hint_queue,
@@ -53,7 +53,6 @@ from conductor.errors import (
     DefinitionInvalid,
     OptionInvalid,
     ResultTimeout,
-    UnknownEvent,
     UnknownTask,
     check_options,
 )
@@ -62,14 +61,13 @@ from conductor.hints import QueueHints
 from conductor.job import JobHandle
 from conductor.refetch import SourceRows
 from conductor.results import ResultPoller
+from conductor.rows import Database
 from conductor.scheduling import Scheduling
 from conductor.tracing import sending
 from conductor.triggers import Invocable, OnEvent
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
-
-    from conductor.rows import Database
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -94,11 +92,12 @@ class InvokeOptions(TypedDict, total=False):
     metadata: dict[str, Any] | None
 
 
-class Conductor(Scheduling, Generic[D]):
+class Conductor(Emitter, Scheduling, Generic[D]):
     """An application's tasks and events, and its way into the queue.
 
     ``tasks`` and ``events`` are definitions, or a module that holds them; ``database`` the row
-    models that triggers are checked against; ``context`` what handlers reach as ``ctx.deps``.
+    models that triggers are checked against (of several databases: a list); ``context`` what
+    handlers reach as ``ctx.deps``.
     ``app`` names the application: each has its own subscriptions. ``version`` is stored with the
     jobs that are routed to it. ``source_dsn`` is where tables are when that is not the queue
     database: only triggers with ``refetch`` read them. Raises DefinitionInvalid.
@@ -113,7 +112,7 @@ class Conductor(Scheduling, Generic[D]):
         *,
         tasks: Iterable[TaskDefinition[Any, Any]] | ModuleType = ...,
         events: Iterable[EventDefinition[Any]] | ModuleType = ...,
-        database: Database | None = ...,
+        database: Database | Sequence[Database] | None = ...,
         app: str = ...,
         version: str | None = ...,
         pool_size: int = ...,
@@ -126,7 +125,7 @@ class Conductor(Scheduling, Generic[D]):
         *,
         tasks: Iterable[TaskDefinition[Any, Any]] | ModuleType = ...,
         events: Iterable[EventDefinition[Any]] | ModuleType = ...,
-        database: Database | None = ...,
+        database: Database | Sequence[Database] | None = ...,
         context: D,
         app: str = ...,
         version: str | None = ...,
@@ -139,7 +138,7 @@ class Conductor(Scheduling, Generic[D]):
         *,
         tasks: Iterable[TaskDefinition[Any, Any]] | ModuleType = (),
         events: Iterable[EventDefinition[Any]] | ModuleType = (),
-        database: Database | None = None,
+        database: Database | Sequence[Database] | None = None,
         context: Any = None,
         app: str = "default",
         version: str | None = None,
@@ -151,7 +150,13 @@ class Conductor(Scheduling, Generic[D]):
         self.app = check_name("app", app)
         self.version = check_option_text("version", version)
         self.deps: D = context
-        self.database = database
+        self.databases: tuple[Database, ...] = (
+            ()
+            if database is None
+            else (database,)
+            if isinstance(database, Database)
+            else (*database,)
+        )
         self.definitions: dict[str, TaskDefinition[Any, Any]] = collect(
             TaskDefinition, tasks, "task"
         )
@@ -282,8 +287,7 @@ class Conductor(Scheduling, Generic[D]):
                     hint='A handler of another version says so: version="2".',
                 )
             task = replace(task, earlier=earlier)
-        if self.database is not None:
-            check_tables((*task.triggers, *task.waits), self.database)
+        check_tables((*task.triggers, *task.waits), self.databases)
         for trigger in task.triggers:
             if isinstance(trigger, OnEvent):
                 add(self.events, trigger.event, "event")
@@ -372,69 +376,6 @@ class Conductor(Scheduling, Generic[D]):
         jobs = await self.enqueue_batch(batch, connection, hint=hint)
         return self.handles(batch, jobs, committed=connection is None)
 
-    @overload
-    async def emit(
-        self,
-        event: EventDefinition[P],
-        payload: P,
-        *,
-        metadata: dict[str, Any] | None = ...,
-        connection: AsyncConnection[Any] | None = ...,
-        hint: bool = ...,
-    ) -> None: ...
-    @overload
-    async def emit(
-        self,
-        event: EventDefinition[None],
-        payload: None = ...,
-        *,
-        metadata: dict[str, Any] | None = ...,
-        connection: AsyncConnection[Any] | None = ...,
-        hint: bool = ...,
-    ) -> None: ...
-    @overload
-    async def emit(
-        self,
-        event: str,
-        payload: Any = ...,
-        *,
-        metadata: dict[str, Any] | None = ...,
-        connection: AsyncConnection[Any] | None = ...,
-        hint: bool = ...,
-    ) -> None: ...
-    async def emit(
-        self,
-        event: EventDefinition[Any] | str,
-        payload: Any = None,
-        *,
-        metadata: dict[str, Any] | None = None,
-        connection: AsyncConnection[Any] | None = None,
-        hint: bool = False,
-    ) -> None:
-        """Emit an event: every task subscribed to it gets a job, once this is committed.
-
-        ``connection`` and ``hint`` as for `invoke`. Raises UnknownEvent, PayloadInvalid,
-        DatabaseUnavailable.
-
-            await conductor.emit(user_created, UserCreated(id=1), connection=conn)
-        """
-        batch = self.emission(event, [payload], metadata)
-        await self.enqueue_batch(batch, connection, hint=hint)
-
-    async def emit_many(
-        self,
-        event: EventDefinition[P],
-        payloads: Iterable[P],
-        *,
-        metadata: dict[str, Any] | None = None,
-        connection: AsyncConnection[Any] | None = None,
-        hint: bool = False,
-    ) -> None:
-        """Emit an event many times, in order, in one statement."""
-        batch = self.emission(event, payloads, metadata)
-        if batch.payloads:
-            await self.enqueue_batch(batch, connection, hint=hint)
-
     async def cancel(
         self,
         job: int,
@@ -477,22 +418,6 @@ class Conductor(Scheduling, Generic[D]):
             dedupe_for=options.get("dedupe_for", DEDUPE_FOR),
             metadata=options.get("metadata"),
         )
-
-    def emission(
-        self,
-        event: EventDefinition[Any] | str,
-        payloads: Iterable[Any],
-        metadata: dict[str, Any] | None,
-    ) -> Batch:
-        """Return the checked batch that `emit` and `emit_many` enqueue."""
-        name = event if isinstance(event, str) else event.name
-        definition = self.events.get(name)
-        if definition is None:
-            raise UnknownEvent(name, self.events)
-        if not isinstance(event, str):
-            refuse_second(definition, event, "event")
-        encoded = [definition.encode_payload(payload) for payload in payloads]
-        return emission(name, encoded, metadata)
 
     def _known_task(
         self, task: TaskDefinition[Any, Any] | Task[Any, Any] | str

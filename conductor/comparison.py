@@ -26,7 +26,7 @@ from conductor.catalog import TableFacts, check_schema, refusals
 from conductor.codegen.facts import Attribute, Catalog, Table, Type
 from conductor.definitions import Task
 from conductor.errors import ConductorError, UnknownColumn, UnknownTable
-from conductor.rows import column_names, is_adopted, row_model, table_name
+from conductor.rows import DEFAULT_SOURCE, column_names, is_adopted, row_model, table_name
 from conductor.triggers import OnChange
 from conductor.types import Range
 
@@ -103,7 +103,7 @@ def compare_triggers(
     """Yield what hinders tasks from getting the changes they want."""
     for task in tasks:
         for trigger in (*task.triggers, *task.all_waits):
-            if isinstance(trigger, OnChange):
+            if isinstance(trigger, OnChange) and trigger.source == DEFAULT_SOURCE:
                 for error in _refusals(task.name, trigger, facts, known):
                     column = error.name if isinstance(error, UnknownColumn) else None
                     yield Finding(

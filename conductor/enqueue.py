@@ -9,14 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice, repeat
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
+import psycopg
 from pydantic_core import to_json
 
 from conductor import texts
 from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE
-from conductor.errors import OptionInvalid
+from conductor.errors import EmitRefused, OptionInvalid
 from conductor.sql import load
+from conductor.tracing import sending
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,11 +32,21 @@ _ENQUEUE: Final = _QUERIES["enqueue_jobs"]
 _ENQUEUE_ONCE: Final = _QUERIES["enqueue_jobs_once"]
 _RESERVE: Final = _QUERIES["reserve_jobs"]
 _COPY: Final = _QUERIES["copy_jobs"]
+_EMIT: Final = _QUERIES["emit_events"]
 _CANCEL: Final = _QUERIES["cancel_job"]
 _FETCH_OUTCOMES: Final = _QUERIES["fetch_outcomes"]
 _HINT: Final = _QUERIES["hint_queue"]
 
 DEDUPE_FOR: Final = timedelta(days=1)
+
+Via: TypeAlias = Literal["queue", "wal", "auto"]
+"""How an event travels: as a job of the queue database, or as a message in the WAL of a source."""
+
+_NO_WAY: Final = (
+    psycopg.errors.ObjectNotInPrerequisiteState,  # conductor.emit says why
+    psycopg.errors.InvalidSchemaName,  # no schema conductor: neither queue nor source
+    psycopg.errors.UndefinedFunction,
+)
 _COPY_FROM: Final = 500  # payloads from which two round trips are worth it
 _COPY_CHUNK: Final = 1000  # rows
 _COPY_ESCAPES: Final = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
@@ -191,6 +203,53 @@ async def _copy(connection: AsyncConnection[Any], batch: Batch) -> list[Enqueued
 def enqueue_blocking(connection: Connection[Any], batch: Batch) -> list[Enqueued]:
     """Enqueue a batch on a connection of synchronous code."""
     return [Enqueued(*row) for row in connection.execute(*batch.statement()).fetchall()]
+
+
+@dataclass(frozen=True, slots=True)
+class WalEmission:
+    """An event, emitted once for each payload (JSON text) by way of the WAL."""
+
+    event: str
+    payloads: Sequence[bytes]
+    via: Via
+    metadata: dict[str, Any] | None = None
+
+    def traced(self) -> AbstractContextManager[Sending]:
+        """Trace that it is sent, for who traces."""
+        return sending(INTERNAL_QUEUE, DISPATCH_TASK, self.payloads, self.metadata)
+
+    def carrying(self, metadata: dict[str, Any] | None) -> WalEmission:
+        """Return it with other metadata."""
+        return replace(self, metadata=metadata)
+
+    def statement(self) -> tuple[bytes, dict[str, Any]]:
+        """Return the statement that emits, and its parameters."""
+        return _EMIT, {
+            "event": self.event,
+            "payloads": [payload.decode() for payload in self.payloads],
+            "metadata": None if self.metadata is None else to_json(self.metadata).decode(),
+            "via": self.via,
+        }
+
+
+async def emit_through_wal(connection: AsyncConnection[Any], emission: WalEmission) -> None:
+    """Emit on a connection to the source database. Raises EmitRefused where none would see it."""
+    try:
+        with emission.traced() as traced:
+            await connection.execute(*emission.carrying(traced.metadata).statement())
+            traced.sent(None)
+    except _NO_WAY as error:
+        raise EmitRefused(str(error).partition("\n")[0]) from error
+
+
+def emit_through_wal_blocking(connection: Connection[Any], emission: WalEmission) -> None:
+    """Emit on a connection of synchronous code, like `emit_through_wal`."""
+    try:
+        with emission.traced() as traced:
+            connection.execute(*emission.carrying(traced.metadata).statement())
+            traced.sent(None)
+    except _NO_WAY as error:
+        raise EmitRefused(str(error).partition("\n")[0]) from error
 
 
 async def cancel(connection: AsyncConnection[Any], job: int, reason: str | None = None) -> bool:

@@ -387,6 +387,16 @@ class MigrationMismatch(ConductorError):
     hint = "Run `conductor migrate` with the newest version."
 
 
+class EmitRefused(ConductorError):
+    """An event cannot be emitted through the WAL on this connection; the message says why."""
+
+    retry = Retry.MANUAL
+    hint = (
+        "Use a connection to the source database of a running `cdc`, whose wal_level is logical, "
+        'or via="queue".'
+    )
+
+
 class RegistrationRefused(ConductorError):
     """A task or subscription cannot be registered as it is; the message says what to run."""
 

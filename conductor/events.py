@@ -1,7 +1,7 @@
 """What a handler is given: one class for each reason why a task runs.
 
-`Invocation`, `Emitted`, `Change` (with a subclass for each operation) and `Tick` can be told apart
-with ``match``. All are immutable by convention. Pure.
+`Invocation`, `Emitted`, `Change` (with a subclass for each operation), `Transaction` and `Tick` can
+be told apart with ``match``. All are immutable by convention. Pure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing_extensions import TypeIs, TypeVar
 from conductor.errors import ColumnNotCaptured, RowAbsent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from conductor.definitions import EventDefinition
@@ -162,6 +162,9 @@ class Change(Generic[Row_co]):
         return f"{type(self).__name__}({self.schema}.{self.table} at {self.commit_lsn})"
 
 
+Change_co = TypeVar("Change_co", bound=Change[Any], covariant=True, default=Change[Any])
+
+
 class Insert(Change[Row_co]):
     """A row was inserted."""
 
@@ -248,3 +251,34 @@ class Truncate(Change[Row_co]):
     def old(self) -> Never:
         """A truncate has none: raises RowAbsent."""
         raise self._absent("old")
+
+
+@dataclass(slots=True)
+class Transaction(Generic[Change_co]):
+    """The changes of one table that one committed transaction made, in order, as far as wanted.
+
+    A transaction beyond 10,000 changes or 4 MiB of them comes in parts, a job each: ``part`` counts
+    from 0, and ``is_last`` tells the one that completes it.
+    """
+
+    changes: tuple[Change_co, ...]
+    part: int = 0
+    is_last: bool = True
+
+    @property
+    def commit_time(self) -> datetime:
+        """When it was committed, by the source's clock."""
+        return self.changes[0].commit_time
+
+    @property
+    def commit_lsn(self) -> str:
+        """Its position (``0/16B3748``), which orders transactions of one source."""
+        return self.changes[0].commit_lsn
+
+    def __iter__(self) -> Iterator[Change_co]:
+        """Iterate over the changes."""
+        return iter(self.changes)
+
+    def __len__(self) -> int:
+        """Return how many changes there are."""
+        return len(self.changes)

@@ -16,6 +16,7 @@ from orjson import OPT_SORT_KEYS, dumps, loads
 from conductor.contract import encode_head
 
 Operation = Literal["insert", "update", "delete", "truncate"]
+Group = Literal["transaction"]
 OPERATIONS: Final[tuple[Operation, ...]] = ("insert", "update", "delete", "truncate")
 
 
@@ -30,11 +31,13 @@ class ChangeFilter:
     changed: tuple[str, ...] | None = None  # updates only when one of these differs
     when: str | None = None  # CEL
     waits: bool = False  # for jobs that wait: a change makes no job, it wakes those
+    group: Group | None = None  # transaction: all changes of one together make a job
 
     def to_json(self) -> dict[str, Any]:
         """Return the stored definition; `ChangeFilter.from_json` reads it back."""
-        waits = {"waits": True} if self.waits else {}
-        return waits | {
+        special: dict[str, Any] = {"waits": True} if self.waits else {}
+        special |= {} if self.group is None else {"group": self.group}
+        return special | {
             "schema": self.schema,
             "table": self.table,
             "operations": sorted(self.operations),
@@ -55,6 +58,7 @@ class ChangeFilter:
             changed=None if changed is None else tuple(changed),
             when=definition.get("when"),
             waits=definition.get("waits", False),
+            group=definition.get("group"),
         )
 
 

@@ -33,7 +33,7 @@ from conductor.errors import (
     WaitUnavailable,
 )
 from conductor.matching import ChangeFilter, EventFilter
-from conductor.rows import TableName, adopt
+from conductor.rows import DEFAULT_SOURCE, TableName, adopt, source_of
 from conductor.store.registration import (
     EventRow,
     RegistrationStore,
@@ -45,7 +45,6 @@ from conductor.store.registration import (
 from conductor.supabase import class_name
 from conductor.triggers import Cron, OnChange, OnEvent
 
-DEFAULT_SOURCE: Final = "default"
 _WAIT: Final = "wait:"  # begins the names of triggers that wake jobs
 
 _LONGEST_RETENTION: Final = timedelta(days=100_000)  # kept for ever: an interval has an end
@@ -75,13 +74,26 @@ class Registration:
 
     @property
     def changes(self) -> list[tuple[str, OnChange[Any]]]:
-        """(task, trigger) of every change subscription."""
+        """(task, trigger) of every change subscription of the default source."""
         return [
             (task.name, trigger)
             for task in self.tasks
             for trigger in (*task.triggers, *task.all_waits)
-            if isinstance(trigger, OnChange)
+            if isinstance(trigger, OnChange) and trigger.source == DEFAULT_SOURCE
         ]
+
+    def check_sources(self) -> None:
+        """Raise RegistrationRefused for what is possible with the default source alone."""
+        for task in self.tasks:
+            for trigger in (*task.triggers, *task.all_waits):
+                if not isinstance(trigger, OnChange) or trigger.source == DEFAULT_SOURCE:
+                    continue
+                if trigger in task.all_waits or trigger.refetch:
+                    what = "waits for changes" if trigger in task.all_waits else "reads rows again"
+                    raise RegistrationRefused(
+                        f"task {task.name!r} {what} of source {trigger.source!r}",
+                        hint="That is possible for the default source alone.",
+                    )
 
     def defined_at(self, task: str) -> str:
         """Return where the handler of a task is."""
@@ -130,7 +142,12 @@ class Registration:
     def subscription_rows(self) -> list[SubscriptionRow]:
         """Return the subscriptions as they are stored."""
         return [
-            _subscription_row(task, trigger.name, trigger.filter)
+            _subscription_row(
+                task,
+                trigger.name,
+                trigger.filter,
+                trigger.source if isinstance(trigger, OnChange) else DEFAULT_SOURCE,
+            )
             for task in self.tasks
             for trigger in task.triggers
             if isinstance(trigger, (OnChange, OnEvent))
@@ -140,7 +157,7 @@ class Registration:
         """Return what wakes waiting jobs, also those of earlier versions of a handler."""
         found = {
             (task.name, trigger.topic): _subscription_row(
-                task, f"{_WAIT}{trigger.topic}", replace(trigger.filter, waits=True)
+                task, f"{_WAIT}{trigger.topic}", replace(trigger.filter, waits=True), trigger.source
             )
             for task in self.tasks
             for trigger in task.all_waits
@@ -150,13 +167,13 @@ class Registration:
 
 
 def _subscription_row(
-    task: Task[Any, Any], trigger: str, wanted: ChangeFilter | EventFilter
+    task: Task[Any, Any], trigger: str, wanted: ChangeFilter | EventFilter, source: str
 ) -> SubscriptionRow:
     return SubscriptionRow(
         task=task.name,
         trigger=trigger,
         kind="change" if isinstance(wanted, ChangeFilter) else "event",
-        source=DEFAULT_SOURCE,
+        source=source,
         queue=task.queue,
         rank=-task.priority,
         definition=wanted.to_json(),
@@ -187,6 +204,7 @@ async def register(connections: Connections, registration: Registration) -> list
     >>> ids = await register(connections, Registration("shop", "1", (send,)))
     ... # doctest: +SKIP
     """
+    registration.check_sources()
     async with connections.lend() as connection, connection.transaction():
         store = RegistrationStore(connection)
         await store.lock_app(registration.app)
@@ -203,8 +221,9 @@ async def _resolve_models(store: RegistrationStore, registration: Registration) 
     unresolved = registration.models_to_resolve
     if not unresolved:
         return
-    if await store.source_is_elsewhere(DEFAULT_SOURCE):
-        names = ", ".join(sorted(model.__name__ for model in unresolved))
+    elsewhere = [model for model in unresolved if source_of(model) != DEFAULT_SOURCE]
+    if elsewhere or await store.source_is_elsewhere(DEFAULT_SOURCE):
+        names = ", ".join(sorted(model.__name__ for model in elsewhere or unresolved))
         raise RegistrationRefused(
             f"the tables of models {names} are in another database than the queue",
             hint="Name them: Database.from_supabase(module, tables={…}).",

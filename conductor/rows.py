@@ -166,6 +166,17 @@ def absent(
     )
 
 
+DEFAULT_SOURCE: Final = "default"
+"""The source database that is not named: where a single sidecar streams from."""
+
+_SOURCES: dict[type[BaseModel], str] = {}
+
+
+def source_of(model: type[BaseModel] | None) -> str:
+    """Return the name of the source database that a row model's table is in."""
+    return DEFAULT_SOURCE if model is None else _SOURCES.get(model, DEFAULT_SOURCE)
+
+
 def table_name(model: type[BaseModel]) -> TableName:
     """Return the table of a row model. Raises DefinitionInvalid when nothing names one."""
     found = row_model(model).__table_name__
@@ -343,15 +354,17 @@ class Database:
     """The tables an application knows, with their columns: what names are checked against.
 
     ``models`` are the row models they were taken from; ``is_partial``: there may be tables that
-    are not known yet.
+    are not known yet. ``source`` names the database where it is not the only one that changes come
+    from: that of the sidecar with this ``CDC_SOURCE``.
     """
 
     tables: Mapping[str, frozenset[str]]
     models: tuple[type[BaseModel], ...] = ()
     is_partial: bool = False
+    source: str = DEFAULT_SOURCE
 
     @classmethod
-    def from_module(cls, module: ModuleType) -> Database:
+    def from_module(cls, module: ModuleType, *, source: str = DEFAULT_SOURCE) -> Database:
         """Take the row models that a module defines, such as a generated one.
 
         Raises DefinitionInvalid when it has none.
@@ -368,11 +381,15 @@ class Database:
                 f"module {module.__name__} defines no row models",
                 hint='Row models are classes such as Users(TableRow, table="public.users").',
             )
-        return cls._of(models)
+        return cls._of(models, source)
 
     @classmethod
     def from_supabase(
-        cls, module: ModuleType | str, tables: Mapping[str, str] | None = None
+        cls,
+        module: ModuleType | str,
+        tables: Mapping[str, str] | None = None,
+        *,
+        source: str = DEFAULT_SOURCE,
     ) -> Database:
         """Take the models that ``supabase gen types --lang=python`` prints.
 
@@ -391,17 +408,20 @@ class Database:
                 raise supabase.UnknownModel(name, models)
         for name, model in models.items():
             adopt(model, named.get(name))
-        found = cls._of([models[name] for name in named])
-        return cls(found.tables, tuple(models.values()), is_partial=len(named) < len(models))
+        found = cls._of([models[name] for name in named], source)
+        _SOURCES.update(dict.fromkeys(models.values(), source))
+        is_partial = len(named) < len(models)
+        return cls(found.tables, tuple(models.values()), is_partial=is_partial, source=source)
 
     @classmethod
-    def _of(cls, models: Sequence[type[BaseModel]]) -> Database:
+    def _of(cls, models: Sequence[type[BaseModel]], source: str) -> Database:
+        _SOURCES.update(dict.fromkeys(models, source))
         tables: dict[str, frozenset[str]] = {}
         for model in models:
             name = str(table_name(model))
             known = tables.get(name, frozenset())
             tables[name] = known | frozenset(column_names(model).values())
-        return cls(tables, tuple(models))
+        return cls(tables, tuple(models), source=source)
 
     def check(self, table: TableName, columns: Iterable[str] = ()) -> None:
         """Raise UnknownTable or UnknownColumn for a name this database does not have."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
 from typing_extensions import TypeVar, Unpack
 
-from conductor.enqueue import Batch, enqueue_blocking
+from conductor.enqueue import Batch, Via, emit_through_wal_blocking, enqueue_blocking
 from conductor.job import JobHandle
 from conductor.store.schedules import drop_schedule_blocking, put_schedule_blocking
 from conductor.tracing import sending
@@ -170,6 +170,7 @@ class SyncConductor:
         *,
         metadata: dict[str, Any] | None = ...,
         connection: Connection[Any] | None = ...,
+        via: Via = ...,
     ) -> None: ...
     @overload
     def emit(
@@ -179,6 +180,7 @@ class SyncConductor:
         *,
         metadata: dict[str, Any] | None = ...,
         connection: Connection[Any] | None = ...,
+        via: Via = ...,
     ) -> None: ...
     @overload
     def emit(
@@ -188,6 +190,7 @@ class SyncConductor:
         *,
         metadata: dict[str, Any] | None = ...,
         connection: Connection[Any] | None = ...,
+        via: Via = ...,
     ) -> None: ...
     def emit(
         self,
@@ -196,9 +199,10 @@ class SyncConductor:
         *,
         metadata: dict[str, Any] | None = None,
         connection: Connection[Any] | None = None,
+        via: Via = "queue",
     ) -> None:
         """Emit an event, like `Conductor.emit`."""
-        self._enqueue(self._conductor.emission(event, [payload], metadata), connection)
+        self._emit(event, [payload], metadata, connection, via)
 
     def emit_many(
         self,
@@ -207,11 +211,29 @@ class SyncConductor:
         *,
         metadata: dict[str, Any] | None = None,
         connection: Connection[Any] | None = None,
+        via: Via = "queue",
     ) -> None:
         """Emit an event many times, like `Conductor.emit_many`."""
-        batch = self._conductor.emission(event, payloads, metadata)
-        if batch.payloads:
-            self._enqueue(batch, connection)
+        self._emit(event, payloads, metadata, connection, via)
+
+    def _emit(
+        self,
+        event: EventDefinition[Any] | str,
+        payloads: Iterable[Any],
+        metadata: dict[str, Any] | None,
+        connection: Connection[Any] | None,
+        via: Via,
+    ) -> None:
+        if via == "queue":
+            batch = self._conductor.emission(event, payloads, metadata)
+            if batch.payloads:
+                self._enqueue(batch, connection)
+            return
+        emission = self._conductor.wal_emission(event, payloads, metadata, via)
+        if connection is not None:
+            emit_through_wal_blocking(connection, emission)
+        elif emission.payloads:
+            self._portal.call(self._conductor.emit_on(emission))
 
     def cancel(self, job: int, reason: str | None = None) -> bool:
         """Cancel a job, like `Conductor.cancel`."""

@@ -11,38 +11,29 @@ from datetime import datetime
 from typing import Any, Generic, Literal, TypeAlias, get_args, overload
 
 from pydantic import BaseModel, JsonValue
-from pydantic_core import to_json
 from typing_extensions import TypeVar, override
 
 from conductor import filters
 from conductor.codec import INVALID
-from conductor.cron import check
-from conductor.definitions import (
-    EventDefinition,
-    TaskDefinition,
-    Trigger,
-    check_option_text,
-    payload_invalid,
-)
-from conductor.errors import DefinitionInvalid, FilterInvalid, UnknownField
+from conductor.definitions import TaskDefinition, Trigger, payload_invalid
+from conductor.errors import DefinitionInvalid, FilterInvalid
 from conductor.events import (
     Change,
     Delete,
-    Emitted,
     Insert,
-    Invocation,
     Lacking,
-    Tick,
+    Transaction,
     Truncate,
     Update,
 )
 from conductor.matching import (
     OPERATIONS,
     ChangeFilter,
-    EventFilter,
+    Group,
     Operation,
     change_topic,
 )
+from conductor.plain_triggers import Cron, Invocable, OnEvent
 from conductor.rows import (
     Columns,
     ModelT,
@@ -56,11 +47,13 @@ from conductor.rows import (
     resolve_columns,
     row_model,
     source_name,
+    source_of,
     table_name,
 )
 from conductor.supabase import check_model
 
-P = TypeVar("P")
+__all__ = ["Cron", "Invocable", "OnChange", "OnEvent"]
+
 E_co = TypeVar("E_co", covariant=True, default=Any)
 Plain: TypeAlias = dict[str, JsonValue]
 
@@ -76,124 +69,6 @@ _ROW_CHANGES: dict[str, type[Change[Any]]] = {
 }
 
 
-class Invocable(Trigger[Invocation[Any]]):
-    """The task can be invoked. A task declared without triggers is."""
-
-    kind = "invoke"
-
-    @property
-    @override
-    def name(self) -> str:
-        """``invoke``."""
-        return "invoke"
-
-    @property
-    @override
-    def claims(self) -> frozenset[str]:
-        """Invocations of the task."""
-        return frozenset({"invoke"})
-
-    @override
-    def accepts(self, envelope: dict[str, Any]) -> bool:
-        """Return True: the payload of an invocation is the application's own."""
-        return True
-
-    @override
-    def decode(self, task: TaskDefinition[Any, Any], envelope: bytes) -> Invocation[Any]:
-        """Read the payload (JSON text) as the task declares it."""
-        return Invocation(task.decode_payload(envelope))
-
-
-class Cron(Trigger[Tick]):
-    """The task runs on a schedule: five fields, in the local time of an IANA zone.
-
-    Raises CronInvalid for an expression that cannot be read or never fires, and for an unknown
-    zone. ``name`` tells schedules of one task apart and stays when the expression changes.
-
-        Cron("0 9 * * 1-5", tz="Europe/Berlin")
-    """
-
-    kind = "cron"
-
-    def __init__(self, expression: str, tz: str = "UTC", name: str | None = None) -> None:
-        check(expression, tz)
-        check_option_text("name of schedule", name)
-        self.expression = " ".join(expression.split())
-        self.timezone = tz
-        self._name = name or f"{self.expression} {tz}"
-
-    @property
-    @override
-    def name(self) -> str:
-        """The schedule's name: given, or expression and zone."""
-        return self._name
-
-    @property
-    @override
-    def claims(self) -> frozenset[str]:
-        """Firings of this schedule."""
-        return frozenset({f"cron:{self._name}"})
-
-    @override
-    def accepts(self, envelope: dict[str, Any]) -> bool:
-        """Return whether the job is a firing of this schedule."""
-        return bool(envelope.get("schedule") == self._name)
-
-    @override
-    def decode(self, task: TaskDefinition[Any, Any], envelope: dict[str, Any]) -> Tick:
-        """Read ``{"schedule", "scheduled_at"}``."""
-        try:
-            return Tick(self._name, datetime.fromisoformat(envelope["scheduled_at"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise payload_invalid(f"firing of {self._name!r} of {task.name!r}", error) from error
-
-
-class OnEvent(Trigger[Emitted[P]], Generic[P]):
-    """The task runs for every emitted event of a definition.
-
-    ``when`` keeps only those for which a CEL expression over ``event``, the payload, is true.
-    Raises FilterInvalid, and UnknownField for one that the payload does not have.
-
-        OnEvent(user_created, when='event.email.endsWith("@example.com")')
-    """
-
-    kind = "event"
-
-    def __init__(self, event: EventDefinition[P], *, when: str | None = None) -> None:
-        if not isinstance(event, EventDefinition):
-            raise DefinitionInvalid(
-                f"OnEvent takes an event definition, not {event!r}",
-                hint='Such as OnEvent(define_event("user.created", payload=UserCreated)).',
-            )
-        self.event = event
-        if when is not None:
-            _check_event_filter(event, filters.compile(when))
-        self.filter = EventFilter(event.name, when)
-
-    @property
-    @override
-    def name(self) -> str:
-        """``event:`` and the event's name."""
-        return f"event:{self.event.name}"
-
-    @property
-    @override
-    def claims(self) -> frozenset[str]:
-        """Emissions of the event."""
-        return frozenset({self.name})
-
-    @override
-    def accepts(self, envelope: dict[str, Any]) -> bool:
-        """Return whether the job stands for this event."""
-        return bool(envelope.get("event") == self.event.name)
-
-    @override
-    def decode(self, task: TaskDefinition[Any, Any], envelope: dict[str, Any]) -> Emitted[P]:
-        """Read ``{"event", "payload"}``."""
-        payload = self.event.decode_payload(to_json(envelope.get("payload")))
-        return Emitted(self.event.name, payload)
-
-
 class OnChange(Trigger[E_co], Generic[E_co]):
     """The task runs for committed changes of a table, read from the WAL.
 
@@ -201,6 +76,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
     insert, update and delete. ``columns`` narrows what is carried (by default the model's columns);
     ``changed`` keeps only updates in which one of these differs, and needs REPLICA IDENTITY FULL.
     ``when`` keeps only changes for which a CEL expression is true, see `conductor.filters`.
+    ``group="transaction"`` makes one job of what a transaction changed, see `Transaction`.
+    ``source`` names the database that the table is in (by default that of the model's `Database`).
 
     With ``refetch`` a run reads what `new` lacks of the model, by the row's key, from the table as
     it is then: columns that are not captured, and large (TOASTed) values that an update did not
@@ -222,6 +99,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *,
         columns: Columns[ModelT] | None = ...,
+        source: str = ...,
         changed: Columns[ModelT] | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
@@ -234,6 +112,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *,
         columns: Columns[ModelT] | None = ...,
+        source: str = ...,
         when: str | None = ...,
         refetch: bool = ...,
     ) -> None: ...
@@ -245,6 +124,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *,
         columns: Columns[ModelT] | None = ...,
+        source: str = ...,
         changed: Columns[ModelT] | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
@@ -257,11 +137,17 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *,
         columns: Columns[ModelT] | None = ...,
+        source: str = ...,
         when: str | None = ...,
     ) -> None: ...
     @overload
     def __init__(
-        self: OnChange[Truncate[ModelT]], row: type[ModelT], operation: Literal["truncate"], /
+        self: OnChange[Truncate[ModelT]],
+        row: type[ModelT],
+        operation: Literal["truncate"],
+        /,
+        *,
+        source: str = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -272,6 +158,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *more: Operation,
         columns: Columns[ModelT] | None = ...,
+        source: str = ...,
         changed: Columns[ModelT] | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
@@ -283,6 +170,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *,
         columns: Columns[Plain] | None = ...,
+        source: str = ...,
         changed: Columns[Plain] | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
@@ -295,6 +183,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *,
         columns: Columns[Plain] | None = ...,
+        source: str = ...,
         when: str | None = ...,
         refetch: bool = ...,
     ) -> None: ...
@@ -306,6 +195,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *,
         columns: Columns[Plain] | None = ...,
+        source: str = ...,
         changed: Columns[Plain] | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
@@ -318,11 +208,17 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *,
         columns: Columns[Plain] | None = ...,
+        source: str = ...,
         when: str | None = ...,
     ) -> None: ...
     @overload
     def __init__(
-        self: OnChange[Truncate[Plain]], row: str, operation: Literal["truncate"], /
+        self: OnChange[Truncate[Plain]],
+        row: str,
+        operation: Literal["truncate"],
+        /,
+        *,
+        source: str = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -333,9 +229,136 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         /,
         *more: Operation,
         columns: Columns[Plain] | None = ...,
+        source: str = ...,
         changed: Columns[Plain] | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Transaction[Insert[ModelT] | Update[ModelT] | Delete[ModelT]]],
+        row: type[ModelT],
+        /,
+        *,
+        group: Group,
+        columns: Columns[ModelT] | None = ...,
+        source: str = ...,
+        changed: Columns[ModelT] | None = ...,
+        when: str | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Transaction[Insert[ModelT]]],
+        row: type[ModelT],
+        operation: Literal["insert"],
+        /,
+        *,
+        group: Group,
+        columns: Columns[ModelT] | None = ...,
+        source: str = ...,
+        when: str | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Transaction[Update[ModelT]]],
+        row: type[ModelT],
+        operation: Literal["update"],
+        /,
+        *,
+        group: Group,
+        columns: Columns[ModelT] | None = ...,
+        source: str = ...,
+        changed: Columns[ModelT] | None = ...,
+        when: str | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Transaction[Delete[ModelT]]],
+        row: type[ModelT],
+        operation: Literal["delete"],
+        /,
+        *,
+        group: Group,
+        columns: Columns[ModelT] | None = ...,
+        source: str = ...,
+        when: str | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Transaction[Change[ModelT]]],
+        row: type[ModelT],
+        first: Operation,
+        second: Operation,
+        /,
+        *more: Operation,
+        group: Group,
+        columns: Columns[ModelT] | None = ...,
+        source: str = ...,
+        changed: Columns[ModelT] | None = ...,
+        when: str | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Transaction[Insert[Plain] | Update[Plain] | Delete[Plain]]],
+        row: str,
+        /,
+        *,
+        group: Group,
+        columns: Columns[Plain] | None = ...,
+        source: str = ...,
+        changed: Columns[Plain] | None = ...,
+        when: str | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Transaction[Insert[Plain]]],
+        row: str,
+        operation: Literal["insert"],
+        /,
+        *,
+        group: Group,
+        columns: Columns[Plain] | None = ...,
+        source: str = ...,
+        when: str | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Transaction[Update[Plain]]],
+        row: str,
+        operation: Literal["update"],
+        /,
+        *,
+        group: Group,
+        columns: Columns[Plain] | None = ...,
+        source: str = ...,
+        changed: Columns[Plain] | None = ...,
+        when: str | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Transaction[Delete[Plain]]],
+        row: str,
+        operation: Literal["delete"],
+        /,
+        *,
+        group: Group,
+        columns: Columns[Plain] | None = ...,
+        source: str = ...,
+        when: str | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: OnChange[Transaction[Change[Plain]]],
+        row: str,
+        first: Operation,
+        second: Operation,
+        /,
+        *more: Operation,
+        group: Group,
+        columns: Columns[Plain] | None = ...,
+        source: str = ...,
+        changed: Columns[Plain] | None = ...,
+        when: str | None = ...,
     ) -> None: ...
     def __init__(
         self,
@@ -346,6 +369,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         changed: Columns[Any] | None = None,
         when: str | None = None,
         refetch: bool = False,
+        group: Group | None = None,
+        source: str | None = None,
     ) -> None:
         self._model = _model(row)
         self._table = TableName.parse(row) if isinstance(row, str) else None
@@ -354,7 +379,13 @@ class OnChange(Trigger[E_co], Generic[E_co]):
             raise DefinitionInvalid("changed= is about updates, and this trigger has none")
         if refetch and not wanted & {"insert", "update"}:
             raise DefinitionInvalid("refetch= is about new rows, and this trigger has none")
+        if group not in {None, *get_args(Group)}:
+            raise DefinitionInvalid(f"group={group!r}", hint='group="transaction", or none.')
+        if refetch and group is not None:
+            raise DefinitionInvalid("refetch= is for single changes, not for group=")
         self.refetch = refetch
+        self._group = group
+        self._source = source
         self._operations = wanted
         self._columns = resolve_columns(self._model, columns) or _all_columns(self._model)
         self._changed = resolve_columns(self._model, changed)
@@ -366,6 +397,11 @@ class OnChange(Trigger[E_co], Generic[E_co]):
     def model(self) -> type[BaseModel] | None:
         """The row model it was given; None for a table by name."""
         return self._model
+
+    @property
+    def group(self) -> Group | None:
+        """What becomes one job: None for each change its own."""
+        return self._group
 
     @property
     def model_to_resolve(self) -> type[BaseModel] | None:
@@ -381,6 +417,11 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         return self._table
 
     @property
+    def source(self) -> str:
+        """The name of the database that the changes come from."""
+        return self._source or source_of(self._model)
+
+    @property
     def filter(self) -> ChangeFilter:
         """What is stored of it. Raises as `table` does."""
         return ChangeFilter(
@@ -390,6 +431,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
             columns=self._columns,
             changed=self._changed,
             when=self._when,
+            group=self._group,
         )
 
     @property
@@ -415,6 +457,12 @@ class OnChange(Trigger[E_co], Generic[E_co]):
     @override
     def accepts(self, envelope: dict[str, Any]) -> bool:
         """Return whether the job stands for a change of this table and an operation of these."""
+        if self._group is not None:
+            changes = envelope.get("changes") or [{}]
+            return self._is_of(changes[0])
+        return self._is_of(envelope)
+
+    def _is_of(self, envelope: dict[str, Any]) -> bool:
         return (
             envelope.get("op") in self._operations
             and envelope.get("table") == self.table.table
@@ -425,7 +473,7 @@ class OnChange(Trigger[E_co], Generic[E_co]):
     def decode(self, task: TaskDefinition[Any, Any], envelope: dict[str, Any]) -> E_co:
         """Read a change's envelope. Raises PayloadInvalid for a row that is not the model's."""
         try:
-            change: Any = self._change(envelope)
+            change: Any = self._transaction(envelope) if self._group else self._change(envelope)
         except (*INVALID, KeyError) as error:
             what = f"{envelope.get('op')} on {self.table} for task {task.name!r}"
             raise payload_invalid(what, error) from error
@@ -447,6 +495,10 @@ class OnChange(Trigger[E_co], Generic[E_co]):
                     f"filter {when.source!r}: {name} is null for {' and '.join(sorted(absent))}",
                     hint=f"Name the operations, or guard it: {name} != null && …",
                 )
+
+    def _transaction(self, envelope: dict[str, Any]) -> Transaction[Any]:
+        changes = tuple(self._change(change) for change in envelope["changes"])
+        return Transaction(changes, part=envelope["part"], is_last=envelope["last"])
 
     def _change(self, envelope: dict[str, Any]) -> Change[Any]:
         common: dict[str, Any] = {
@@ -490,16 +542,6 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         if self._model is None:
             return PlainRow(values, self.table, unchanged, gone=gone)
         return read_row(row_model(self._model), values, unchanged, gone=gone)
-
-
-def _check_event_filter(event: EventDefinition[Any], when: filters.Filter) -> None:
-    filters.check_names(when, filters.EVENT_NAMES)
-    known = event.payload.members()
-    for field in sorted(when.references.columns["event"]):
-        if known is not None and field not in known:
-            raise UnknownField(
-                field, known, where=f"of event {event.name!r} in filter {when.source!r}"
-            )
 
 
 def _model(row: Any) -> type[BaseModel] | None:

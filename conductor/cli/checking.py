@@ -22,13 +22,23 @@ from conductor.comparison import (
 from conductor.definitions import Task
 from conductor.errors import ConductorError
 from conductor.registration import Registration, find_table
-from conductor.rows import TableName, adopt, is_unresolved, table_name
+from conductor.rows import (
+    DEFAULT_SOURCE,
+    TableName,
+    adopt,
+    is_unresolved,
+    source_of,
+    table_name,
+)
 from conductor.store.registration import RegistrationStore
 from conductor.triggers import OnChange
 
 
 async def compare(connection: AsyncConnection[Any], conductor: Conductor[Any]) -> list[Finding]:
-    """Return every difference, tables in order. ``connection`` is to the database of the tables."""
+    """Return every difference, tables in order. ``connection`` is to the database of the tables.
+
+    Those of other sources than the default one are left out.
+    """
     store = RegistrationStore(connection)
     tables = [TableName(*key) for key in await store.table_keys()]
     registration = Registration(conductor.app, conductor.version, tuple(conductor.tasks.values()))
@@ -42,7 +52,7 @@ async def compare(connection: AsyncConnection[Any], conductor: Conductor[Any]) -
         (trigger.table.schema, trigger.table.table)
         for task in tasks
         for trigger in (*task.triggers, *task.all_waits)
-        if isinstance(trigger, OnChange)
+        if isinstance(trigger, OnChange) and trigger.source == DEFAULT_SOURCE
     }
     facts = await store.describe_tables(sorted(wanted))
     findings += compare_triggers(tasks, facts, known)
@@ -72,12 +82,12 @@ def _models(
     conductor: Conductor[Any], tasks: Iterable[Task[Any, Any]]
 ) -> dict[type[BaseModel], None]:
     """Return the models of the database and of triggers, each once."""
-    known = dict.fromkeys(conductor.database.models if conductor.database is not None else ())
+    known = dict.fromkeys(model for database in conductor.databases for model in database.models)
     for task in tasks:
         for trigger in (*task.triggers, *task.all_waits):
             if isinstance(trigger, OnChange) and trigger.model is not None:
                 known[trigger.model] = None
-    return known
+    return {model: None for model in known if source_of(model) == DEFAULT_SOURCE}
 
 
 async def _compare_module(connection: AsyncConnection[Any], module: str) -> list[Finding]:

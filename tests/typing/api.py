@@ -34,6 +34,7 @@ from conductor import (
     Task,
     TaskDefinition,
     Tick,
+    Transaction,
     Truncate,
     Update,
     define_event,
@@ -129,8 +130,21 @@ assert_type(OnChange(Users, refetch=True), OnChange[Insert[Users] | Update[Users
 assert_type(
     OnChange("public.users", "update", refetch=True), OnChange[Update[dict[str, JsonValue]]]
 )
+assert_type(
+    OnChange(Users, group="transaction"),
+    OnChange[Transaction[Insert[Users] | Update[Users] | Delete[Users]]],
+)
+assert_type(
+    OnChange(Users, "update", changed=lambda u: u.email, group="transaction"),
+    OnChange[Transaction[Update[Users]]],
+)
+assert_type(
+    OnChange("public.users", "insert", "delete", group="transaction"),
+    OnChange[Transaction[Change[dict[str, JsonValue]]]],
+)
 
 OnEvent(send_email)  # type: ignore[arg-type]  # not an event
+OnChange(Users, group="row")  # type: ignore[call-overload]  # no such group
 OnChange(Users, "upsert")  # type: ignore[call-overload]  # no such operation
 OnChange(Users, "update", changed=lambda u: u.emial)  # type: ignore[call-overload]  # no such column
 OnChange(Users, "insert", changed=lambda u: u.email)  # type: ignore[call-overload]  # of updates
@@ -243,6 +257,13 @@ async def copy(event: Insert[Users] | Update[Users] | Delete[Users], ctx: Contex
             assert_type(event.old, Users)
         case _:
             assert_never(event)
+
+
+@conductor.task("import", OnChange(Users, "insert", group="transaction"))
+async def import_users(event: Transaction[Insert[Users]], ctx: Context[Deps]) -> None:
+    assert_type(event.commit_time, datetime)
+    for change in event:
+        assert_type(change.new, Users)
 
 
 @conductor.task("log", OnChange(Users))

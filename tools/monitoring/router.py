@@ -182,6 +182,19 @@ SOURCE: Final = Row(
             ),
             width=4,
         ),
+        Panel(
+            "Transactions in progress, kept here",
+            "With CDC_STREAMING the sidecar keeps large transactions until they commit.",
+            unit="bytes",
+            queries=(Query("sum by (slot, place) (cdc_spooled_bytes)", "{{slot}} {{place}}"),),
+            width=4,
+        ),
+        Panel(
+            "Transactions kept here",
+            "How many those are.",
+            queries=(Query("sum by (slot) (cdc_spooled_transactions)", "{{slot}}"),),
+            width=4,
+        ),
     ),
 )
 
@@ -190,11 +203,15 @@ WORK: Final = Row(
     (
         Panel(
             "Changes",
-            "Row changes decoded, by operation, and those that no subscription wanted.",
+            "Row changes decoded, by operation, and those that no subscription wanted; events that "
+            "were emitted through the WAL.",
             unit="cps",
             queries=(
                 Query(f"sum by (operation) (rate(cdc_changes_total{RATE}))", "{{operation}}"),
                 Query(f"sum(rate(cdc_unmatched_changes_total{RATE}))", "unmatched"),
+                Query(
+                    f"sum by (result) (rate(cdc_emitted_events_total{RATE}))", "events {{result}}"
+                ),
             ),
             width=6,
         ),

@@ -74,6 +74,13 @@ from input i
 join held h on h.key = i.dedupe_key
 order by i.n
 
+-- name: emit_events
+-- Emits an event many times, in order, by way of the WAL where `via` says so.
+select conductor.emit(
+    event => %(event)s, payload => u.payload::json, metadata => %(metadata)s::json, via => %(via)s)
+from unnest(%(payloads)s::text[]) with ordinality as u (payload, n)
+order by u.n
+
 -- name: cancel_job
 select conductor.cancel(%(job)s, %(reason)s)
 

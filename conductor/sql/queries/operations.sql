@@ -49,7 +49,7 @@ select conductor.invoke(
     priority => %(priority)s, key => %(key)s, dedupe_key => %(dedupe_key)s)
 
 -- name: emit_event
-select conductor.emit(event => %(event)s, payload => %(payload)s::json)
+select conductor.emit(event => %(event)s, payload => %(payload)s::json, via => 'queue')
 
 -- name: list_schedules
 -- The next first, as JSON. made: by whom, the trigger of a task or somebody at run time.

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from conductor import (
     Change,
+    Conductor,
     Cron,
     Delete,
     Emitted,
@@ -220,6 +221,35 @@ def test_changes_are_decoded_by_operation() -> None:
     assert (emptied.cascade, emptied.restart_identity) == (True, False)
     assert (inserted.commit_time, inserted.commit_lsn) == (NOW, "0/16B3748")
     assert "0/16B3748" in repr(inserted)
+
+
+def test_a_transaction_is_the_sequence_of_its_changes() -> None:
+    trigger = OnChange(Users, "insert", "delete", group="transaction")
+    stamp = {"commit_time": "2026-01-01T00:00:00+00:00", "commit_lsn": "0/1"}
+    table = {"schema": "public", "table": "users"}
+    changes = [
+        {"op": "insert", **table, "new": {"id": 1, "email": "a"}, **stamp},
+        {"op": "delete", **table, "old": {"id": 2}, **stamp},
+    ]
+    envelope = {"op": "transaction", "part": 3, "last": False, "changes": changes}
+    assert trigger.accepts(envelope)
+    assert not trigger.accepts(changes[0])
+    assert not OnChange(Users, "insert", "delete").accepts(envelope)
+    assert not OnChange("public.other", "insert", group="transaction").accepts(envelope)
+    event = trigger.decode(greet, envelope)
+    assert [change.op for change in event] == ["insert", "delete"]
+    assert event.changes[0].new == Users(id=1, email="a")
+    assert (len(event), event.part, event.is_last) == (2, 3, False)
+    assert (event.commit_lsn, event.commit_time) == ("0/1", NOW)
+    assert trigger.filter.to_json()["group"] == "transaction"
+    assert "group" not in OnChange(Users).filter.to_json()
+    assert ChangeFilter.from_json(trigger.filter.to_json()) == trigger.filter
+
+
+def test_a_group_cannot_be_waited_for() -> None:
+    conductor = Conductor("")
+    with pytest.raises(DefinitionInvalid, match="group"):
+        conductor.task(greet, waits=[OnChange(Users, group="transaction")])(lambda _e, _c: 1)
 
 
 def test_triggers_of_one_table_are_told_apart_by_operation() -> None:

@@ -1,0 +1,137 @@
+"""Several source databases, each with its sidecar, and one queue."""
+
+from __future__ import annotations
+
+import asyncio
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from cdc.metrics import Metrics
+from cdc.service import Service
+from conductor import (
+    Conductor,
+    Context,
+    Database,
+    Insert,
+    OnChange,
+    Orchestrator,
+    TableRow,
+    define_task,
+)
+from conductor.errors import RegistrationRefused, UnknownColumn
+from tests.integration.conftest import Queue
+from tests.integration.sidecar import query, settings_for
+from tests.servers import NewDatabase, ScratchDatabase
+
+pytestmark = pytest.mark.anyio
+
+LAST = 3000
+
+
+class Orders(TableRow, table="public.orders"):
+    id: int
+    note: str
+
+
+class Invoices(TableRow, table="public.invoices"):
+    id: int
+    total: int
+
+
+def module(*models: type[TableRow]) -> ModuleType:
+    made = ModuleType("models")
+    for model in models:
+        setattr(made, model.__name__, model)
+    return made
+
+
+def sources() -> list[Database]:
+    """What an application says: its own models, and those of the database of billing."""
+    shop, billing = module(Orders), module(Invoices)
+    return [Database.from_module(shop), Database.from_module(billing, source="billing")]
+
+
+def test_triggers_are_checked_against_the_models_of_their_source() -> None:
+    conductor = Conductor("", database=sources())
+    with pytest.raises(UnknownColumn):
+        conductor.task("t", OnChange("public.invoices", columns=("totl",), source="billing"))(
+            lambda _event, _ctx: None
+        )
+    trigger = OnChange(Invoices, "insert")
+    assert (trigger.source, OnChange(Orders).source) == ("billing", "default")
+    assert OnChange(Orders, source="archive").source == "archive"
+    assert OnChange("public.invoices").source == "default"
+
+
+async def test_two_sources_are_routed_once_each_while_their_sidecars_die(
+    queue: Queue, new_database: NewDatabase
+) -> None:
+    shop, billing = new_database(), new_database()
+    query(shop.dsn, "create table orders (id int primary key, note text)")
+    query(billing.dsn, "create table invoices (id int primary key, total int)")
+    # A table of that name in the queue's database as well, of another shape: nobody looks there.
+    query(queue.database.dsn, "create table invoices (nothing text)")
+    conductor = Conductor(queue.database.dsn, database=sources())
+
+    @conductor.task("ordered", OnChange(Orders, "insert"))
+    async def ordered(event: Insert[Orders], _ctx: Context[None]) -> None: ...
+
+    @conductor.task("billed", OnChange(Invoices, "insert"))
+    async def billed(event: Insert[Invoices], _ctx: Context[None]) -> None: ...
+
+    orchestrator = Orchestrator(conductor)
+    sidecars = {shop: "default", billing: "billing"}
+
+    def start(database: ScratchDatabase) -> asyncio.Task[None]:
+        settings = settings_for(
+            database, queue_dsn=queue.database.dsn, source=sidecars[database], slot=database.name
+        )
+        return asyncio.create_task(Service(settings, Metrics("test", database.name)).run())
+
+    running = {database: start(database) for database in sidecars}
+    await orchestrator.start(wait_captured_s=60)
+    for first in range(1, LAST, 300):
+        numbers = (first, first + 299)
+        write = "insert into orders select i, 'n' from generate_series(%s, %s) i"
+        await asyncio.to_thread(query, shop.dsn, write, *numbers)
+        write = "insert into invoices select i, i from generate_series(%s, %s) i"
+        await asyncio.to_thread(query, billing.dsn, write, *numbers)
+        dying = shop if first % 600 == 1 else billing
+        running[dying].cancel()
+        await asyncio.gather(running[dying], return_exceptions=True)
+        running[dying] = start(dying)
+    counted = "select count(*) >= %s from conductor.history"
+    await queue.until(counted, 2 * LAST, within_s=60)
+    await orchestrator.stop()
+    for sidecar in running.values():
+        sidecar.cancel()
+    await asyncio.gather(*running.values(), return_exceptions=True)
+    await conductor.close()
+    rows = await queue.rows(
+        "select task, (payload -> 'new' ->> 'id')::int as id, source_generation as generation"
+        " from conductor.history order by task, id"
+    )
+    for task in ("ordered", "billed"):
+        of_task = [row for row in rows if row["task"] == task]
+        assert [row["id"] for row in of_task] == list(range(1, LAST + 1))
+        assert len({row["generation"] for row in of_task}) == 1
+    assert len({row["generation"] for row in rows}) == 2
+    progress = await queue.rows("select slot, source from conductor.progress order by source")
+    assert [(row["slot"], row["source"]) for row in progress] == [
+        (billing.name, "billing"),
+        (shop.name, "default"),
+    ]
+
+
+async def test_a_wait_for_another_source_is_refused(queue: Queue) -> None:
+    wait = define_task("wait", returns=Any)
+    conductor = Conductor(queue.database.dsn, tasks=[wait], database=sources())
+
+    @conductor.task(wait, waits=[OnChange(Invoices, "insert")])
+    async def handler(_event: Any, _ctx: Context[None]) -> None: ...
+
+    with pytest.raises(RegistrationRefused, match="billing"):
+        await Orchestrator(conductor).start()
+    await conductor.close()
