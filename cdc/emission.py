@@ -23,6 +23,9 @@ from conductor.matching import EventFilter, EventIndex, Subscription, event_topi
 
 PREFIX: Final = "conductor.emit"
 
+_PREFIX: Final = PREFIX.encode() + b"\0"
+_PREFIX_START: Final = 10  # in a LogicalMessage: after tag, flags and LSN
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -107,6 +110,11 @@ class EventRouter:
         matched, unmatched = self.counts
         self.counts = matched + bool(found), unmatched + (not found)
         out.waits.append((event_topic(event), emission))
+
+
+def is_emission(payload: bytes) -> bool:
+    """Tell whether a message of pgoutput, as bytes, is one of our prefix."""
+    return payload[:1] == b"M" and payload.startswith(_PREFIX, _PREFIX_START)
 
 
 def route_event_again(

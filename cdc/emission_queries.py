@@ -1,4 +1,4 @@
-"""The SQL of events that are emitted through the WAL (`queries` has all the rest)."""
+"""The SQL of emitted events, and of what jobs wait for (`queries` has all the rest)."""
 
 from typing import Final
 
@@ -28,6 +28,46 @@ EMIT_SECRET: Final = sql.SQL("""
 NOTE_EMITS: Final = sql.SQL("""
     update conductor.progress set emits = %(emits)s where slot = %(slot)s and emits <> %(emits)s
 """)
+
+WAIT_FIELDS: Final = sql.SQL("""
+    with recursive found as (
+        select t.topic, f.fields
+        from unnest(%(topics)s::text[]) as t (topic)
+        cross join lateral (
+            select s.fields from conductor.steps s
+            where s.topic = t.topic and s.outcome is null
+            order by s.fields limit 1
+        ) f
+        union all
+        select f.topic, n.fields
+        from found f
+        cross join lateral (
+            select s.fields from conductor.steps s
+            where s.topic = f.topic and s.outcome is null and s.fields > f.fields
+            order by s.fields limit 1
+        ) n
+    )
+    select topic, fields from found
+""")
+"""By which fields jobs wait for these topics: skips from one to the next of the index."""
+
+ADD_WAKEUPS: Final = sql.SQL("""
+    insert into conductor.wakeups (job, step, outcome, result)
+    select s.job, s.name, 'completed', m.payload
+    from unnest(%(topics)s::text[], %(fields)s::text[], %(matched)s::text[], %(lsns)s::pg_lsn[],
+        %(payloads)s::text[]::json[]) with ordinality
+        as m (topic, fields, matched, lsn, payload, place)
+    cross join lateral (
+        select c.job, c.name, c.seen_lsn
+        from conductor.steps c
+        where c.topic = m.topic and c.fields = m.fields and c.matched = m.matched
+            and c.outcome is null
+    ) s
+    where m.lsn > s.seen_lsn
+    order by m.place
+    returning job
+""")
+"""Leaves word for jobs that wait for these changes. Nothing else of them is locked or written."""
 
 EVENT_WAITS: Final = sql.SQL("""
     select m.place::integer as place, s.job, s.name, s.condition::text as condition

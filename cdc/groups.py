@@ -56,8 +56,10 @@ class TransactionGroups:
         group.size_bytes += size_bytes
         self.size_bytes += size_bytes
         if self.size_bytes > ALL_GROUPS_BYTES:
-            largest = max(self._groups.values(), key=lambda group: group.size_bytes)
-            if len(largest.specs) > 1:  # one stays: what it is the last of is not known yet
+            # One stays in each: what it is the last of is not known yet.
+            many = [group for group in self._groups.values() if len(group.specs) > 1]
+            if many:
+                largest = max(many, key=lambda group: group.size_bytes)
                 yield self._take(largest, len(largest.specs) - 1, last=False)
 
     def end(self) -> Iterator[JobSpec]:

@@ -4,8 +4,13 @@ A `Spool` is a stack of records, one an open transaction: appended in the order 
 off at the end when a subtransaction is rolled back, read from the beginning once. All spools of a
 session share one `SpoolMemory`: beyond its bound the largest go to a file, which has no name and
 so ends with the process, whatever becomes of it. Nothing is kept in memory for each record.
+
+Logical messages are the exception to the order: in a piece the server gives them the id of the
+whole transaction, whatever subtransaction wrote them (seen on PostgreSQL 15 and 18). So one that
+stands right before a part that is rolled back may belong to that part, or not: it is *uncertain*.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator
 from struct import Struct
@@ -18,6 +23,7 @@ _READ_BYTES: Final = 256 << 10
 _HEAD: Final = Struct("<I")  # length of the message
 _TAIL: Final = Struct("<II")  # its subtransaction, and the length again: the way back
 _XIDS: Final = 1 << 32
+_LOGICAL_MESSAGE: Final = b"M"
 
 
 class SpoolMemory:
@@ -54,21 +60,22 @@ class Spool:
     """The messages of one open transaction.
 
     >>> spool = Spool(740, SpoolMemory(1 << 20))
-    >>> spool.append(740, b"one")
-    ... spool.append(742, b"two")
+    >>> spool.append(740, b"Ione")
+    ... spool.append(742, b"Itwo")
     ... spool.cut(742)
     >>> list(spool.drain())
-    [b'one']
+    [(b'Ione', True)]
     """
 
-    __slots__ = ("_file", "_file_bytes", "_memory", "_tail", "xid")
+    __slots__ = ("_file", "_file_bytes", "_memory", "_tail", "_uncertain", "xid")
 
     def __init__(self, xid: int, memory: SpoolMemory) -> None:
         self.xid = xid
         self._memory = memory
         self._file: BinaryIO | None = None
         self._file_bytes = 0
-        self._tail = bytearray()
+        self._tail = bytearray()  # what comes after the file
+        self._uncertain: list[tuple[int, int]] = []  # from where to where, in order
         memory.add(self)
 
     @property
@@ -78,89 +85,106 @@ class Spool:
 
     def append(self, subxid: int, message: bytes) -> None:
         """Add a message of a subtransaction."""
-        before = len(self._tail)
-        self._tail += _HEAD.pack(len(message)) + message + _TAIL.pack(subxid, len(message))
-        memory = self._memory
-        memory.held_bytes += len(self._tail) - before
-        memory.make_room()
+        record = _HEAD.pack(len(message)) + message + _TAIL.pack(subxid, len(message))
+        self._tail += record
+        self._memory.held_bytes += len(record)
+        self._memory.make_room()
 
     def cut(self, subxid: int) -> None:
         """Take off what a subtransaction that is rolled back has left: the end of the stack.
 
         Whatever has come since it began is its own or of subtransactions within it, and those have
-        later ids: ids are assigned in order, a parent's before a child's. So everything at the end
-        whose id is not before its own goes, and stops at the first that is.
+        later ids: ids are assigned in order, a parent's before a child's. So everything from the
+        first whose id is not before its own goes. Logical messages before that are uncertain, back
+        to what is certainly older.
         """
         least = (subxid - self.xid) % _XIDS
-        while (last := self._last()) is not None and (last[0] - self.xid) % _XIDS >= least:
-            self._drop(last[1])
+        end = start = self._file_bytes + len(self._tail)
+        while start > 0:
+            if self._uncertain and self._uncertain[-1][1] == start:
+                start = self._uncertain.pop()[0]
+                continue
+            before, of, is_message = self._record_before(start)
+            if (of - self.xid) % _XIDS >= least:
+                end = before
+            elif not (is_message and of == self.xid):
+                break
+            start = before
+        self._truncate(end)
+        if start < end:
+            self._uncertain.append((start, end))
 
     def write_out(self) -> None:
         """Move what is in memory to the file."""
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="cdc-spool-")  # noqa: SIM115  # closed by `close`
-        self._file.seek(self._file_bytes)
-        self._file.write(self._tail)
-        self._file_bytes += len(self._tail)
-        self._memory.disk_bytes += len(self._tail)
-        self._memory.held_bytes -= len(self._tail)
+            self._file = tempfile.TemporaryFile(prefix="cdc-spool-", buffering=0)  # noqa: SIM115  # closed by `close`
+        size = len(self._tail)
+        with memoryview(self._tail) as rest:
+            written = 0
+            while written < size:
+                written += os.pwrite(
+                    self._file.fileno(), rest[written:], self._file_bytes + written
+                )
+        self._file_bytes += size
+        self._memory.disk_bytes += size
+        self._memory.held_bytes -= size
         self._tail.clear()
 
-    def drain(self) -> Iterator[bytes]:
-        """Yield the messages in order, then close. Nothing may be appended meanwhile."""
-        buffer, position = bytearray(), 0
+    def drain(self) -> Iterator[tuple[bytes, bool]]:
+        """Yield the messages in order, and whether they are certain; then close.
+
+        Nothing may be appended meanwhile.
+        """
+        buffer, position, offset = bytearray(), 0, 0
+        uncertain = iter(self._uncertain)
+        first, last = next(uncertain, (0, 0))
         for piece in self._pieces():
             del buffer[:position]
             position = 0
             buffer += piece
             while (end := _end_of_record(buffer, position)) is not None:
-                yield bytes(buffer[position + _HEAD.size : end - _TAIL.size])
+                if offset >= last:
+                    first, last = next(uncertain, (first, last))
+                certain = not first <= offset < last
+                yield bytes(buffer[position + _HEAD.size : end - _TAIL.size]), certain
+                offset += end - position
                 position = end
         self.close()
 
     def close(self) -> None:
         """Forget everything."""
         self._memory.remove(self)
-        self._memory.held_bytes -= len(self._tail)
-        self._memory.disk_bytes -= self._file_bytes
-        self._tail, self._file_bytes = bytearray(), 0
+        self._truncate(0)
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def _pieces(self) -> Iterator[bytes]:
-        if self._file is not None:
-            self._file.seek(0)
-            while piece := self._file.read(_READ_BYTES):
-                yield piece
+        for start in range(0, self._file_bytes, _READ_BYTES):
+            yield self._read(start, min(_READ_BYTES, self._file_bytes - start))
         yield bytes(self._tail)
 
-    def _last(self) -> tuple[int, int] | None:
-        """Return subtransaction and size of the last record; None when there is none."""
-        if not self._tail and not self._read_back():
-            return None
-        subxid, length = _TAIL.unpack_from(self._tail, len(self._tail) - _TAIL.size)
-        return subxid, _HEAD.size + length + _TAIL.size
+    def _record_before(self, end: int) -> tuple[int, int, bool]:
+        """Return where the record begins that ends here, whose it is, and if it is a message."""
+        subxid, length = _TAIL.unpack(self._read(end - _TAIL.size, _TAIL.size))
+        start = end - _TAIL.size - length - _HEAD.size
+        return start, subxid, self._read(start + _HEAD.size, 1) == _LOGICAL_MESSAGE
 
-    def _drop(self, size: int) -> None:
-        while len(self._tail) < size:
-            self._read_back()
-        del self._tail[-size:]
-        self._memory.held_bytes -= size
+    def _read(self, start: int, size: int) -> bytes:
+        """Read what is in the file, or what is in memory; no record is in both."""
+        if start >= self._file_bytes or self._file is None:
+            begin = start - self._file_bytes
+            return bytes(self._tail[begin : begin + size])
+        return os.pread(self._file.fileno(), size, start)
 
-    def _read_back(self) -> bool:
-        """Take the end of the file into memory again; False when there is none."""
-        if self._file is None or not self._file_bytes:
-            return False
-        start = max(0, self._file_bytes - _READ_BYTES)
-        self._file.seek(start)
-        piece = self._file.read(self._file_bytes - start)
-        self._file.truncate(start)
-        self._memory.disk_bytes -= len(piece)
-        self._memory.held_bytes += len(piece)
-        self._file_bytes = start
-        self._tail[:0] = piece
-        return True
+    def _truncate(self, size: int) -> None:
+        in_memory = max(0, size - self._file_bytes)
+        self._memory.held_bytes -= len(self._tail) - in_memory
+        del self._tail[in_memory:]
+        if self._file is not None and size < self._file_bytes:
+            self._file.truncate(size)
+            self._memory.disk_bytes -= self._file_bytes - size
+            self._file_bytes = size
 
 
 def _end_of_record(buffer: bytearray, position: int) -> int | None:

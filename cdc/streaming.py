@@ -7,9 +7,10 @@ So everything after this (what is skipped, ordinals, relations, jobs and their i
 same whichever protocol is spoken.
 
 Descriptions of tables in a piece are spooled like rows: they belong to their transaction until it
-commits, and are gone when it is rolled back (router-rules 2). Open transactions count for nothing:
-after an acknowledgement past their beginning the server sends all of them again, so that the spools
-of a session end with it.
+commits, and are gone when it is rolled back (router-rules 2). An emitted event of which the server
+does not tell whether it was rolled back (`spool`) is handed on as such, and set aside. Open
+transactions count for nothing: after an acknowledgement past their beginning the server sends all
+of them again, so that the spools of a session end with it.
 """
 
 import asyncio
@@ -17,8 +18,10 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final, Protocol
 
+from cdc.emission import is_emission
 from cdc.errors import ProtocolError
 from cdc.spool import Spool, SpoolMemory
+from cdc.transactions import UNCERTAIN
 from cdc.wire.encoding import encode
 from cdc.wire.frames import XLOG_DATA, XLOG_DATA_HEADER_SIZE
 from cdc.wire.messages import Begin, Commit, StreamAbort, StreamCommit, StreamStart
@@ -93,7 +96,8 @@ class StreamedTransactions:
         if spool is None:
             raise ProtocolError("c", 1, "a transaction that came in pieces", f"{message.xid}")
         yield encode(Begin(message.commit_lsn, message.commit_time_us, message.xid))
-        yield from spool.drain()
+        for body, certain in spool.drain():
+            yield body if certain or not is_emission(body) else UNCERTAIN + body
         ended = Commit(message.flags, message.commit_lsn, message.end_lsn, message.commit_time_us)
         yield encode(ended)
 

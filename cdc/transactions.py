@@ -37,6 +37,9 @@ from cdc.wire.wal2json import lsn_of
 ORDINAL_STEP: Final = 1 << 20  # a message may truncate a million tables; 2**43 messages fit bigint
 STANDALONE_ORDINAL: Final = -1  # a message may end where a commit record starts: no clash with 0
 
+UNCERTAIN: Final = b"?"
+"""Stands before a logical message that may have been rolled back: nobody can tell (`spool`)."""
+
 Event: TypeAlias = Begin | Commit | Relation | Insert | Update | Delete | Truncate | LogicalMessage
 
 _Handler: TypeAlias = Callable[[bytes], Event | None]
@@ -100,8 +103,11 @@ class TransactionReader:
             b"M": self._message,
             b"O": _check,
             b"{": self._untranslated,
+            UNCERTAIN: self._uncertain,
         }
-        self._skipped = always | dict.fromkeys((b"I", b"U", b"D", b"T", b"O", b"{"), _ignore)
+        self._skipped = always | dict.fromkeys(
+            (b"I", b"U", b"D", b"T", b"O", b"{", UNCERTAIN), _ignore
+        )
         self._skipped |= {b"C": self._commit_skipped, b"M": self._message_skipped}
         self._handlers = self._between
 
@@ -196,6 +202,12 @@ class TransactionReader:
         """Set aside a change that came from another plugin and could not be translated."""
         self.ordinal += ORDINAL_STEP
         raise self._undecodable(_untranslatable(payload))
+
+    def _uncertain(self, _payload: bytes) -> None:
+        """Set aside a message that may have been rolled back with a part of its transaction."""
+        self.ordinal += ORDINAL_STEP
+        whose = "none (it came in a piece, and a part of the transaction was rolled back)"
+        raise self._undecodable(ProtocolError("M", 1, "the subtransaction that wrote it", whose))
 
     def _untranslated_standalone(self, payload: bytes) -> None:
         lsn = lsn_of(payload)

@@ -11,7 +11,7 @@ import orjson
 import psycopg
 from psycopg.rows import dict_row, tuple_row
 
-from cdc import emission_queries, queries
+from cdc import emission_queries
 from cdc.emission import Emission
 from cdc.lsn import Lsn
 from conductor import filters
@@ -30,7 +30,7 @@ async def leave_word(connection: psycopg.AsyncConnection[Any], waits: Sequence[W
     """Tell who waits for these; return the jobs that are to be woken after the commit."""
     cursor = connection.cursor(row_factory=tuple_row)
     topics = sorted({topic for topic, _ in waits})
-    await cursor.execute(queries.WAIT_FIELDS, {"topics": topics})
+    await cursor.execute(emission_queries.WAIT_FIELDS, {"topics": topics})
     known = [(str(topic), str(fields)) for topic, fields in await cursor.fetchall()]
     if not known:
         return set()
@@ -56,7 +56,7 @@ async def _tell_of_changes(
     if not probes:
         return set()
     cursor = connection.cursor(row_factory=tuple_row)
-    await cursor.execute(queries.ADD_WAKEUPS, _by_column(_CHANGE_COLUMNS, probes))
+    await cursor.execute(emission_queries.ADD_WAKEUPS, _by_column(_CHANGE_COLUMNS, probes))
     return {int(str(job)) for (job,) in await cursor.fetchall()}
 
 

@@ -205,25 +205,49 @@ async def test_the_other_plugin_routes_them_alike(migrated: ScratchDatabase) -> 
     assert job["metadata"] == {"m": 1}
 
 
+MANY: Final = (
+    "select conductor.emit('x', to_json(i), via => 'wal') from generate_series(%s::int, %s) i"
+)
+
+
+def numbers(database: ScratchDatabase) -> list[int]:
+    """The payloads of the events' jobs."""
+    return [json.loads(j["payload"])["payload"] for j in jobs(database) if j["trigger"] == "event"]
+
+
 async def test_pieces_of_a_large_transaction_hold_them_too(migrated: ScratchDatabase) -> None:
     query(
         migrated.admin_dsn, f"alter database {migrated.name} set logical_decoding_work_mem = '64kB'"
     )
+    query(migrated.dsn, "create table item (id int primary key)")
     async with running(migrated, streaming="on"):
+        await captured(migrated, subscribe(migrated.dsn, "public.item", ["insert"]))
         await captured(migrated, on_event(migrated.dsn, "x"))
         with psycopg.connect(migrated.dsn) as connection:
-            many = "select conductor.emit('x', to_json(i), via => 'wal')"
-            connection.execute(f"{many} from generate_series(1, 2000) i".encode())
+            connection.execute(MANY, (1, 2000))
+            connection.execute("insert into item values (1)")
             connection.execute("savepoint a")
-            connection.execute(f"{many} from generate_series(2001, 4000) i".encode())
+            connection.execute("insert into item values (2)")
+            connection.execute(MANY, (2001, 4000))
             connection.execute("rollback to a")
-            connection.execute(f"{many} from generate_series(4001, 6000) i".encode())
-        await eventually(lambda: len(jobs(migrated)) >= 4000, "the jobs")
-    numbers = [json.loads(job["payload"])["payload"] for job in jobs(migrated)]
-    assert numbers == [*range(1, 2001), *range(4001, 6001)]
+            connection.execute(MANY, (4001, 6000))
+        await eventually(lambda: len(jobs(migrated)) >= 4001, "the jobs")
+        assert numbers(migrated) == [*range(1, 2001), *range(4001, 6001)]
+        assert letters(migrated) == []
+        # With nothing between, the server does not tell what was rolled back: none of it is routed.
+        with psycopg.connect(migrated.dsn) as connection:
+            connection.execute(MANY, (10_001, 10_100))
+            connection.execute("savepoint a")
+            connection.execute(MANY, (12_001, 14_000))
+            connection.execute("rollback to a")
+            connection.execute(MANY, (14_001, 16_000))
+        await eventually(lambda: len(jobs(migrated)) >= 6001, "the jobs")
+    assert numbers(migrated)[4000:] == [*range(14_001, 16_001)]
+    assert len(letters(migrated)) > 100
+    assert "a part of the transaction was rolled back" in letters(migrated)[0]["error"]
     assert value(
         migrated.admin_dsn,
-        "select stream_txns > 0 from pg_stat_replication_slots where slot_name = %s",
+        "select stream_txns > 1 from pg_stat_replication_slots where slot_name = %s",
         migrated.name,
     )
 
@@ -256,7 +280,7 @@ def test_nothing_is_emitted_where_nobody_would_see_it(migrated: ScratchDatabase)
     )
     assert value(migrated.dsn, "select conductor.emit('x', '1', via => 'auto')") is not None
     assert value(migrated.dsn, "select conductor.emit('x', '1')") is not None
-    query(migrated.dsn, f"alter database {migrated.name} set conductor.emit_via = 'wal'")
+    query(migrated.admin_dsn, f"alter database {migrated.name} set conductor.emit_via = 'wal'")
     assert "no sidecar" in refusal(migrated.dsn, "select conductor.emit('x', '1')")
     assert value(migrated.dsn, "select conductor.emit('x', '1', via => 'queue')") is not None
 

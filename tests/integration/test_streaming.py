@@ -130,7 +130,7 @@ def run(database: ScratchDatabase, *statements: str) -> None:
             connection.execute(statement.encode())
 
 
-MANY: Final = "insert into shop.empty select generate_series(%s, %s)"
+MANY: Final = "insert into shop.empty select generate_series(%s::int, %s)"
 
 LARGE: Final = (
     # a description within a piece, and a rename that is rolled back with its subtransaction
