@@ -91,6 +91,7 @@ async def test_two_sources_are_routed_once_each_while_their_sidecars_die(
         return asyncio.create_task(Service(settings, Metrics("test", database.name)).run())
 
     running = {database: start(database) for database in sidecars}
+    await queue.until("select count(*) = 2 from conductor.progress")  # says where the tables are
     await orchestrator.start(wait_captured_s=60)
     for first in range(1, LAST, 300):
         numbers = (first, first + 299)
