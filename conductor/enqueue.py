@@ -22,10 +22,13 @@ from conductor.tracing import sending
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+    from datetime import datetime
 
     from psycopg import AsyncConnection, Connection
 
     from conductor.job import TriggerKind
+    from conductor.tracing import Sending
 
 _QUERIES: Final = load("enqueue")
 _ENQUEUE: Final = _QUERIES["enqueue_jobs"]
