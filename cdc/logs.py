@@ -24,7 +24,7 @@ EVENTS: Final = {
     "leading": "This sidecar streams, from `lsn`, under `epoch`.",
     "timeline_followed": "The source was promoted; the stream goes on there.",
     "plugin_limits": "What the plugin in use cannot tell.",
-    "emits_not_routed": "Its role may not own the prefix of emitted events: `hint` says what to grant.",
+    "emits_not_routed": "Its role may not own the prefix of emitted events: `hint` says how.",
     "subscriptions_marked": "Subscriptions begin or end with this marker in the stream.",
     "subscription_refused": "Its table cannot be captured as it is; `hint` says what to do.",
     "subscription_unreadable": "Its row was written by hand or by a newer version.",

@@ -95,9 +95,9 @@ async def test_two_sources_are_routed_once_each_while_their_sidecars_die(
     await orchestrator.start(wait_captured_s=60)
     for first in range(1, LAST, 300):
         numbers = (first, first + 299)
-        write = "insert into orders select i, 'n' from generate_series(%s, %s) i"
+        write = "insert into orders select i, 'n' from generate_series(%s::int, %s) i"
         await asyncio.to_thread(query, shop.dsn, write, *numbers)
-        write = "insert into invoices select i, i from generate_series(%s, %s) i"
+        write = "insert into invoices select i, i from generate_series(%s::int, %s) i"
         await asyncio.to_thread(query, billing.dsn, write, *numbers)
         dying = shop if first % 600 == 1 else billing
         running[dying].cancel()
