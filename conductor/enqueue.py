@@ -23,7 +23,6 @@ from conductor.tracing import sending
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
-    from datetime import datetime
 
     from psycopg import AsyncConnection, Connection
 
