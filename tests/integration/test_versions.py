@@ -87,6 +87,28 @@ async def test_a_job_waits_for_a_worker_with_its_version(releases: Releases) -> 
             assert await old.result(timeout_s=20) == ["1"] * 3
 
 
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_a_job_keeps_its_version_once_it_has_taken_a_step(
+    queue: Queue, has_begun: bool
+) -> None:
+    """One that was claimed and never started, or died before its first step, runs on any."""
+    workshop = Workshop(queue, Metrics())
+
+    async def handler(_event: Any, ctx: Any) -> Any:
+        return ctx.job.code
+
+    job = await workshop.invoke(fence=3, code="2")
+    if has_begun:
+        await queue.rows("insert into conductor.steps (job, name) values (%s, 'one')", job)
+    async with workshop.worker([task(handler, code="1")]):
+        if has_begun:
+            await queue.until("select state = 'scheduled' and code = '2' from conductor.jobs")
+        else:
+            row = await workshop.ended(job)
+            assert (row["result"], row["code"]) == ("1", "1")
+    await workshop.client.close()
+
+
 async def test_versions_of_a_task_by_name(queue: Queue) -> None:
     conductor = Conductor(queue.database.dsn)
 
