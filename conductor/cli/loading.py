@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from traceback import extract_tb
-from typing import Any
+from typing import Any, Final
 
 from conductor.client import Conductor
 from conductor.errors import ConductorError, ConfigError, nearest
 from conductor.orchestrator import Orchestrator
+
+_OURS: Final = Path(__file__).parents[1]
 
 
 def load_object(path: str, default: str) -> Any:
@@ -22,13 +25,12 @@ def load_object(path: str, default: str) -> Any:
         sys.path.insert(0, "")  # and it stays: the application may import more later
     try:
         module = import_module(name)
-    except ConductorError:
+    except ConductorError as error:  # a declaration is wrong: say which
+        error.hint = f"{error.hint} {_place(error)}".lstrip()
         raise
     except Exception as error:
-        frame = extract_tb(error.__traceback__)[-1]
         raise ConfigError(
-            f"cannot import {name}: {type(error).__name__}: {error}",
-            hint=f"It was raised in {frame.filename}, line {frame.lineno}.",
+            f"cannot import {name}: {type(error).__name__}: {error}", hint=_place(error)
         ) from error
     found: Any = module
     for part in (attribute or default).split("."):
@@ -40,6 +42,14 @@ def load_object(path: str, default: str) -> Any:
             )
         found = getattr(found, part)
     return found
+
+
+def _place(error: Exception) -> str:
+    """Return which line of the application an error comes from."""
+    frames = extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not Path(frame.filename).is_relative_to(_OURS)]
+    frame = (theirs or frames)[-1] if isinstance(error, ConductorError) else frames[-1]
+    return f"It was raised in {frame.filename}, line {frame.lineno}."
 
 
 def load_orchestrator(path: str) -> Orchestrator:

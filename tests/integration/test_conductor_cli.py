@@ -472,6 +472,42 @@ def test_what_cannot_be_loaded_says_why(conductor: Command, application: str) ->
     assert error.endswith("is int, not an orchestrator")
 
 
+@pytest.mark.parametrize(
+    ("declaration", "message"),
+    [
+        ('OnChange(Users, "insert", columns=("emial",))', "unknown column 'emial' of public.users"),
+        ("OnChange(Users, columns=lambda u: u.emial)", "unknown column 'emial' of public.users"),
+        ('OnChange(Users, "update", when="new.emial == old.id")', "did you mean 'email'?"),
+        ('OnEvent(made, when="event.nam == 1")', "unknown field 'nam' of event 'made'"),
+        ('Cron("0 25 * * *")', "0 25 * * *"),
+        ('define_task("send email")', "'send email' cannot be the name of a task"),
+        ('define_task("t", payload=object())', "payload of task 't': pydantic cannot take"),
+        ('conductor.task(define_task("t"), attempts=3)(print)', "did you mean 'max_attempts'?"),
+        ('conductor.task("t", OnChange("public.orders"))(print)', "did you mean 'public.orders"),
+    ],
+)
+def test_a_wrong_declaration_says_what_and_where(
+    conductor: Command, application: str, declaration: str, message: str
+) -> None:
+    name = f"{application}_wrong"
+    source = (
+        "from conductor import *\n"
+        "class Users(TableRow, table='public.users'):\n    id: int\n    email: str\n"
+        "class Orders(TableRow, table='public.orders_'):\n    id: int\n"
+        "class Made(TableRow):\n    name: int\n"
+        "made = define_event('made', payload=Made)\n"
+        "import sys\n"
+        "conductor = Conductor('', database=Database.from_module(sys.modules[__name__]))\n"
+        "def wrong():\n"
+        f"    {declaration}\n"
+        "wrong()\n"
+    )
+    Path(f"{name}.py").write_text(source)
+    error, hint = conductor("worker", f"{name}:conductor").failed(78)
+    assert message in error
+    assert hint.endswith(f"It was raised in {Path(f'{name}.py').resolve()}, line 13.")
+
+
 def test_wrong_usage(conductor: Command) -> None:
     assert conductor("jobs", "list", "--limit", "0").status == 2
     assert conductor("nonsense").status == 2
