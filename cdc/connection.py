@@ -25,6 +25,7 @@ from cdc.errors import (
     WalLevelTooLow,
 )
 from cdc.queries import SESSION_SETTINGS
+from conductor.dsn import read_dsn
 
 Connection = psycopg.AsyncConnection[DictRow]
 
@@ -84,18 +85,9 @@ async def connect_queue(dsn: str, *, application_name: str) -> Connection:
 
 
 def parse_dsn(dsn: str, setting: str) -> dict[str, Any]:
-    """Return the parameters of a connection string; raise `ConfigError` without quoting it.
-
-    A password with an unescaped `/` or `@` ends up, in part, as a port or a host, which libpq would
-    quote in its own errors: such a string is refused here.
-    """
-    try:
-        parameters = conninfo_to_dict(dsn)
-        ports = str(parameters.get("port") or "").split(",")
-        well_formed = all(port.isdecimal() or not port for port in ports)
-    except psycopg.ProgrammingError:
-        well_formed = False
-    if not well_formed or "@" in str(parameters.get("host") or ""):
+    """Return the parameters of a connection string; raise `ConfigError` without quoting it."""
+    parameters = read_dsn(dsn)
+    if parameters is None:
         raise ConfigError(
             f"{setting} is not a connection string",
             hint="write it as postgresql://role@host:5432/database, special characters as %XX",

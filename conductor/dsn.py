@@ -2,7 +2,7 @@
 
 libpq quotes what it cannot read, and a piece of a malformed string may be a piece of its password:
 after an unescaped ``@`` or ``/`` the rest of a password counts as host, port or database. Such
-strings are refused before libpq sees them. This module must not connect.
+strings are refused before libpq sees them. Shared with the router. This module must not connect.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def parse_dsn(dsn: str) -> dict[str, Any]:
     >>> parse_dsn("postgresql://me@db/shop")["host"]
     'db'
     """
-    parameters = _parameters(dsn)
+    parameters = read_dsn(dsn)
     if parameters is None:  # outside of an except block: no trace of libpq's own error is kept
         raise ConfigError("the DSN cannot be read", hint=ADVICE)
     return parameters
 
 
-def _parameters(dsn: str) -> dict[str, Any] | None:
+def read_dsn(dsn: str) -> dict[str, Any] | None:
     """Return the parameters; None when they cannot be read, or are not what was meant."""
     if "\0" in dsn or not _means_what_it_says(dsn):
         return None

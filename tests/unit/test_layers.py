@@ -11,6 +11,7 @@ SHARED_WITH_CDC = {
     f"conductor.{name}"
     for name in (
         "contract",
+        "dsn",
         "enqueue",
         "filters",
         "gauges",

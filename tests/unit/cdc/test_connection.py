@@ -72,6 +72,8 @@ def test_errors_of_the_queue(error: psycopg.Error, expected: type[CdcError]) -> 
     "dsn",
     [
         "postgresql://cdc:hunter2/5@db/shop",
+        "postgresql://cdc:1234/hunter2@db/shop",
+        "postgresql://cdc:1234@/hunter2@db/shop",
         "postgresql://cdc:x@hunter2@db/shop",
         "postgresql://cdc:x@db:hunter2/shop",
         "host=db hunter2",
