@@ -1,7 +1,8 @@
 """A worker in a process of its own that does to itself, once, what its job says.
 
 ``python -m tests.e2e.durable_worker DSN``. `work` dies in one of the `PHASES`; `rest` waits in one
-of the `WAITS`; `fault` comes to harm in another way. Leases are short, so that others soon go on.
+of the `WAITS`; `fault` and `freeze` come to harm in other ways. Leases are
+short, so that others soon go on.
 Effects of transactions are rows of ``effects``; of what was done without one, of ``traces``.
 """
 
@@ -24,6 +25,7 @@ from conductor import (
     OnChange,
     Orchestrator,
     RetryPolicy,
+    SyncContext,
     TableRow,
     define_event,
     define_task,
@@ -107,6 +109,7 @@ child = define_task("child", payload=Phase, returns=int)
 rest = define_task("rest", payload=str, returns=str)
 lull = define_task("lull", returns=str)
 fault = define_task("fault", payload=str, returns=int)
+freeze = define_task("freeze", returns=int)
 go = define_event("go", payload=Go)
 signalled = OnChange(Signals, "insert")
 
@@ -170,8 +173,6 @@ async def faulty(event: Invocation[str], ctx: Context) -> int:
     match event.payload:
         case "poison":
             os.kill(os.getpid(), signal.SIGKILL)
-        case "freeze" if is_first(f"freeze {job}"):
-            hold_the_lock()
         case "linger":  # until somebody has done to this process what it is to do
             first = is_first(f"linger {job}")
             while first and not await _is_over(job):  # noqa: ASYNC110 - other processes say so
@@ -184,6 +185,20 @@ async def faulty(event: Invocation[str], ctx: Context) -> int:
     return await ctx.step("after", lambda: trace(job, "after"))
 
 
+def freezing(_event: Invocation[None], ctx: SyncContext) -> int:
+    """Freeze the process the first time, and go on at once where it stood."""
+    job = ctx.job.id
+    ctx.step("before", lambda: trace(job, "before"))
+    if is_first(f"freeze {job}"):
+        hold_the_lock()
+
+    def book(db: Any) -> None:
+        db.execute("insert into effects values (%s, 'book')", [job])
+
+    ctx.transaction("book", book)
+    return ctx.step("after", lambda: trace(job, "after"))
+
+
 async def _is_over(job: int) -> bool:
     async with await psycopg.AsyncConnection.connect(sys.argv[1]) as connection:
         cursor = await connection.execute("select from deaths where phase = %s", [f"over {job}"])
@@ -192,13 +207,14 @@ async def _is_over(job: int) -> bool:
 
 def create(dsn: str) -> Conductor[None]:
     """Return the application."""
-    conductor = Conductor(dsn, tasks=[work, child, rest, lull, fault], events=[go])
+    conductor = Conductor(dsn, tasks=[work, child, rest, lull, fault, freeze], events=[go])
     at_once = RetryPolicy(initial_s=0.1, max_s=0.5)
     conductor.task(work)(handler)
     conductor.task(child)(child_handler)
     conductor.task(rest, waits=[signalled], retry=at_once, max_attempts=50)(resting)
     conductor.task(lull)(lulled)
     conductor.task(fault, retry=at_once)(faulty)
+    conductor.task(freeze, retry=at_once)(freezing)
     return conductor
 
 

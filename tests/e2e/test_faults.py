@@ -16,7 +16,7 @@ import pytest
 from conductor import Conductor, JobHandle
 from conductor.errors import DatabaseUnavailable, JobFailed
 from conductor.migrations import migrate
-from tests.e2e.durable_worker import TABLES, WAITS, Go, create, fault, go, rest
+from tests.e2e.durable_worker import TABLES, WAITS, Go, create, fault, freeze, go, rest
 from tests.e2e.worker_processes import Workers
 from tests.integration.conftest import Queue, eventually
 from tests.integration.sidecar import drop_slot, running
@@ -146,7 +146,8 @@ async def test_a_worker_that_froze_longer_than_its_lease_is_fenced(site: Site, h
         await eventually(lambda: is_true(len(workers.processes) == 2))
         both = "select count(*) = 2 from conductor.workers where renewals > 0"
         await site.queue.until(both, within_s=60)
-        handle = await site.client.invoke(fault, "linger" if paused else "freeze")
+        invoke = site.client.invoke
+        handle = await (invoke(fault, "linger") if paused else invoke(freeze))
         await site.queue.until("select count(*) = 1 from deaths")
         pid = await site.queue.value(
             "select w.pid from conductor.jobs j join conductor.workers w on w.id = j.worker"

@@ -18,6 +18,7 @@ from conductor import (
     Orchestrator,
     SyncConductor,
     SyncContext,
+    calls,
     define_task,
 )
 from conductor.connections import Connections
@@ -25,6 +26,8 @@ from conductor.errors import CronInvalid, JobFailed, OptionInvalid, PayloadInval
 from conductor.metrics import Metrics
 from conductor.registration import Registration, register
 from conductor.scheduler import Scheduler
+from conductor.store.sessions import connect
+from conductor.store.steps import ScheduleCall, StepStore
 from conductor.testing import travel
 from tests.integration.conftest import Queue
 from tests.integration.workers import AT_ONCE
@@ -260,3 +263,29 @@ async def test_jobs_that_schedule_the_same_name_at_once(diary: Diary) -> None:
         for handle in handles:
             await handle.result(timeout_s=30)
     assert len(await diary.schedules()) <= 1
+
+
+async def test_a_write_that_is_sent_again_schedules_once(diary: Diary) -> None:
+    job = await diary.queue.value(
+        "insert into conductor.jobs (queue, task, payload, state, worker, fence)"
+        " values ('default', 'setup', '{}', 'running', 5, 1) returning id"
+    )
+    call = ScheduleCall(
+        job=job,
+        fence=1,
+        name="schedule a",
+        position=0,
+        kind="schedule",
+        schedule="a",
+        task="remind",
+        plan=calls.plan(remind, MINUTELY, Remind(order=1), {}),
+    )
+    async with await connect(diary.queue.database.dsn, "test") as connection:
+        store = StepStore(connection)
+        first = await store.write(5, [call])
+        await diary.queue.rows("delete from conductor.schedules")
+        again = await store.write(5, [call])
+        call.fence = 2
+        assert await store.write(5, [call]) == {}
+    assert first == again
+    assert await diary.schedules() == []

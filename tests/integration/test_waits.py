@@ -19,9 +19,11 @@ from conductor import (
     define_event,
     define_task,
 )
+from conductor.durable import Run
 from conductor.errors import JobFailed
 from conductor.metrics import Metrics
 from conductor.retry import RetryPolicy
+from conductor.store.steps import StoredStep
 from tests.integration.conftest import Queue
 from tests.integration.workers import Workshop
 
@@ -285,6 +287,33 @@ async def test_events_and_timeouts_race_for_one_step(till: Till) -> None:
     await till.queue.until("select count(*) = 0 from conductor.jobs")
     await till.queue.until("select count(*) = 0 from conductor.wakeups")
     assert await till.queue.value("select count(*) from conductor.steps") == 0
+
+
+async def test_what_comes_before_a_job_gives_up_counts(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: it comes when the run has seen that it is too late, and not written so yet."""
+    give_up = Run.give_up
+
+    async def hesitate(run: Run, step: StoredStep, **options: Any) -> StoredStep:
+        job = run.info.id
+        await till.queue.rows(
+            "insert into conductor.wakeups (job, step, outcome, result)"
+            " values (%s, 'paid', 'completed', '{\"order\": 1, \"amount\": 5}')",
+            job,
+        )
+        await till.queue.rows("select conductor.wake(array[%s::bigint])", job)
+        return await give_up(run, step, **options)
+
+    monkeypatch.setattr(Run, "give_up", hesitate)
+
+    @till.conductor.task(wait)
+    async def handler(_event: Any, ctx: Context[None]) -> Any:
+        return (await ctx.wait_for_event("paid", paid, timeout=0.1)).amount
+
+    async with Orchestrator(till.conductor):
+        handle = await till.conductor.invoke(wait, 0)
+        assert await handle.result(timeout_s=20) == 5
 
 
 @pytest.mark.parametrize("woken_while", ["running", "waiting"])
