@@ -37,9 +37,9 @@ _LOGICAL_MESSAGE: Final = b"M"  # a job's payload is JSON, and never begins so
 class Letter:
     """A row of conductor.dead_letters.
 
-    Without a relation but with a subscription, `raw` is a job's payload that the queue database
-    refused, or the message of an emitted event; else it is a message about a row. Without a
-    subscription it could not be decoded.
+    Without a relation (or with nothing in it but the job's key) and with a subscription, `raw` is
+    a job's payload that the queue database refused, or the message of an emitted event; else it is
+    a message about a row. Without a subscription it could not be decoded.
     """
 
     id: int
@@ -57,7 +57,8 @@ class Letter:
     @property
     def is_refused_job(self) -> bool:
         """Whether it was routed, and refused as a job."""
-        return self.relation is None and self.subscription is not None and not self.is_event
+        is_payload = self.relation is None or "key" in self.relation
+        return is_payload and self.subscription is not None and not self.is_event
 
     @property
     def is_event(self) -> bool:
@@ -142,9 +143,12 @@ def route_again(letter: Letter, subscriptions: Iterable[Subscription]) -> Routed
     routed = Routed()
     if letter.is_refused_job:
         position = encode_position(letter.generation, letter.commit_lsn)
-        routed.specs = [
-            JobSpec(s.head, position, letter.ordinal, letter.raw) for s in subscriptions
-        ]
+        key = (letter.relation or {}).get("key")
+        for s in subscriptions:
+            spec = JobSpec(s.head, position, letter.ordinal, letter.raw, key)
+            if key is not None and isinstance(s.filter, ChangeFilter):
+                spec.ordered, spec.coalesce_us = s.filter.ordered, s.filter.coalesce_us
+            routed.specs.append(spec)
         return routed
     change = decode(letter.raw)
     if isinstance(change, LogicalMessage):

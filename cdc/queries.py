@@ -10,8 +10,6 @@ from typing import Final
 
 from psycopg import sql
 
-from conductor.contract import COPY_COLUMNS
-
 Statement = sql.SQL | sql.Composed
 
 # --- the session (every connection that renders values) ---------------------------------------
@@ -498,10 +496,6 @@ RAISE_EPOCH: Final = sql.SQL("""
 """)
 
 BEGIN: Final = sql.SQL("begin; select (extract(epoch from conductor.now()) * 1000000)::bigint")
-
-COPY_JOBS: Final = sql.SQL("copy conductor.jobs ({}) from stdin (format binary)").format(
-    sql.SQL(", ").join(map(sql.Identifier, COPY_COLUMNS))
-)
 
 SAVEPOINT: Final = sql.SQL("savepoint chunk")
 ROLLBACK_TO_SAVEPOINT: Final = sql.SQL("rollback to savepoint chunk")

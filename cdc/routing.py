@@ -11,17 +11,18 @@ What a job's payload holds is the contract of `conductor` (trigger ``change``)::
      "changed": ["state"], "unchanged": ["note"], "commit_time": "…", "commit_lsn": "0/16B3748"}
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from operator import itemgetter
 from typing import Any, Final
 
 import orjson
 
 from cdc.errors import ProtocolError, ValueUndecodable
 from cdc.groups import TransactionGroups
+from cdc.keys import RowKey
 from cdc.relations import RelationShape, describe_shape
+from cdc.templates import Fragments, ObjectTemplate
 from cdc.values import undecodable
 from cdc.wire.messages import (
     UNCHANGED,
@@ -30,7 +31,6 @@ from cdc.wire.messages import (
     Insert,
     Row,
     Truncate,
-    Unchanged,
     Update,
 )
 from conductor import filters
@@ -45,7 +45,6 @@ _OPERATIONS: Final[dict[type, Operation]] = {
     Truncate: "truncate",
 }
 
-Fragments = Sequence[bytes | Unchanged]
 Change = Insert | Update | Delete | Truncate
 
 
@@ -163,8 +162,7 @@ class Router:
         if plan.waits is not None:
             self._route_waits(plan.waits, change, ordinal, raw, out)
         if plan.groups is not None:
-            for spec in self._route_apart(plan.groups, change, ordinal, raw, out):
-                out.specs += self._groups.add(spec)
+            self._route_groups(plan.groups, change, ordinal, raw, out)
             if not plan.routes:
                 return
         routes = plan.routes_by_kind[type(change)]
@@ -175,9 +173,13 @@ class Router:
         if not routes:
             out.unmatched += 1
             return
+        done = len(out.specs)
         try:
             self._append(routes, shape, change, ordinal, out.specs)
+            if plan.has_keys:
+                _give_keys(routes, shape, change, out.specs[done:])
         except (ValueUndecodable, ProtocolError):
+            del out.specs[done:]
             self._append_singly(routes, shape, change, ordinal, raw, out)
 
     def end(self, out: Routed) -> None:
@@ -191,6 +193,13 @@ class Router:
         """Append what jobs may wait for of one change."""
         specs = self._route_apart(plan, change, ordinal, raw, out)
         out.waits += [(self._topics[spec.head], spec) for spec in specs]
+
+    def _route_groups(
+        self, plan: "_TablePlan", change: Change, ordinal: int, raw: bytes, out: Routed
+    ) -> None:
+        """Let one change go into the jobs that stand for all of its transaction."""
+        for spec in self._route_apart(plan, change, ordinal, raw, out):
+            out.specs += self._groups.add(spec)
 
     def _route_apart(
         self, plan: "_TablePlan", change: Change, ordinal: int, raw: bytes, out: Routed
@@ -256,6 +265,7 @@ class Router:
             done = len(out.specs)
             try:
                 self._append((route,), shape, route.only_captured(change), ordinal, out.specs)
+                _give_keys((route,), shape, change, out.specs[done:])
             except (ValueUndecodable, ProtocolError) as error:
                 del out.specs[done:]
                 out.dead_letters.append(self._dead_letter(route, shape, ordinal, raw, error))
@@ -311,13 +321,14 @@ class Router:
 class _TablePlan:
     """What the active subscriptions want of one table in its present shape."""
 
-    __slots__ = ("groups", "has_filters", "routes", "routes_by_kind", "shape", "waits")
+    __slots__ = ("groups", "has_filters", "has_keys", "routes", "routes_by_kind", "shape", "waits")
 
     def __init__(self, shape: RelationShape, routes: "Sequence[_Route]") -> None:
         self.shape = shape
         self.routes = routes
         self.waits: _TablePlan | None = None  # those whose changes jobs wait for
         self.groups: _TablePlan | None = None  # those that want a transaction's changes together
+        self.has_keys = any(route.key_of is not None for route in routes)
         self.has_filters = any(route.when is not None for route in self.routes)
         self.routes_by_kind: dict[type, list[_Route]] = {
             kind: [route for route in self.routes if operation in route.operations]
@@ -349,11 +360,14 @@ class _Route:
         "_delete_by_key",
         "_delete_by_row",
         "changed",
+        "coalesce_us",
         "copy_head",
         "head_truncate",
         "insert",
         "key",
+        "key_of",
         "operations",
+        "ordered",
         "row",
         "subscription",
         "update",
@@ -367,6 +381,9 @@ class _Route:
         captured = [
             i for i, name in enumerate(names) if wanted.columns is None or name in wanted.columns
         ]
+        self.ordered, self.coalesce_us = wanted.ordered, wanted.coalesce_us
+        has_key = wanted.ordered or self.coalesce_us
+        self.key_of = RowKey(wanted.key, shape) if has_key else None
         self._captured = frozenset(captured)
         self.subscription = subscription.id
         self.operations = wanted.operations
@@ -377,22 +394,28 @@ class _Route:
         self.copy_head = subscription.head
         keys = [i for i in captured if i in shape.key_indexes]
         table = b'"schema":%b,"table":%b,' % (orjson.dumps(shape.schema), orjson.dumps(shape.name))
-        self.row = _ObjectTemplate(names, captured)
-        self.key = _ObjectTemplate(names, keys)
+        self.row = ObjectTemplate(names, captured)
+        self.key = ObjectTemplate(names, keys)
         new, old = table + b'"new":', b'{"op":"delete",' + table + b'"old":'
-        self.insert = _ObjectTemplate(names, captured, b'{"op":"insert",' + new)
-        self.update = _ObjectTemplate(names, captured, b'{"op":"update",' + new)
-        self._delete_by_key = _ObjectTemplate(names, keys, old)
-        self._delete_by_row = _ObjectTemplate(names, captured, old)
+        self.insert = ObjectTemplate(names, captured, b'{"op":"insert",' + new)
+        self.update = ObjectTemplate(names, captured, b'{"op":"update",' + new)
+        self._delete_by_key = ObjectTemplate(names, keys, old)
+        self._delete_by_row = ObjectTemplate(names, captured, old)
         self.head_truncate = b'{"op":"truncate",' + table
 
-    def old(self, old_kind: str | None) -> "_ObjectTemplate":
+    def old(self, old_kind: str | None) -> "ObjectTemplate":
         """Return the template of an old row: all captured columns, or those of the key."""
         return self.row if old_kind == "O" else self.key
 
-    def delete(self, old_kind: str) -> "_ObjectTemplate":
+    def delete(self, old_kind: str) -> "ObjectTemplate":
         """Return the template of a delete, by what the WAL holds of the row."""
         return self._delete_by_row if old_kind == "O" else self._delete_by_key
+
+    def give_key(self, spec: JobSpec, row: Row) -> None:
+        """Let a job have the key of a row: of the new one, or of one that was deleted."""
+        if self.key_of is not None:
+            spec.key = self.key_of.read(row)
+            spec.ordered, spec.coalesce_us = self.ordered, self.coalesce_us
 
     def only_captured(self, change: Change) -> Change:
         """Return the change with the columns blanked that this subscription does not capture."""
@@ -476,36 +499,6 @@ def _parsed(convert: Converter, text: bytes) -> Any:
         raise filters.FilterFailed(f"a value cannot be read as JSON: {error}") from None
 
 
-class _ObjectTemplate:
-    """Some columns of a row as a JSON object, perhaps with constant text before it."""
-
-    __slots__ = ("_columns", "_head", "_select", "_template")
-
-    def __init__(self, names: Sequence[str], indexes: Sequence[int], head: bytes = b"") -> None:
-        keys = [orjson.dumps(names[i]) + b":" for i in indexes]
-        self._columns = [(i, names[i], key) for i, key in zip(indexes, keys, strict=True)]
-        self._head = head + b"{"
-        pairs = b",".join(key.replace(b"%", b"%%") + b"%b" for key in keys)
-        self._template = self._head.replace(b"%", b"%%") + pairs + b"}"
-        self._select = _selector(indexes, len(names))
-
-    def render(self, fragments: Fragments) -> bytes:
-        """Return the object; every value must be there."""
-        return self._template % self._select(fragments)
-
-    def render_present(self, fragments: Fragments) -> tuple[bytes, list[str]]:
-        """Return the object of the values that are there, and the names of those that are not."""
-        parts: list[bytes] = []
-        absent: list[str] = []
-        for index, name, key in self._columns:
-            fragment = fragments[index]
-            if fragment is UNCHANGED:
-                absent.append(name)
-            else:
-                parts.append(key + fragment)
-        return self._head + b",".join(parts) + b"}", absent
-
-
 @dataclass(slots=True)
 class _UpdateImage:
     """An update, converted once for all subscriptions of its table."""
@@ -553,6 +546,21 @@ class _UpdateImage:
         return b"".join(parts)
 
 
+def _give_keys(
+    routes: Iterable[_Route], shape: RelationShape, change: Change, specs: Iterable[JobSpec]
+) -> None:
+    """Let the jobs of a change have their keys. Raises ValueUndecodable."""
+    if isinstance(change, Truncate):
+        return
+    by_head = {route.copy_head: route for route in routes}
+    if isinstance(change, Update):
+        row, _ = _compare(shape, change)
+    else:
+        row = change.old if isinstance(change, Delete) else change.new
+    for spec in specs:
+        by_head[spec.head].give_key(spec, row)
+
+
 def _compare(shape: RelationShape, update: Update) -> tuple[Row, list[str] | None]:
     """Return the new row, as full as the WAL allows, and what changed; None: nobody can tell."""
     new, old = update.new, update.old
@@ -569,14 +577,6 @@ def _compare(shape: RelationShape, update: Update) -> tuple[Row, list[str] | Non
 def _filled(after: Field, before: Field) -> Field:
     """A full old row carries the TOASTed values that the new row leaves out."""
     return before if after is UNCHANGED else after
-
-
-def _selector(indexes: Sequence[int], width: int) -> Callable[[Any], tuple[Any, ...]]:
-    if list(indexes) == list(range(width)):
-        return tuple
-    if len(indexes) > 1:
-        return itemgetter(*indexes)
-    return lambda fragments: tuple(fragments[i] for i in indexes)
 
 
 def _bool(value: bool) -> bytes:  # noqa: FBT001 - a JSON literal

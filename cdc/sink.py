@@ -20,13 +20,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
+from psycopg.rows import tuple_row
 
-from cdc import queries
+from cdc import job_queries, queries
+from cdc.coalescing import fold, merge
 from cdc.errors import FenceLost, QueueUnavailable, SinkError
 from cdc.lsn import Lsn
 from cdc.routing import DeadLetter
 from cdc.wakeups import leave_word
-from conductor.contract import COPY_HEADER, COPY_TRAILER, JobSpec, encode_copy_rows
+from conductor.contract import (
+    COPY_HEADER,
+    COPY_TRAILER,
+    JobSpec,
+    encode_copy_rows,
+    encode_keyed_rows,
+    queue_and_task,
+)
 
 DURABLE_EVERY_S = 0.2
 _TAKEOVER_TIMEOUT_MS = 3_000
@@ -299,9 +308,79 @@ async def copy_jobs(
     connection: psycopg.AsyncConnection[Any], specs: Sequence[JobSpec], run_at_us: int
 ) -> None:
     """COPY jobs, due at `run_at_us` (Unix time). Raises the driver's error for one refused."""
-    rows = encode_copy_rows(specs, run_at_us)
-    async with connection.cursor().copy(queries.COPY_JOBS) as copy:
+    keyed = [spec for spec in specs if spec.key is not None]
+    if len(keyed) < len(specs):
+        free = [spec for spec in specs if spec.key is None] if keyed else specs
+        await _copy(connection, job_queries.COPY_JOBS, encode_copy_rows(free, run_at_us))
+    if any(spec.coalesce_us for spec in keyed):
+        keyed = await _coalesce(connection, keyed)
+    if keyed:
+        rows = encode_keyed_rows(keyed, run_at_us)
+        await _copy(connection, job_queries.COPY_KEYED_JOBS, rows)
+        await _call_lanes(connection, [spec for spec in keyed if spec.ordered])
+
+
+async def _copy(
+    connection: psycopg.AsyncConnection[Any], query: queries.Statement, rows: bytes
+) -> None:
+    async with connection.cursor().copy(query) as copy:
         await copy.write(COPY_HEADER + rows + COPY_TRAILER)
+
+
+async def _call_lanes(connection: psycopg.AsyncConnection[Any], specs: Sequence[JobSpec]) -> None:
+    """Have the lanes looked at that these jobs stand in."""
+    if not specs:
+        return
+    lanes = sorted({(*queue_and_task(head), key) for head, key in {(s.head, s.key) for s in specs}})
+    names = ("queues", "tasks", "keys")
+    columns = [list(column) for column in zip(*lanes, strict=True)]
+    await connection.execute(job_queries.CALL_LANES, dict(zip(names, columns, strict=True)))
+
+
+async def _coalesce(
+    connection: psycopg.AsyncConnection[Any], specs: Sequence[JobSpec]
+) -> list[JobSpec]:
+    """Let changes go into the jobs of their keys that have not begun; return the others, in order.
+
+    A job that somebody has locked is about to begin, or to be cancelled: nobody waits for it. Nor
+    does an earlier change (a dead letter that is routed again) go into the job of later ones.
+    """
+    folded = fold([spec for spec in specs if spec.coalesce_us])
+    cursor = connection.cursor(row_factory=tuple_row)
+    await cursor.execute(
+        job_queries.COALESCING_JOBS,
+        {
+            "subscriptions": [int.from_bytes(spec.head[-8:], "big") for spec in folded],
+            "keys": [spec.key for spec in folded],
+            "lsns": [_commit_lsn(spec) for spec in folded],
+            "ordinals": [spec.ordinal for spec in folded],
+        },
+    )
+    pending = {int(place): (job, payload) for place, job, payload in await cursor.fetchall()}
+    if pending:
+        found = [(folded[place - 1], job, payload) for place, (job, payload) in pending.items()]
+        await cursor.execute(
+            job_queries.RENEW_JOBS,
+            {
+                "jobs": [job for _, job, _ in found],
+                "payloads": [
+                    merge(payload.encode(), spec.payload).decode() for spec, _, payload in found
+                ],
+                "lsns": [_commit_lsn(spec) for spec, _, _ in found],
+                "ordinals": [spec.ordinal for spec, _, _ in found],
+            },
+        )
+    rest = [spec for place, spec in enumerate(folded, 1) if place not in pending]
+    rest += [spec for spec in specs if not spec.coalesce_us]
+    return sorted(rest, key=_place)
+
+
+def _place(spec: JobSpec) -> tuple[bytes, int]:
+    return spec.position[-8:], spec.ordinal
+
+
+def _commit_lsn(spec: JobSpec) -> str:
+    return str(Lsn(int.from_bytes(spec.position[-8:], "big")))
 
 
 async def insert_dead_letters(
@@ -367,7 +446,7 @@ def _refused(spec: JobSpec, error: psycopg.Error) -> DeadLetter:
         commit_lsn=int.from_bytes(spec.position[-8:], "big"),
         ordinal=spec.ordinal,
         subscription=int.from_bytes(spec.head[-8:], "big"),
-        relation=None,
+        relation=None if spec.key is None else {"key": spec.key},
         error=describe_refusal(error),
         raw=spec.payload,
     )

@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from conductor.batching import BatchContext
     from conductor.client import Conductor
     from conductor.context import Context
     from conductor.definitions import (
+        Batch,
         EventDefinition,
         Task,
         TaskDefinition,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         define_task,
     )
     from conductor.errors import (
+        BatchFailed,
         ChildCancelled,
         ChildFailed,
         ChildTimeout,
@@ -49,6 +52,9 @@ if TYPE_CHECKING:
     from conductor.types import Bytea
 
 __all__ = [
+    "Batch",
+    "BatchContext",
+    "BatchFailed",
     "Bytea",
     "Change",
     "ChildCancelled",
@@ -88,12 +94,15 @@ __all__ = [
 ]
 
 _MODULES = {
+    "batching": ("BatchContext",),
     "client": ("Conductor",),
     "context": ("Context",),
-    "definitions": ("EventDefinition", "Task", "TaskDefinition", "define_event", "define_task"),
+    "definitions": (
+        "Batch", "EventDefinition", "Task", "TaskDefinition", "define_event", "define_task",
+    ),
     "errors": (
-        "ChildCancelled", "ChildFailed", "ChildTimeout", "ConductorError", "NonRetryable",
-        "WaitTimeout",
+        "BatchFailed", "ChildCancelled", "ChildFailed", "ChildTimeout", "ConductorError",
+        "NonRetryable", "WaitTimeout",
     ),
     "events": (
         "Change", "Delete", "Emitted", "Insert", "Invocation", "Tick", "Transaction", "Truncate",

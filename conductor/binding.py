@@ -10,16 +10,25 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, overload
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, get_args, overload
 
 from typing_extensions import TypeVar
 
-from conductor.definitions import Task, TaskDefinition, Trigger, check_option_text
+from conductor.definitions import (
+    Batch,
+    OnFailure,
+    Task,
+    TaskDefinition,
+    Trigger,
+    check_option_text,
+)
 from conductor.errors import DefinitionInvalid, nearest
 from conductor.retry import RetryPolicy
-from conductor.triggers import OnChange
+from conductor.triggers import Invocable, OnChange
 
 if TYPE_CHECKING:
+    from conductor.batching import BatchContext
     from conductor.context import Context
     from conductor.rows import Database
     from conductor.synchronous import SyncContext
@@ -40,6 +49,7 @@ class TaskOptions(TypedDict, total=False):
     priority: int
     waits: Sequence[OnChange[Any]]
     version: str
+    on_failure: OnFailure
 
 
 class Binder(Generic[E, P, R, D]):
@@ -57,6 +67,25 @@ class Binder(Generic[E, P, R, D]):
         return self._bind(handler)
 
 
+class BatchBinder(Generic[E, D]):
+    """Takes the handler of a batch: of a sequence of events and a BatchContext."""
+
+    def __init__(self, bind: Callable[[Callable[..., Any]], Task[Any, None]]) -> None:
+        self._bind = bind
+
+    @overload
+    def __call__(
+        self, handler: Callable[[Sequence[E], BatchContext[D]], Awaitable[None]], /
+    ) -> Task[Any, None]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[Sequence[E], BatchContext[D]], None], /
+    ) -> Task[Any, None]: ...
+    def __call__(self, handler: Callable[..., Any], /) -> Task[Any, None]:
+        """Bind the handler. Raises DefinitionInvalid for one that cannot be called as one."""
+        return self._bind(handler)
+
+
 def bind(
     handler: Callable[..., Any],
     *,
@@ -64,11 +93,15 @@ def bind(
     triggers: tuple[Trigger[Any], ...],
     version: str | None,
     options: TaskOptions,
+    batch: Batch | None = None,
 ) -> Task[P, R]:
     """Return the task. Raises DefinitionInvalid."""
     _check_options(definition.name, options)
     _check_triggers(definition.name, triggers)
+    _check_order(definition, triggers, options)
     _check_handler(definition.name, handler)
+    if batch is not None:
+        _check_batch(definition, batch, options)
     rest: Any = {name: value for name, value in options.items() if name != "version"}
     return Task(
         definition=definition,
@@ -77,6 +110,7 @@ def bind(
         is_sync=not _is_async(handler),
         version=version,
         code=options.get("version"),
+        batch=batch,
         **rest,
     )
 
@@ -100,22 +134,31 @@ def _check_options(task: str, options: TaskOptions) -> None:
     if timeout_s is not None and timeout_s <= 0:
         raise DefinitionInvalid(f"timeout_s of task {task!r} is not positive")
     for wait in options.get("waits", ()):
-        if not isinstance(wait, OnChange):
-            raise DefinitionInvalid(
-                f"{wait!r} is not a change that task {task!r} can wait for",
-                hint='Such as waits=[OnChange(Payments, "insert")].',
-            )
-        if wait.refetch:
-            raise DefinitionInvalid(
-                f"task {task!r} cannot wait for a change with refetch=True",
-                hint="Read the row in a step, once the change has come.",
-            )
-        if wait.group is not None:
-            raise DefinitionInvalid(
-                f"task {task!r} can wait for a change, not for the group of a transaction"
-            )
+        _check_wait(task, wait)
     if not -32767 <= options.get("priority", 0) <= 32767:
         raise DefinitionInvalid(f"priority of task {task!r} is not between -32767 and 32767")
+
+
+def _check_wait(task: str, wait: Any) -> None:
+    if not isinstance(wait, OnChange):
+        raise DefinitionInvalid(
+            f"{wait!r} is not a change that task {task!r} can wait for",
+            hint='Such as waits=[OnChange(Payments, "insert")].',
+        )
+    if wait.refetch:
+        raise DefinitionInvalid(
+            f"task {task!r} cannot wait for a change with refetch=True",
+            hint="Read the row in a step, once the change has come.",
+        )
+    if wait.group is not None:
+        raise DefinitionInvalid(
+            f"task {task!r} can wait for a change, not for the group of a transaction"
+        )
+    if wait.key or wait.coalesce_s is not None:
+        raise DefinitionInvalid(
+            f"a change that task {task!r} waits for makes no job: it has no key, and coalesces"
+            " with nothing"
+        )
 
 
 def _check_triggers(task: str, triggers: tuple[Any, ...]) -> None:
@@ -133,6 +176,52 @@ def _check_triggers(task: str, triggers: tuple[Any, ...]) -> None:
                 hint="Make them one trigger, or two tasks.",
             )
         claimed |= trigger.claims
+
+
+def _check_order(
+    definition: TaskDefinition[Any, Any], triggers: tuple[Trigger[Any], ...], options: TaskOptions
+) -> None:
+    task = definition.name
+    changes = [trigger for trigger in triggers if isinstance(trigger, OnChange)]
+    if not definition.ordered:
+        keyed = any(change.key and change.coalesce_s is None for change in changes)
+        if keyed or "on_failure" in options:
+            raise DefinitionInvalid(
+                f"task {task!r} is not ordered, so key and on_failure mean nothing",
+                hint="Say ordered=True, in define_task or beside the name.",
+            )
+        return
+    if options.get("on_failure", "continue") not in get_args(OnFailure):
+        raise DefinitionInvalid(
+            f"on_failure of task {task!r} is neither 'continue' nor 'halt'",
+        )
+    if options.get("priority"):
+        raise DefinitionInvalid(f"task {task!r} is ordered: its jobs have no priority")
+    for change in changes:
+        if change.group is not None:
+            raise DefinitionInvalid(
+                f"task {task!r} is ordered by key, and the group of a transaction has none"
+            )
+        if "truncate" in change.operations:
+            raise DefinitionInvalid(f"task {task!r} is ordered by key, and a truncate has none")
+    for trigger in triggers:
+        if not isinstance(trigger, (Invocable, OnChange)):
+            raise DefinitionInvalid(
+                f"task {task!r} is ordered by key, and what triggers {trigger.name!r} has none",
+                hint="Let another task do it, which invokes this one with a key.",
+            )
+
+
+def _check_batch(definition: TaskDefinition[Any, Any], batch: Batch, options: TaskOptions) -> None:
+    task = definition.name
+    if not isinstance(batch, Batch):
+        raise DefinitionInvalid(
+            f"batch of task {task!r} is not a Batch", hint="Such as batch=Batch(size=100)."
+        )
+    if not definition.returns.is_none:
+        raise DefinitionInvalid(f"task {task!r} returns something, which a batch cannot")
+    if options.get("waits"):
+        raise DefinitionInvalid(f"task {task!r} is run in batches, which cannot wait for changes")
 
 
 def _check_handler(task: str, handler: Callable[..., Any]) -> None:
@@ -160,8 +249,8 @@ def check_tables(triggers: Iterable[Trigger[Any]], databases: Iterable[Database]
         if isinstance(trigger, OnChange) and trigger.model_to_resolve is None:
             wanted, database = trigger.filter, by_source.get(trigger.source)
             if database is not None:
-                columns = (*(wanted.columns or ()), *(wanted.changed or ()))
-                database.check(trigger.table, columns)
+                named = (wanted.columns, wanted.changed, wanted.key)
+                database.check(trigger.table, tuple(chain.from_iterable(filter(None, named))))
 
 
 def collect(kind: type[Any], source: Any, noun: str) -> dict[str, Any]:

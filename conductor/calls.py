@@ -18,7 +18,7 @@ from conductor.codec import Codec
 from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import message_document
-from conductor.enqueue import check_option, metadata_text
+from conductor.enqueue import check_option, check_ordered, metadata_text
 from conductor.errors import OptionInvalid, check_options
 from conductor.matching import change_topic, event_topic, match_key
 from conductor.store.schedules import SchedulePlan
@@ -74,6 +74,8 @@ def child(
     rank = _rank(task, options.get("priority"))
     delay, key = options.get("delay", 0.0), options.get("key")
     check_option("key", key)
+    if definition.ordered:
+        check_ordered(definition.name, [key], delayed=bool(delay), priority=-rank)
     inherited = without_context(parent.metadata)
     metadata = options.get("metadata", inherited)
     return NewJob(
@@ -82,6 +84,7 @@ def child(
         payload=definition.encode_payload(payload),
         rank=rank,
         key=key,
+        ordered=definition.ordered,
         metadata=None if metadata is None else metadata_text(metadata),
         after_s=delay.total_seconds() if isinstance(delay, timedelta) else delay,
     )
@@ -108,6 +111,11 @@ def plan(
     if not isinstance(cron, Cron):
         raise OptionInvalid(f"{cron!r} says not when", hint='Such as Cron("0 9 * * 1-5").')
     definition = definition_of(task)
+    if definition.ordered:
+        raise OptionInvalid(
+            f"task {definition.name!r} is ordered by key, and a schedule has none",
+            hint="Schedule another task, which invokes this one with a key.",
+        )
     metadata = options.get("metadata")
     return SchedulePlan(
         queue=definition.queue,

@@ -82,7 +82,8 @@ def refusals(
     yield from _kind_refusals(where, table)
     when = None if change.when is None else filters.compile(change.when)
     read = when.references.row_columns if when is not None else frozenset()
-    wanted = dict.fromkeys((*(change.columns or ()), *(change.changed or ()), *sorted(read)))
+    named = (*(change.columns or ()), *(change.changed or ()), *change.key)
+    wanted = dict.fromkeys((*named, *sorted(read)))
     for column in wanted:
         if column in table.generated:
             yield RegistrationRefused(
@@ -97,6 +98,8 @@ def refusals(
         yield from _full_refusals(where, "`changed`", table.parts)
     if when is not None:
         yield from _filter_refusals(where, when, change, table.parts)
+    if change.ordered or change.coalesce_s is not None:
+        yield from _key_refusals(where, change, table.parts)
     yield from _usable_refusals(where, table.parts)
     if refetch:
         yield from _refetch_refusals(where, change, table)
@@ -165,6 +168,22 @@ def _filter_refusals(
         for column in sorted(read.columns["old"]):
             lacking = [part for part in parts if column not in part.key]
             yield from _full_refusals(where, f"the filter's `old.{column}`", lacking)
+
+
+def _key_refusals(
+    where: str, change: ChangeFilter, parts: tuple[Part, ...]
+) -> Iterator[ConductorError]:
+    """Refuse a key that the WAL does not hold of a row, or that is all of it."""
+    if not change.key:
+        if any(part.is_full or not part.has_key for part in parts):
+            yield RegistrationRefused(
+                f"{where}: its replica identity is no key, so that its jobs have none",
+                hint='Name the columns: OnChange(…, key=("id",)).',
+            )
+    elif "delete" in change.operations:
+        for column in change.key:
+            lacking = [part for part in parts if column not in part.key]
+            yield from _full_refusals(where, f"key {column!r} of a delete", lacking)
 
 
 def _full_refusals(where: str, reader: str, parts: Iterable[Part]) -> Iterator[ConductorError]:

@@ -9,32 +9,23 @@ must not run handlers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, Never, Self, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Self, TypedDict, overload
 
 from typing_extensions import TypeVar, Unpack
 
 from conductor.binding import (
-    Binder,
-    TaskOptions,
-    add,
-    bind,
-    check_tables,
     collect,
     refuse_second,
 )
-from conductor.codec import Codec
 from conductor.connections import Connections
+from conductor.declarations import Declarations
 from conductor.definitions import (
-    DEFAULT_QUEUE,
     EventDefinition,
     Task,
     TaskDefinition,
-    Trigger,
-    caller,
     check_name,
     check_option_text,
 )
@@ -50,13 +41,12 @@ from conductor.enqueue import (
     hint_queue,
 )
 from conductor.errors import (
-    DefinitionInvalid,
     OptionInvalid,
     ResultTimeout,
     UnknownTask,
     check_options,
 )
-from conductor.events import Change, Invocation
+from conductor.events import Change
 from conductor.hints import QueueHints
 from conductor.job import JobHandle
 from conductor.refetch import SourceRows
@@ -64,7 +54,6 @@ from conductor.results import ResultPoller
 from conductor.rows import Database
 from conductor.scheduling import Scheduling
 from conductor.tracing import sending
-from conductor.triggers import Invocable, OnEvent
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -72,12 +61,6 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 R = TypeVar("R")
 D = TypeVar("D", default=Any)
-E1 = TypeVar("E1")
-E2 = TypeVar("E2", default=Never)
-E3 = TypeVar("E3", default=Never)
-E4 = TypeVar("E4", default=Never)
-E5 = TypeVar("E5", default=Never)
-E6 = TypeVar("E6", default=Never)
 
 
 class InvokeOptions(TypedDict, total=False):
@@ -92,7 +75,7 @@ class InvokeOptions(TypedDict, total=False):
     metadata: dict[str, Any] | None
 
 
-class Conductor(Emitter, Scheduling, Generic[D]):
+class Conductor(Declarations[D], Emitter, Scheduling):
     """An application's tasks and events, and its way into the queue.
 
     ``tasks`` and ``events`` are definitions, or a module that holds them; ``database`` the row
@@ -168,133 +151,6 @@ class Conductor(Emitter, Scheduling, Generic[D]):
         self._results = ResultPoller(self._fetch_outcomes)
         self._hints = QueueHints(self._hint)
 
-    # --- declaring -----------------------------------------------------------------------------
-
-    @overload
-    def task(
-        self, target: TaskDefinition[P, R], /, **options: Unpack[TaskOptions]
-    ) -> Binder[Invocation[P], P, R, D]: ...
-    @overload
-    def task(
-        self,
-        target: TaskDefinition[P, R],
-        first: Invocable,
-        t2: Trigger[E2] = ...,
-        t3: Trigger[E3] = ...,
-        t4: Trigger[E4] = ...,
-        t5: Trigger[E5] = ...,
-        t6: Trigger[E6] = ...,
-        /,
-        **options: Unpack[TaskOptions],
-    ) -> Binder[Invocation[P] | E2 | E3 | E4 | E5 | E6, P, R, D]: ...
-    @overload
-    def task(
-        self,
-        target: TaskDefinition[P, R],
-        first: Trigger[E1],
-        t2: Trigger[E2] = ...,
-        t3: Trigger[E3] = ...,
-        t4: Trigger[E4] = ...,
-        t5: Trigger[E5] = ...,
-        t6: Trigger[E6] = ...,
-        /,
-        **options: Unpack[TaskOptions],
-    ) -> Binder[E1 | E2 | E3 | E4 | E5 | E6, P, R, D]: ...
-    @overload
-    def task(
-        self,
-        target: str,
-        first: Trigger[E1],
-        t2: Trigger[E2] = ...,
-        t3: Trigger[E3] = ...,
-        t4: Trigger[E4] = ...,
-        t5: Trigger[E5] = ...,
-        t6: Trigger[E6] = ...,
-        /,
-        *,
-        queue: str = ...,
-        **options: Unpack[TaskOptions],
-    ) -> Binder[E1 | E2 | E3 | E4 | E5 | E6, Any, None, D]: ...
-    def task(
-        self,
-        target: TaskDefinition[Any, Any] | str,
-        /,
-        *triggers: Any,
-        queue: str | None = None,
-        **options: Any,
-    ) -> Binder[Any, Any, Any, D]:
-        """Bind a handler to a task: by definition, or by a name and what triggers it.
-
-        A definition without triggers is invocable. A task by name has no result. Up to six
-        triggers; the handler's event is the union of theirs. Options are those of
-        `conductor.definitions.Task`. Raises DefinitionInvalid and the errors for unknown names.
-
-            @conductor.task(send_email, max_attempts=3)
-            async def send(event: Invocation[SendEmail], ctx: Context[Deps]) -> EmailSent: ...
-        """
-        definition = self._definition(target, triggers, queue, defined_at=caller())
-        bound = triggers or (Invocable(),)
-        chosen: Any = options  # checked by bind
-
-        def bind_handler(handler: Callable[..., Any]) -> Task[Any, Any]:
-            task = bind(
-                handler,
-                definition=definition,
-                triggers=bound,
-                version=self.version,
-                options=chosen,
-            )
-            return self._register(task)
-
-        return Binder(bind_handler)
-
-    def _definition(
-        self,
-        target: TaskDefinition[Any, Any] | str,
-        triggers: Sequence[Any],
-        queue: str | None,
-        *,
-        defined_at: str,
-    ) -> TaskDefinition[Any, Any]:
-        if isinstance(target, TaskDefinition):
-            if queue is not None:
-                raise DefinitionInvalid(
-                    f"the queue of task {target.name!r} is its definition's",
-                    hint="Say define_task(…, queue=…).",
-                )
-            return target
-        if not triggers and target in self.definitions:
-            return self.definitions[target]
-        if not triggers:
-            raise UnknownTask(target, self.definitions, hint="A task by name needs triggers.")
-        known = self.tasks.get(target)
-        if known is not None and known.queue == (queue or DEFAULT_QUEUE):
-            return known.definition  # of another version of its handler
-        return TaskDefinition(
-            name=check_name("task", target),
-            queue=check_name("queue", queue or DEFAULT_QUEUE),
-            payload=Codec(Any),
-            returns=Codec(None),
-            defined_at=defined_at,
-        )
-
-    def _register(self, task: Task[Any, Any]) -> Task[Any, Any]:
-        earlier = self.tasks.get(task.name)
-        if earlier is not None:
-            if task.code in earlier.codes:
-                raise DefinitionInvalid(
-                    f"task {task.name!r} has a handler already, at {earlier.defined_at}",
-                    hint='A handler of another version says so: version="2".',
-                )
-            task = replace(task, earlier=earlier)
-        check_tables((*task.triggers, *task.waits), self.databases)
-        for trigger in task.triggers:
-            if isinstance(trigger, OnEvent):
-                add(self.events, trigger.event, "event")
-        add(self.definitions, task.definition, "task")
-        self.tasks[task.name] = task
-        return task
-
     # --- enqueueing ----------------------------------------------------------------------------
 
     @overload
@@ -339,9 +195,10 @@ class Conductor(Emitter, Scheduling, Generic[D]):
         """Enqueue one run of a task and return at once.
 
         ``run_at`` (aware) or ``delay`` (seconds or timedelta) put it off. ``priority``: higher runs
-        first. ``key`` is carried along. While a ``dedupe_key`` is taken (``dedupe_for``, a day by
-        default, also after the job has ended) no other job is made: the handle's status is
-        ``dropped`` then. ``metadata`` is JSON, carried along.
+        first. ``key`` is carried along; jobs of an ordered task run one at a time for each, and
+        have neither ``run_at``, ``delay`` nor ``priority``. While a ``dedupe_key`` is taken
+        (``dedupe_for``, a day by default, also after the job has ended) no other job is made: the
+        handle's status is ``dropped`` then. ``metadata`` is JSON, carried along.
 
         With ``connection`` the job is part of the caller's transaction, and workers find it by
         polling unless ``hint=True`` asks for a NOTIFY in it. Raises UnknownTask, PayloadInvalid,
@@ -416,6 +273,7 @@ class Conductor(Emitter, Scheduling, Generic[D]):
             keys=keys if key is None else [key] * len(encoded),
             dedupe_keys=dedupe_keys if once is None else [once] * len(encoded),
             dedupe_for=options.get("dedupe_for", DEDUPE_FOR),
+            ordered=definition.ordered,
             metadata=options.get("metadata"),
         )
 

@@ -104,7 +104,7 @@ def compare_triggers(
     for task in tasks:
         for trigger in (*task.triggers, *task.all_waits):
             if isinstance(trigger, OnChange) and trigger.source == DEFAULT_SOURCE:
-                for error in _refusals(task.name, trigger, facts, known):
+                for error in _refusals(task, trigger, facts, known):
                     column = error.name if isinstance(error, UnknownColumn) else None
                     yield Finding(
                         table=str(trigger.table),
@@ -117,21 +117,23 @@ def compare_triggers(
 
 
 def _refusals(
-    task: str,
+    task: Task[Any, Any],
     trigger: OnChange[Any],
     facts: Mapping[tuple[str, str], TableFacts],
     known: Iterable[str],
 ) -> Iterator[ConductorError]:
     table = facts.get((trigger.table.schema, trigger.table.table))
+    is_wait = trigger in task.all_waits
+    wanted = trigger.filter if is_wait else trigger.filter_of(task.definition)
     try:
-        check_schema(task, trigger.filter)
+        check_schema(task.name, wanted)
     except ConductorError as error:
         yield error
         return
     if table is None:
-        yield UnknownTable(str(trigger.table), known, where=f"(task {task!r})")
+        yield UnknownTable(str(trigger.table), known, where=f"(task {task.name!r})")
     else:
-        yield from refusals(task, trigger.filter, table, refetch=trigger.refetch)
+        yield from refusals(task.name, wanted, table, refetch=trigger.refetch)
 
 
 def compare_module(name: str, source: str) -> Finding | None:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, overload
 
 from pydantic_core import from_json
 from typing_extensions import TypeForm, TypeVar
@@ -32,9 +32,14 @@ P = TypeVar("P", default=Any)
 R = TypeVar("R", default=Any)
 E_co = TypeVar("E_co", covariant=True, default=Any)
 
+OnFailure = Literal["continue", "halt"]
+"""What becomes of the jobs behind one that has failed for good: they go on, or stand still."""
+
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_RETENTION: Final = timedelta(days=7)
 DEFAULT_MAX_ATTEMPTS: Final = 5
+MAX_BATCH: Final = 10_000
+MAX_BATCH_WAIT_S: Final = 3600
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _NAME_LENGTH: Final = 100
@@ -72,13 +77,15 @@ def check_option_text(what: str, text: str | None) -> str | None:
 class TaskDefinition(Generic[P, R]):
     """A task without its handler: name, queue, and the types of its payload and result.
 
-    Made by `define_task`. Two definitions are equal only if they are the same object.
+    ``ordered``: jobs that share a key run one at a time. Made by `define_task`. Two definitions are
+    equal only if they are the same object.
     """
 
     name: str
     queue: str
     payload: Codec[P] = field(repr=False)
     returns: Codec[R] = field(repr=False)
+    ordered: bool = field(default=False, kw_only=True)
     defined_at: str = field(default="", repr=False)  # file:line
 
     def encode_payload(self, payload: P) -> bytes:
@@ -140,19 +147,30 @@ def define_task(
     returns: TypeForm[R],
     *,
     queue: str = ...,
+    ordered: bool = ...,
     validate: bool = ...,
 ) -> TaskDefinition[P, R]: ...
 @overload
 def define_task(
-    name: str, payload: TypeForm[P], *, queue: str = ..., validate: bool = ...
+    name: str,
+    payload: TypeForm[P],
+    *,
+    queue: str = ...,
+    ordered: bool = ...,
+    validate: bool = ...,
 ) -> TaskDefinition[P, None]: ...
 @overload
 def define_task(
-    name: str, *, returns: TypeForm[R], queue: str = ..., validate: bool = ...
+    name: str,
+    *,
+    returns: TypeForm[R],
+    queue: str = ...,
+    ordered: bool = ...,
+    validate: bool = ...,
 ) -> TaskDefinition[None, R]: ...
 @overload
 def define_task(
-    name: str, *, queue: str = ..., validate: bool = ...
+    name: str, *, queue: str = ..., ordered: bool = ..., validate: bool = ...
 ) -> TaskDefinition[None, None]: ...
 def define_task(
     name: str,
@@ -160,14 +178,17 @@ def define_task(
     returns: Any = None,
     *,
     queue: str = DEFAULT_QUEUE,
+    ordered: bool = False,
     validate: bool = True,
 ) -> TaskDefinition[Any, Any]:
     """Declare a task: a named unit of work with a typed payload and result.
 
     ``payload`` and ``returns`` are anything `pydantic.TypeAdapter` takes: models, dataclasses,
     TypedDicts, unions, constrained types; left out, there is none (None). ``queue`` is where its
-    jobs wait. ``validate=False`` means static types only: values are passed as they are. Raises
-    DefinitionInvalid for a name that cannot be one and for a type that pydantic cannot take.
+    jobs wait. ``ordered``: its jobs that share a key run one at a time, in the order in which they
+    came; whoever invokes it gives the ``key``. ``validate=False`` means static types only: values
+    are passed as they are. Raises DefinitionInvalid for a name that cannot be one and for a type
+    that pydantic cannot take.
 
         send_email = define_task("send-email", payload=SendEmail, returns=EmailSent)
     """
@@ -176,6 +197,7 @@ def define_task(
         queue=check_name("queue", queue),
         payload=_codec(f"payload of task {name!r}", payload, validate=validate),
         returns=_codec(f"result of task {name!r}", returns, validate=validate),
+        ordered=ordered,
         defined_at=caller(),
     )
 
@@ -210,6 +232,24 @@ def _codec(what: str, form: Any, *, validate: bool) -> Codec[Any]:
     except FormInvalid as error:
         raise DefinitionInvalid(f"{what}: {error}", hint=error.hint) from error
     return codec
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How many jobs of a task make a batch, and how long it waits for them. Both are at most.
+
+    Raises DefinitionInvalid.
+    """
+
+    size: int = 100
+    wait_s: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no batch."""
+        if not 1 <= self.size <= MAX_BATCH:
+            raise DefinitionInvalid(f"the size of a batch is not between 1 and {MAX_BATCH}")
+        if not 0 <= self.wait_s <= MAX_BATCH_WAIT_S:
+            raise DefinitionInvalid(f"a batch waits from 0 to {MAX_BATCH_WAIT_S} seconds")
 
 
 class Trigger(ABC, Generic[E_co]):
@@ -247,7 +287,9 @@ class Task(Generic[P, R]):
 
     ``retention`` is how long a finished job stays in history; ``timeout_s`` bounds one attempt;
     ``priority``: higher runs first. ``is_sync`` handlers run in threads. ``waits`` are the changes
-    that its handler waits for (`ctx.wait_for_change`). ``code`` is the version of the handler: a
+    that its handler waits for (`ctx.wait_for_change`). ``on_failure``: whether the jobs behind one
+    of an ordered task that has failed for good go on. ``batch``: its handler takes several events
+    at once. ``code`` is the version of the handler: a
     job that has begun with one goes on with it; ``earlier`` is the task with the one before.
     """
 
@@ -262,6 +304,8 @@ class Task(Generic[P, R]):
     timeout_s: float | None = None
     priority: int = 0
     waits: Sequence[Trigger[Any]] = ()
+    on_failure: OnFailure = "continue"
+    batch: Batch | None = None
     code: str | None = None
     earlier: Task[Any, Any] | None = None
 

@@ -15,7 +15,7 @@ import psycopg
 from pydantic_core import to_json
 
 from conductor import texts
-from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE
+from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE, LANE_KEY_LENGTH
 from conductor.errors import EmitRefused, OptionInvalid
 from conductor.sql import load
 from conductor.tracing import sending
@@ -32,9 +32,12 @@ if TYPE_CHECKING:
 _QUERIES: Final = load("enqueue")
 _ENQUEUE: Final = _QUERIES["enqueue_jobs"]
 _ENQUEUE_ONCE: Final = _QUERIES["enqueue_jobs_once"]
+_ENQUEUE_ORDERED: Final = _QUERIES["enqueue_ordered_jobs"]
 _RESERVE: Final = _QUERIES["reserve_jobs"]
 _COPY: Final = _QUERIES["copy_jobs"]
 _EMIT: Final = _QUERIES["emit_events"]
+_COPY_ORDERED: Final = _QUERIES["copy_ordered_jobs"]
+_CALL_LANES: Final = _QUERIES["call_lanes"]
 _CANCEL: Final = _QUERIES["cancel_job"]
 _FETCH_OUTCOMES: Final = _QUERIES["fetch_outcomes"]
 _HINT: Final = _QUERIES["hint_queue"]
@@ -63,7 +66,8 @@ class Batch:
     """Jobs of one task that share everything but payload and keys. Raises OptionInvalid.
 
     ``payloads`` are JSON text. ``run_at`` (aware) and ``delay`` count from the database's now; the
-    later one holds. ``keys`` and ``dedupe_keys`` have one entry a payload.
+    later one holds. ``keys`` and ``dedupe_keys`` have one entry a payload. ``ordered``: jobs of a
+    key run one at a time; each has one.
     """
 
     queue: str
@@ -76,6 +80,7 @@ class Batch:
     keys: Sequence[str | None] | None = None
     dedupe_keys: Sequence[str] | None = None
     dedupe_for: timedelta = DEDUPE_FOR
+    ordered: bool = False
     metadata: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +102,13 @@ class Batch:
                 raise OptionInvalid(f"{len(keys)} keys for {len(self.payloads)} payloads")
             for key in keys or ():
                 check_option(name, key)
+        if self.ordered:
+            check_ordered(
+                self.task,
+                self.keys or [None],
+                delayed=self.run_at is not None or self.delay is not None,
+                priority=self.priority,
+            )
 
     def carrying(self, metadata: dict[str, Any] | None) -> Batch:
         """Return the batch with other metadata."""
@@ -116,9 +128,32 @@ class Batch:
             "metadata": None if self.metadata is None else metadata_text(self.metadata).decode(),
         }
         if self.dedupe_keys is None:
-            return _ENQUEUE, parameters
-        once = {"dedupe_keys": list(self.dedupe_keys), "dedupe_for": self.dedupe_for}
+            return _ENQUEUE_ORDERED if self.ordered else _ENQUEUE, parameters
+        once = {
+            "dedupe_keys": list(self.dedupe_keys),
+            "dedupe_for": self.dedupe_for,
+            "ordered": self.ordered or None,
+        }
         return _ENQUEUE_ONCE, parameters | once
+
+
+def check_ordered(task: str, keys: Sequence[str | None], *, delayed: bool, priority: int) -> None:
+    """Raise OptionInvalid for what jobs of an ordered task cannot have, or must."""
+    if delayed or priority:
+        raise OptionInvalid(
+            f"task {task!r} is ordered: its jobs have no time and no priority",
+            hint="They run when those of their key before them have ended.",
+        )
+    for key in keys:
+        if key is None:
+            raise OptionInvalid(
+                f"task {task!r} is ordered by key, and no key was given",
+                hint='Say key="…": jobs of one key run one at a time.',
+            )
+        if len(key) > LANE_KEY_LENGTH:
+            raise OptionInvalid(
+                f"a key of task {task!r} is longer than {LANE_KEY_LENGTH} characters"
+            )
 
 
 def check_option(name: str, text: str | None) -> None:
@@ -189,16 +224,22 @@ async def _copy(connection: AsyncConnection[Any], batch: Batch) -> list[Enqueued
         cursor = await connection.execute(_RESERVE, {**parameters, "count": count})
         reserved = await cursor.fetchall()
         columns = ("queue", "task", "trigger", "rank", "metadata")
-        head = (*reserved[0][1:], *(parameters[name] for name in columns))
+        due, state, emitted_by = reserved[0][1:]
+        head = [due, "parked" if batch.ordered else state, emitted_by]
+        head += [parameters[name] for name in columns]
+        head += ["t"] if batch.ordered else []
         shared = "\t".join(map(_copy_text, head))
         keys = batch.keys or repeat(None, count)
         rows = zip(reserved, parameters["payloads"], keys, strict=True)
-        async with connection.cursor() as copier, copier.copy(_COPY) as copy:
+        query = _COPY_ORDERED if batch.ordered else _COPY
+        async with connection.cursor() as copier, copier.copy(query) as copy:
             while chunk := "".join(
                 f"{job}\t{shared}\t{_copy_text(payload)}\t{_copy_text(key)}\n"
                 for (job, *_), payload, key in islice(rows, _COPY_CHUNK)
             ):
                 await copy.write(chunk)
+        if batch.ordered:
+            await connection.execute(_CALL_LANES, parameters)
     return [Enqueued(job, is_new=True) for job, *_ in reserved]
 
 

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
 class Retry(Enum):
@@ -235,6 +235,26 @@ class NonRetryable(ConductorError):
     Traceback (most recent call last):
     conductor.errors.NonRetryable: the card was refused
     """
+
+
+class BatchFailed(ConductorError):
+    """Raise it in the handler of a batch: these jobs have failed, the others are done.
+
+    ``failures`` maps places among the events to their errors. Each job is tried again, or not, by
+    its own error and attempts. A place that there is not fails them all.
+
+    >>> raise BatchFailed({3: ValueError("no such product")})
+    Traceback (most recent call last):
+    conductor.errors.BatchFailed: 1 job of the batch has failed
+    """
+
+    retry = Retry.TIMED
+    hint = "Each job's own error is kept with it."
+
+    def __init__(self, failures: Mapping[int, BaseException]) -> None:
+        self.failures = dict(failures)
+        count = len(self.failures)
+        super().__init__(f"{count} job{'s have' if count != 1 else ' of the batch has'} failed")
 
 
 class JobFailed(ConductorError):

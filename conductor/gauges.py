@@ -23,6 +23,7 @@ from conductor.metrics import (
     FAILURES,
     GAPS_OPEN,
     GAUGES_READ,
+    HALTED_LANES,
     JOBS,
     OLDEST_READY,
     RECONNECTS,
@@ -47,7 +48,14 @@ WORKER, SIDECAR = 0, 1
 
 _GIVE_UP_S: Final = 1.0
 _DUTY: Final = "gauges"
-_BY_QUEUE_AND_SLOT: Final = (JOBS, OLDEST_READY, WORKERS, GAPS_OPEN, DEAD_LETTERS)
+_BY_QUEUE_AND_SLOT: Final = (
+    JOBS,
+    OLDEST_READY,
+    WORKERS,
+    HALTED_LANES,
+    GAPS_OPEN,
+    DEAD_LETTERS,
+)
 _ALONE: Final = (XMIN_AGE, GAUGES_READ)
 
 
@@ -96,11 +104,16 @@ class Gauges:
         jobs = await store.count_jobs(COUNTED_AT_MOST)
         oldest = await store.oldest_ready()
         workers = await store.count_workers()
+        halted = await store.count_halted_lanes(COUNTED_AT_MOST)
         xmin_age = await store.oldest_xmin()
         self._metrics.clear(JOBS)
         for queue, state, count in jobs:
             self._metrics.get(JOBS, queue, state).set(count)
-        for metric, found in ((OLDEST_READY, oldest), (WORKERS, workers)):
+        for metric, found in (
+            (OLDEST_READY, oldest),
+            (WORKERS, workers),
+            (HALTED_LANES, halted),
+        ):
             self._metrics.clear(metric)
             for queue in queues:
                 self._metrics.get(metric, queue).set(found.get(queue, 0))

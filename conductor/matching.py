@@ -32,12 +32,23 @@ class ChangeFilter:
     when: str | None = None  # CEL
     waits: bool = False  # for jobs that wait: a change makes no job, it wakes those
     group: Group | None = None  # transaction: all changes of one together make a job
+    key: tuple[str, ...] = ()  # the columns that are the key of its jobs; (): those of the row's
+    ordered: bool = False  # its jobs stand in the lanes of their keys
+    coalesce_s: float | None = None  # how long a job waits for later changes of its key
+
+    @property
+    def coalesce_us(self) -> int:
+        """``coalesce_s`` in microseconds; 0: its changes do not coalesce."""
+        return round((self.coalesce_s or 0) * 1_000_000)
 
     def to_json(self) -> dict[str, Any]:
         """Return the stored definition; `ChangeFilter.from_json` reads it back."""
-        special: dict[str, Any] = {"waits": True} if self.waits else {}
-        special |= {} if self.group is None else {"group": self.group}
-        return special | {
+        rest: dict[str, Any] = {"waits": True} if self.waits else {}
+        rest |= {} if self.group is None else {"group": self.group}
+        rest |= {"key": list(self.key)} if self.key else {}
+        rest |= {"ordered": True} if self.ordered else {}
+        rest |= {"coalesce_s": self.coalesce_s} if self.coalesce_s else {}
+        return rest | {
             "schema": self.schema,
             "table": self.table,
             "operations": sorted(self.operations),
@@ -59,6 +70,9 @@ class ChangeFilter:
             when=definition.get("when"),
             waits=definition.get("waits", False),
             group=definition.get("group"),
+            key=tuple(definition.get("key", ())),
+            ordered=definition.get("ordered", False),
+            coalesce_s=definition.get("coalesce_s"),
         )
 
 

@@ -170,6 +170,13 @@ OLDEST_READY = Metric(
     ("queue",),
     "queue database",
 )
+HALTED_LANES = Metric(
+    Gauge,
+    "conductor_lanes_halted",
+    "Lanes of ordered tasks that stand still since a job has failed; counted up to a bound.",
+    ("queue",),
+    "queue database",
+)
 WORKERS = Metric(Gauge, "conductor_workers", "Workers with a lease.", ("queue",), "queue database")
 GAPS_OPEN = Metric(
     Gauge,

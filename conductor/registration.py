@@ -73,12 +73,17 @@ class Registration:
         return {task.queue for task in self.tasks} | {INTERNAL_QUEUE}
 
     @property
-    def changes(self) -> list[tuple[str, OnChange[Any]]]:
-        """(task, trigger) of every change subscription of the default source."""
+    def changes(self) -> list[tuple[str, OnChange[Any], ChangeFilter]]:
+        """(task, trigger, what is stored of it) of the default source's change subscriptions."""
         return [
-            (task.name, trigger)
+            (task.name, trigger, trigger.filter_of(task.definition))
             for task in self.tasks
-            for trigger in (*task.triggers, *task.all_waits)
+            for trigger in task.triggers
+            if isinstance(trigger, OnChange) and trigger.source == DEFAULT_SOURCE
+        ] + [
+            (task.name, trigger, trigger.filter)
+            for task in self.tasks
+            for trigger in task.all_waits
             if isinstance(trigger, OnChange) and trigger.source == DEFAULT_SOURCE
         ]
 
@@ -145,7 +150,9 @@ class Registration:
             _subscription_row(
                 task,
                 trigger.name,
-                trigger.filter,
+                trigger.filter
+                if isinstance(trigger, OnEvent)
+                else trigger.filter_of(task.definition),
                 trigger.source if isinstance(trigger, OnChange) else DEFAULT_SOURCE,
             )
             for task in self.tasks
@@ -188,6 +195,8 @@ def _task_row(task: Task[Any, Any]) -> TaskRow:
         retention_s=min(task.retention, _LONGEST_RETENTION).total_seconds(),
         payload_schema=_schema(task.definition.payload),
         returns_schema=_schema(task.definition.returns),
+        ordered=task.definition.ordered,
+        on_failure=task.on_failure,
     )
 
 
@@ -257,19 +266,18 @@ def find_table(model: type[BaseModel], task: str, tables: Sequence[TableName]) -
 
 async def _check_tables(store: RegistrationStore, registration: Registration) -> None:
     changes = registration.changes
-    for task, trigger in changes:
-        check_schema(task, trigger.filter)
+    for task, _, change in changes:
+        check_schema(task, change)
     if not changes:
         return
     if await store.source_is_elsewhere(DEFAULT_SOURCE):
         _check_source_is_read(registration)
         _refuse_waits(registration)
         return  # the sidecar checks them where they are
-    wanted = {(trigger.table.schema, trigger.table.table) for _, trigger in changes}
+    wanted = {(trigger.table.schema, trigger.table.table) for _, trigger, _ in changes}
     facts = await store.describe_tables(sorted(wanted))
     known = await store.table_names() if wanted - facts.keys() else []
-    for task, trigger in changes:
-        change = trigger.filter
+    for task, trigger, change in changes:
         table = facts.get((change.schema, change.table))
         try:
             if table is None:
@@ -282,7 +290,7 @@ async def _check_tables(store: RegistrationStore, registration: Registration) ->
 
 
 def _check_source_is_read(registration: Registration) -> None:
-    for task, trigger in registration.changes:
+    for task, trigger, _ in registration.changes:
         if trigger.refetch and not registration.reads_source:
             raise RegistrationRefused(
                 f"task {task!r}: {trigger.table} is in another database than the queue, and a job"
@@ -305,7 +313,9 @@ async def _write(store: RegistrationStore, registration: Registration) -> None:
     app, version = registration.app, registration.version
     schedules = registration.schedule_rows(await store.current_instant())
     await store.add_queues(registration.queues)
-    await store.put_tasks(app, version, registration.task_rows())
+    rows = registration.task_rows()
+    await store.put_tasks(app, version, rows)
+    await store.open_lanes([row for row in rows if not row.ordered])
     await store.put_events(app, registration.event_rows())
     await store.drop_schedules(app, registration.task_names, schedules)
     await store.put_schedules(app, version, schedules)

@@ -7,6 +7,7 @@ Pure: nothing here asks a database.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeAlias, get_args, overload
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, JsonValue
 from typing_extensions import TypeVar, override
 
 from conductor import filters
+from conductor.capturing import all_columns, coalesce_s_of, model_of, operations_of
 from conductor.codec import INVALID
 from conductor.definitions import TaskDefinition, Trigger, payload_invalid
 from conductor.errors import DefinitionInvalid, FilterInvalid
@@ -39,9 +41,7 @@ from conductor.rows import (
     ModelT,
     PlainRow,
     TableName,
-    TableRow,
     column_names,
-    is_adopted,
     is_unresolved,
     read_row,
     resolve_columns,
@@ -50,14 +50,12 @@ from conductor.rows import (
     source_of,
     table_name,
 )
-from conductor.supabase import check_model
 
 __all__ = ["Cron", "Invocable", "OnChange", "OnEvent"]
 
 E_co = TypeVar("E_co", covariant=True, default=Any)
 Plain: TypeAlias = dict[str, JsonValue]
 
-_ROW_OPERATIONS: tuple[Operation, ...] = ("insert", "update", "delete")
 _WITHOUT: dict[str, frozenset[Operation]] = {
     "new": frozenset({"delete", "truncate"}),
     "old": frozenset({"insert", "truncate"}),
@@ -78,6 +76,9 @@ class OnChange(Trigger[E_co], Generic[E_co]):
     ``when`` keeps only changes for which a CEL expression is true, see `conductor.filters`.
     ``group="transaction"`` makes one job of what a transaction changed, see `Transaction`.
     ``source`` names the database that the table is in (by default that of the model's `Database`).
+    ``coalesce_s``: changes of a row that come within so many seconds after a first one become one
+    job, of the latest row. ``key``: the columns whose values are the key of what coalesces, or of
+    an ordered task's jobs; by default those of the row's own, its replica identity.
 
     With ``refetch`` a run reads what `new` lacks of the model, by the row's key, from the table as
     it is then: columns that are not captured, and large (TOASTed) values that an update did not
@@ -100,6 +101,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[ModelT] | None = ...,
         source: str = ...,
+        key: Columns[ModelT] | None = ...,
+        coalesce_s: float | None = ...,
         changed: Columns[ModelT] | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
@@ -113,6 +116,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[ModelT] | None = ...,
         source: str = ...,
+        key: Columns[ModelT] | None = ...,
+        coalesce_s: float | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
     ) -> None: ...
@@ -125,6 +130,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[ModelT] | None = ...,
         source: str = ...,
+        key: Columns[ModelT] | None = ...,
+        coalesce_s: float | None = ...,
         changed: Columns[ModelT] | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
@@ -138,6 +145,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[ModelT] | None = ...,
         source: str = ...,
+        key: Columns[ModelT] | None = ...,
+        coalesce_s: float | None = ...,
         when: str | None = ...,
     ) -> None: ...
     @overload
@@ -159,6 +168,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *more: Operation,
         columns: Columns[ModelT] | None = ...,
         source: str = ...,
+        key: Columns[ModelT] | None = ...,
+        coalesce_s: float | None = ...,
         changed: Columns[ModelT] | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
@@ -171,6 +182,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[Plain] | None = ...,
         source: str = ...,
+        key: Columns[Plain] | None = ...,
+        coalesce_s: float | None = ...,
         changed: Columns[Plain] | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
@@ -184,6 +197,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[Plain] | None = ...,
         source: str = ...,
+        key: Columns[Plain] | None = ...,
+        coalesce_s: float | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
     ) -> None: ...
@@ -196,6 +211,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[Plain] | None = ...,
         source: str = ...,
+        key: Columns[Plain] | None = ...,
+        coalesce_s: float | None = ...,
         changed: Columns[Plain] | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
@@ -209,6 +226,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *,
         columns: Columns[Plain] | None = ...,
         source: str = ...,
+        key: Columns[Plain] | None = ...,
+        coalesce_s: float | None = ...,
         when: str | None = ...,
     ) -> None: ...
     @overload
@@ -230,6 +249,8 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         *more: Operation,
         columns: Columns[Plain] | None = ...,
         source: str = ...,
+        key: Columns[Plain] | None = ...,
+        coalesce_s: float | None = ...,
         changed: Columns[Plain] | None = ...,
         when: str | None = ...,
         refetch: bool = ...,
@@ -371,10 +392,12 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         refetch: bool = False,
         group: Group | None = None,
         source: str | None = None,
+        key: Columns[Any] | None = None,
+        coalesce_s: float | None = None,
     ) -> None:
-        self._model = _model(row)
+        self._model = model_of(row)
         self._table = TableName.parse(row) if isinstance(row, str) else None
-        wanted = _operations(operations)
+        wanted = operations_of(operations)
         if changed is not None and "update" not in wanted:
             raise DefinitionInvalid("changed= is about updates, and this trigger has none")
         if refetch and not wanted & {"insert", "update"}:
@@ -387,9 +410,11 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         self._group = group
         self._source = source
         self._operations = wanted
-        self._columns = resolve_columns(self._model, columns) or _all_columns(self._model)
+        self._columns = resolve_columns(self._model, columns) or all_columns(self._model)
         self._changed = resolve_columns(self._model, changed)
         self._when = when
+        self.key = resolve_columns(self._model, key) or ()
+        self.coalesce_s = coalesce_s_of(coalesce_s, wanted, group)
         if when is not None:
             self._check_when(filters.compile(when), wanted)
 
@@ -422,6 +447,11 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         return self._source or source_of(self._model)
 
     @property
+    def operations(self) -> frozenset[Operation]:
+        """The operations it fires on."""
+        return self._operations
+
+    @property
     def filter(self) -> ChangeFilter:
         """What is stored of it. Raises as `table` does."""
         return ChangeFilter(
@@ -432,7 +462,13 @@ class OnChange(Trigger[E_co], Generic[E_co]):
             changed=self._changed,
             when=self._when,
             group=self._group,
+            key=self.key,
+            coalesce_s=self.coalesce_s,
         )
+
+    def filter_of(self, task: TaskDefinition[Any, Any]) -> ChangeFilter:
+        """Return what is stored of it as a trigger of a task. Raises as `table` does."""
+        return replace(self.filter, ordered=True) if task.ordered else self.filter
 
     @property
     @override
@@ -542,39 +578,3 @@ class OnChange(Trigger[E_co], Generic[E_co]):
         if self._model is None:
             return PlainRow(values, self.table, unchanged, gone=gone)
         return read_row(row_model(self._model), values, unchanged, gone=gone)
-
-
-def _model(row: Any) -> type[BaseModel] | None:
-    if isinstance(row, str):
-        return None
-    if isinstance(row, type) and issubclass(row, TableRow):
-        table_name(row)
-        return row
-    if is_adopted(row):
-        adopted: type[BaseModel] = row
-        check_model(adopted)
-        return adopted
-    raise DefinitionInvalid(
-        f"OnChange takes a row model or 'schema.table', not {row!r}",
-        hint='Row models are classes such as Users(TableRow, table="public.users"), or the models'
-        " of a module that Database.from_supabase has taken.",
-    )
-
-
-def _operations(operations: tuple[str, ...]) -> frozenset[Operation]:
-    known: tuple[str, ...] = get_args(Operation)
-    for operation in operations:
-        if operation not in known:
-            raise DefinitionInvalid(
-                f"{operation!r} is not an operation", hint=f"One of {', '.join(known)}."
-            )
-    wanted: Any = operations or _ROW_OPERATIONS
-    return frozenset(wanted)
-
-
-def _all_columns(model: type[BaseModel] | None) -> tuple[str, ...] | None:
-    """Return what is captured when a trigger does not say: the fields of a row model.
-
-    A model of another generator has fields for generated columns, which the WAL does not hold.
-    """
-    return None if model is None or is_adopted(model) else tuple(column_names(model).values())

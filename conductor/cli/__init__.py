@@ -1,4 +1,4 @@
-"""The console script `conductor`: migrate, worker, invoke, emit, top, jobs, schedules, gen, check.
+"""The console script `conductor`: from `migrate` and `worker` to `jobs` and `check`.
 
 Thin: settings in, one action called, its result printed. A failure that has a name is one line
 ``error: …`` and one line ``hint: …`` on standard error and an exit code that says of which kind;
@@ -50,6 +50,10 @@ app = typer.Typer(
 )
 jobs = typer.Typer(name="jobs", help="Look at jobs, cancel them, run them again.")
 app.add_typer(jobs, no_args_is_help=True)
+lanes = typer.Typer(
+    name="lanes", help="Look at lanes that a failed job has halted; let them go on."
+)
+app.add_typer(lanes, no_args_is_help=True)
 generate = typer.Typer(name="gen", help="Write code from the database.")
 generate_types = typer.Typer(name="types", help="Row models of tables.")
 app.add_typer(generate, no_args_is_help=True)
@@ -222,6 +226,31 @@ def cancel_job(
 
     _run(lambda: actions.cancel_job(_settings(), job, reason))
     typer.echo(f"cancelled {job}")
+
+
+@lanes.command("list")
+def list_lanes(
+    task: Annotated[str | None, typer.Option(help="Of one task.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the lanes that are halted, with the job that has failed and how many wait behind it.
+
+    `conductor jobs retry` of that job runs it again where it stood.
+    """
+    from conductor.cli import actions, output  # noqa: PLC0415 - lazy
+
+    rows = _run(lambda: actions.list_lanes(_settings(), task=task, limit=limit))
+    output.print_json(rows) if as_json else output.print_lanes(rows)
+
+
+@lanes.command("resume")
+def resume_lane(task: str, key: str) -> None:
+    """Let a halted lane go on without the job that has failed."""
+    from conductor.cli import actions  # noqa: PLC0415 - lazy
+
+    _run(lambda: actions.resume_lane(_settings(), task, key))
+    typer.echo(f"resumed {task} {key}")
 
 
 @app.command()

@@ -193,6 +193,24 @@ async def cancel_job(settings: Settings, job: int, reason: str | None) -> None:
         raise OptionInvalid(f"job {job} has ended already", hint="See `conductor jobs show`.")
 
 
+async def list_lanes(settings: Settings, *, task: str | None, limit: int) -> list[Row]:
+    """Return the lanes that are halted."""
+    async with _connected(settings) as (_, store):
+        return await store.halted_lanes(task, limit)
+
+
+async def resume_lane(settings: Settings, task: str, key: str) -> None:
+    """Let a lane go on. Raises OptionInvalid when it is not halted."""
+    async with _connected(settings) as (connection, store):
+        if not await store.resume_lane(task, key):
+            raise OptionInvalid(
+                f"no lane {key!r} of task {task!r} is halted", hint="See `conductor lanes list`."
+            )
+        queue = await store.task_queue(task)
+        if queue is not None:
+            await hint_queue(connection, queue)
+
+
 async def generate_models(settings: Settings, schemas: Sequence[str]) -> str:
     """Return the source of row models for the tables of some schemas. Raises UnknownSchema."""
     async with _connected(settings) as (connection, _):

@@ -39,6 +39,17 @@ def _print_table(rows: list[dict[str, Any]], columns: tuple[str, ...], none: str
     Console().print(table)
 
 
+def print_lanes(rows: list[dict[str, Any]]) -> None:
+    """Print a table of halted lanes."""
+    if not rows:
+        Console().print("no halted lanes")
+        return
+    table = Table(*(name.replace("_", " ") for name in rows[0]), box=None)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    Console().print(table)
+
+
 def print_job(row: dict[str, Any]) -> None:
     """Print everything about one job."""
     facts = Table(show_header=False, box=None)

@@ -36,8 +36,12 @@ _PROMOTE: Final = _QUERIES["promote_jobs"]
 _CANCELLED: Final = _QUERIES["cancelled_jobs"]
 _HELD: Final = _QUERIES["held_jobs"]
 _OWNED: Final = _QUERIES["owned_jobs"]
+_OFFER: Final = _QUERIES["offer_heads"]
 _WAKE: Final = _QUERIES["wake_jobs"]
 _TO_WAKE: Final = _QUERIES["jobs_to_wake"]
+
+OFFER_BATCH: Final = 1000
+"""How many lanes one claim looks at."""
 
 BEGINNING: Final = "-infinity"
 """The text of the time before all others."""
@@ -69,7 +73,7 @@ class Claim:
 
     ``look_back_s``: ranges start no later than this long ago. ``suspect_crashes``: the most crashes
     a suspect may have; None asks for no suspect. ``codes``: the versions of the tasks' handlers,
-    by task (JSON).
+    by task (JSON); ``variants``: likewise all that are there.
     """
 
     queue: str
@@ -79,6 +83,8 @@ class Claim:
     look_back_s: float = 0.0
     suspect_crashes: int | None = None
     codes: str = "{}"
+    variants: str = "{}"
+    has_lanes: bool = False  # offer the heads of lanes first
 
 
 @dataclass(slots=True)
@@ -172,6 +178,8 @@ class JobStore:
         """
         groups = _grouped(outcomes)
         statements = [*(_settle(worker, group) for group in groups), *_wakes(outcomes)]
+        if claim is not None and claim.has_lanes:
+            statements.append((_OFFER, {"queue": claim.queue, "limit": OFFER_BATCH}))
         if claim is not None and claim.suspect_crashes is not None:
             statements.append((_CLAIM_SUSPECT, _suspect_parameters(worker, claim)))
         if claim is not None and claim.limit > 0:
@@ -262,6 +270,8 @@ def _note(exchange: Exchange, query: bytes, rows: list[Row], queue: str) -> None
         exchange.woken = [woken for (woken,) in rows]
         return
     now_s = monotonic()
+    if query is _OFFER:
+        return
     jobs = [_claimed(row, queue, now_s) for row in rows]
     if query is _CLAIM:
         exchange.jobs = jobs
@@ -342,6 +352,7 @@ def _claim_parameters(worker: int, claim: Claim) -> dict[str, Any]:
         "worker": worker,
         "queue": claim.queue,
         "codes": claim.codes,
+        "variants": claim.variants,
         "limit": claim.limit,
         "look_back": f"{claim.look_back_s} seconds",
         "tasks": TextArray([r.task for r in ranges]),
@@ -357,6 +368,7 @@ def _suspect_parameters(worker: int, claim: Claim) -> dict[str, Any]:
         "worker": worker,
         "queue": claim.queue,
         "codes": claim.codes,
+        "variants": claim.variants,
         "tasks": TextArray(claim.tasks),
         "crashes": claim.suspect_crashes,
     }

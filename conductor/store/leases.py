@@ -103,7 +103,7 @@ class LeaseStore:
         """Take up to ``limit`` jobs from a dead worker; return how many run again and failed."""
         parameters = {"worker": worker, "limit": limit, "max_crashes": max_crashes}
         row = self._connection.execute(_RESCUE, parameters).fetchone()
-        rescued, failed, _ = row or (0, 0, 0)
+        rescued, failed, *_ = row or (0, 0)
         return rescued, failed
 
     def bury(self, worker: int) -> bool:

@@ -74,6 +74,10 @@ class MaintenanceStore:
         """Delete expired deduplication keys; returns how many."""
         return await self._purge("purge_dedupe_keys", batch)
 
+    async def call_stalled_lanes(self) -> None:
+        """Have lanes looked at in which somebody waits and nobody has the turn."""
+        await self._connection.execute(_QUERIES["call_stalled_lanes"])
+
     async def purge_steps(self, batch: int) -> int:
         """Delete steps of jobs that are gone; returns how many."""
         return await self._purge("purge_steps", batch)

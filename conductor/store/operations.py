@@ -58,6 +58,19 @@ class OperationStore:
         """Cancel a job; true when it had not ended yet."""
         return bool(await self._scalar("cancel_job", {"id": job, "reason": reason}))
 
+    async def halted_lanes(self, task: str | None, limit: int) -> list[Row]:
+        """Return halted lanes, of one task or all; ``parked`` is counted up to 1001."""
+        return await self._column("halted_lanes", {"task": task, "limit": limit})
+
+    async def resume_lane(self, task: str, key: str) -> bool:
+        """Let a halted lane go on; true when it was halted."""
+        return bool(await self._scalar("resume_lane", {"task": task, "key": key}))
+
+    async def count_halted_lanes(self, bound: int) -> dict[str, int]:
+        """Return how many lanes of each queue are halted, counted up to ``bound``."""
+        cursor = await self._connection.execute(_QUERIES["count_halted_lanes"], {"bound": bound})
+        return dict(await cursor.fetchall())
+
     async def invoke_task(
         self,
         task: str,

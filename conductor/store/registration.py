@@ -30,6 +30,8 @@ class TaskRow:
     retention_s: float
     payload_schema: dict[str, Any] | None
     returns_schema: dict[str, Any] | None
+    ordered: bool = False
+    on_failure: str = "continue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,11 @@ class RegistrationStore:
     async def put_tasks(self, app: str, version: str | None, rows: Sequence[TaskRow]) -> None:
         """Insert or replace tasks: they are now what was registered last."""
         await self._put("put_tasks", rows, app=app, version=version)
+
+    async def open_lanes(self, rows: Sequence[TaskRow]) -> None:
+        """Let the jobs go that stand in lanes of tasks which are not ordered."""
+        values = {"queues": [row.queue for row in rows], "tasks": [row.name for row in rows]}
+        await self._connection.execute(_QUERIES["open_lanes"], values)
 
     async def put_events(self, app: str, rows: Sequence[EventRow]) -> None:
         """Insert or replace events."""

@@ -73,6 +73,7 @@ class NewJob:
     trigger: str = "invoke"
     rank: int = 0
     key: str | None = None
+    ordered: bool = False
     metadata: bytes | None = None
     after_s: float = 0.0
 
@@ -213,6 +214,7 @@ def _call_row(call: Call) -> dict[str, Any]:
         made = call.makes
         row |= {"queue": made.queue, "task": made.task, "trigger": made.trigger}
         row |= {"rank": made.rank, "key": made.key, "after_s": made.after_s}
+        row |= {"ordered": made.ordered or None}
     return row
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final, overload
 from orjson import dumps, loads
 from typing_extensions import TypeVar
 
+from conductor.batching import BatchContext
 from conductor.codec import Codec
 from conductor.context import Context
 from conductor.definitions import EventDefinition, Task, TaskDefinition
@@ -98,9 +99,17 @@ class Rehearsal:
         """Run the handler with an event until it returns; return its result, or raise its error.
 
         ``event`` is what the handler gets: ``Invocation(payload)``, ``inserted(row)``, …; ``job``
-        are fields of `JobInfo`. The result passes the task's declared type. Raises StillWaiting and
-        Unanswered.
+        are fields of `JobInfo`. The handler of a batch gets a sequence of events. The result passes
+        the task's declared type. Raises StillWaiting and Unanswered.
         """
+        if task.batch is not None:
+            self.runs += 1
+            jobs = [
+                _job(task, attempt, self.runs, {"id": n, **job}) for n in range(1, len(event) + 1)
+            ]
+            await _perform_batch(task, event, BatchContext(jobs, self.deps))
+            nothing: R = task.definition.decode_result(None)
+            return nothing
         services = Services(_Log(self), _Transactions(self.connection), _Port())
         while True:
             self.runs += 1
@@ -265,6 +274,13 @@ class _Run(Run):
         self._suspended = _Suspended(wake_at)
         self.cancelled = True
         self._task.cancel()
+
+
+async def _perform_batch(task: Task[Any, Any], events: Any, context: BatchContext[Any]) -> None:
+    if task.is_sync:
+        await asyncio.to_thread(task.handler, events, context)
+    else:
+        await task.handler(events, context)
 
 
 class _Log:

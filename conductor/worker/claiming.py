@@ -159,8 +159,16 @@ class PlannedClaim:
 class Claiming:
     """When a worker claims, what, and how much."""
 
-    def __init__(self, queue: str, tasks: Iterable[str], codes: str = "{}") -> None:
-        self._codes = codes
+    def __init__(
+        self,
+        queue: str,
+        tasks: Iterable[str],
+        codes: str = "{}",
+        variants: str = "{}",
+        *,
+        has_lanes: bool = False,
+    ) -> None:
+        self._codes, self._variants, self._has_lanes = codes, variants, has_lanes
         self.polling = Polling()
         self._queue, self._tasks = queue, sorted(tasks)
         self._cursors = Cursors(self._tasks)
@@ -185,6 +193,8 @@ class Claiming:
             LOOK_BACK_S if scan is Scan.LOOK_BACK else 0.0,
             suspect_crashes if now_s >= self._suspects_due_s else None,
             self._codes,
+            self._variants,
+            self._has_lanes,
         )
         return PlannedClaim(claim, scan, riding)
 

@@ -88,7 +88,7 @@ class Execution(Run):
         newest = surroundings.tasks[job.info.task]
         variant = newest.variant(job.info.code)
         self.task = variant or newest
-        self.is_known = variant is not None  # else another worker has its handler
+        self.is_known = variant is not None  # else another worker has it: claims leave it alone
         self.awaitable = self.task.awaitable
         self.handle: asyncio.Task[None] | None = None
         self.thread: asyncio.Future[Any] | None = None
@@ -114,7 +114,7 @@ class Execution(Run):
             loop = asyncio.get_running_loop()
             timer = loop.call_later(task.timeout_s, self.interrupt, Interruption.TIMED_OUT)
         try:
-            event = await self._event()
+            event = await read_event(task, self.job, self.services)
             if task.is_sync:
                 value = await self._in_thread(event)
             else:
@@ -135,15 +135,6 @@ class Execution(Run):
             self.end()
             if timer is not None:
                 timer.cancel()
-
-    async def _event(self) -> Any:
-        """Return what the handler gets, with what its trigger wants read again."""
-        if self.job.unreadable:
-            raise PayloadInvalid(f"metadata of job {self.info.id}: {self.job.unreadable}")
-        event = self.task.decode(self.info.trigger, self.job.payload, self.info)
-        if isinstance(event, Change) and event.lacking is not None:
-            await self.services.port.refetch(event)
-        return event
 
     def interrupt(self, interruption: Interruption, reason: str = "") -> None:
         """Stop the run. The first interruption counts, but abandoning goes above all."""
@@ -166,29 +157,19 @@ class Execution(Run):
     async def _in_thread(self, event: Any) -> Any:
         loop = asyncio.get_running_loop()
         context = SyncContext(self, self._surroundings.deps, loop)
-        call = partial(_call, self.task.handler, event, context)
+        call = partial(call_blocking, self.task.handler, event, context)
         future = self._surroundings.threads.submit(call)
         self.thread = asyncio.wrap_future(future)
-        self.thread.add_done_callback(_retrieve)
+        self.thread.add_done_callback(retrieve)
         return await asyncio.shield(self.thread)
 
     async def _raised(self, error: BaseException) -> Outcome | None:
         """Return what becomes of a run that has raised, unless it was interrupted."""
-        if isinstance(error, TriggerMissing) and await self._has_others():
+        if isinstance(error, TriggerMissing) and await has_others(
+            self.task, self.info, self._surroundings
+        ):
             return outcomes.given_back(self.info, delay_s=UNKNOWN_DELAY_S)
         return self._failed(error) if self.interruption is None else self._interrupted()
-
-    async def _has_others(self) -> bool:
-        """Return whether the version that the job was routed for is another, and works."""
-        version = self.info.version
-        try:
-            return (
-                version is not None
-                and version != self.task.version
-                and await self._surroundings.is_offered(self.info)
-            )
-        except asyncio.CancelledError:  # interrupted meanwhile
-            return False
 
     def _failed(self, error: BaseException) -> Outcome:
         return outcomes.failed(
@@ -214,7 +195,29 @@ class Execution(Run):
                 return None
 
 
-def _call(handler: Callable[[Any, Any], Any], event: Any, context: SyncContext) -> Any:
+async def has_others(task: Task[Any, Any], job: JobInfo, surroundings: Surroundings) -> bool:
+    """Return whether the version that the job was routed for is another, and works."""
+    try:
+        return (
+            job.version is not None
+            and job.version != task.version
+            and await surroundings.is_offered(job)
+        )
+    except asyncio.CancelledError:  # interrupted meanwhile
+        return False
+
+
+async def read_event(task: Task[Any, Any], job: ClaimedJob, services: Services) -> Any:
+    """Return what the handler gets, with what its trigger wants read again."""
+    if job.unreadable:
+        raise PayloadInvalid(f"metadata of job {job.info.id}: {job.unreadable}")
+    event = task.decode(job.info.trigger, job.payload, job.info)
+    if isinstance(event, Change) and event.lacking is not None:
+        await services.port.refetch(event)
+    return event
+
+
+def call_blocking(handler: Callable[[Any, Any], Any], event: Any, context: Any) -> Any:
     """Call a sync handler. What ends generators and coroutines must not pass through a future."""
     try:
         return handler(event, context)
@@ -222,7 +225,7 @@ def _call(handler: Callable[[Any, Any], Any], event: Any, context: SyncContext) 
         raise RuntimeError(f"the handler raised {type(error).__name__}") from error
 
 
-def _retrieve(future: asyncio.Future[Any]) -> None:
+def retrieve(future: asyncio.Future[Any]) -> None:
     """Take the error of a thread whose run has been interrupted: nobody else does."""
     if not future.cancelled():
         future.exception()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from conductor.store.jobs import Outcome
+    from conductor.worker.batches import Member
     from conductor.worker.execution import Execution
 
 _ENDINGS: Final = ("completed", "failed", "cancelled")
@@ -60,9 +61,9 @@ class Instruments:
         self.busy = metrics.get(BUSY_SLOTS, queue)
         metrics.get(SLOTS, queue).set(slots)
 
-    def count_runs(self, executions: Sequence[Execution]) -> None:
+    def count_runs(self, executions: Sequence[Execution | Member]) -> None:
         """Count and time runs that have ended."""
-        by_task: dict[str, list[Execution]] = {}
+        by_task: dict[str, list[Execution | Member]] = {}
         for execution in executions:
             by_task.setdefault(execution.info.task, []).append(execution)
         for task, runs in by_task.items():
@@ -86,7 +87,7 @@ class Instruments:
                 instruments.suspended.inc()
 
 
-def _waited_s(run: Execution) -> float:
+def _waited_s(run: Execution | Member) -> float:
     """Return how long a job could have run before it did."""
     waited_s = run.job.waited_s + run.started_s - run.job.claimed_s
     return max(waited_s, 0.0)  # clocks of two hosts

@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from conductor.tracing import find_tracer
+from conductor.worker.batches import BatchRun, Gathering, Member
 from conductor.worker.execution import Execution, Interruption
 from conductor.worker.outcomes import cancelled, given_back
 from conductor.worker.spans import traced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from opentelemetry.trace import Tracer
 
+    from conductor.definitions import Task
     from conductor.store.jobs import ClaimedJob, Outcome
     from conductor.worker.execution import Surroundings
 
@@ -47,14 +49,20 @@ class Slots:
         wake: Callable[[], None],
     ) -> None:
         self.limit = limit
-        self.running: dict[int, Execution] = {}
+        self.running: dict[int, Execution | Member] = {}
         self.buffer: deque[ClaimedJob] = deque()
         self.outcomes: deque[Outcome] = deque()
-        self.ended: list[Execution] = []  # since they were last counted
+        self.ended: list[Execution | Member] = []  # since they were last counted
         self.busy = 0
         self._surroundings, self._twice_crashed, self._wake = surroundings, twice_crashed, wake
         self._rate = 0.0  # ended a second
         self._count, self._counted, self._counted_s = 0, 0, monotonic()
+        self._gathering: dict[tuple[str, str | None], Gathering] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits to run here."""
+        return not (self.running or self.buffer or self._gathering)
 
     def room(self) -> int:
         """Return how many jobs to claim; none until half of what was claimed ahead is used up."""
@@ -72,7 +80,7 @@ class Slots:
 
     def known(self) -> set[int]:
         """Return the jobs that run, wait to run or wait to be settled here."""
-        waiting = {job.info.id for job in self.buffer}
+        waiting = {job.info.id for job in (*self.buffer, *self._gathered())}
         return waiting.union(self.running, (outcome.id for outcome in self.outcomes))
 
     def refuse(self, jobs: Iterable[ClaimedJob]) -> None:
@@ -94,10 +102,10 @@ class Slots:
         if execution is not None and execution.info.fence == fence:
             execution.interrupt(Interruption.CANCELLED, reason)
             return
-        for waiting in self.buffer:
+        for waiting in (*self.buffer, *self._gathered()):
             info = waiting.info
             if info.id == job and info.fence == fence:
-                self.buffer.remove(waiting)
+                self._remove(waiting)
                 self._settle(
                     cancelled(self._surroundings.tasks[info.task], info, reason, stepped=True)
                 )
@@ -106,6 +114,7 @@ class Slots:
     def return_buffer(self) -> None:
         """Give back what has not started."""
         waiting, self.buffer = self.buffer, deque()
+        waiting.extend(self._dissolve())
         self.refuse(waiting)
 
     def return_running(self) -> None:
@@ -123,7 +132,8 @@ class Slots:
 
     def abandon(self) -> None:
         """Stop everything and write nothing: none of it is this worker's any more."""
-        self._twice_crashed -= {*self.running, *(waiting.info.id for waiting in self.buffer)}
+        waiting = (*self.buffer, *self._dissolve())
+        self._twice_crashed -= {*self.running, *(job.info.id for job in waiting)}
         self.buffer.clear()
         self.outcomes.clear()
         for execution in list(self.running.values()):
@@ -134,10 +144,16 @@ class Slots:
         buffer, running, loop = self.buffer, self.running, asyncio.get_running_loop()
         tracer = find_tracer() if buffer else None
         while buffer and self.busy < self.limit:
-            execution = Execution(buffer.popleft(), self._surroundings)
+            job = buffer.popleft()
+            if self._surroundings.tasks[job.info.task].batch is not None and self._gather(job):
+                continue
+            execution = Execution(job, self._surroundings)
             running[execution.info.id] = execution
             self.busy += 1
             execution.handle = loop.create_task(self._occupy(execution, tracer))
+        if self._gathering and sum(1 for _ in self._gathered()) >= self.limit:
+            for gathering in list(self._gathering.values()):
+                self._start_batch(gathering)  # they hold every slot: nobody can join them
 
     async def _occupy(self, execution: Execution, tracer: Tracer | None) -> None:
         """Hold a slot for one run, and while a thread of it still runs."""
@@ -157,7 +173,75 @@ class Slots:
                 self._start()
             self._wake()
 
-    def _end(self, execution: Execution, outcome: Outcome | None) -> None:
+    # --- batches -----------------------------------------------------------------------------
+
+    def _gather(self, job: ClaimedJob) -> bool:
+        """Let a job join a batch, in a slot of its own; false when its handler takes none."""
+        task = self._surroundings.tasks[job.info.task].variant(job.info.code)
+        if task is None or task.batch is None:
+            return False
+        self.busy += 1
+        if job.info.crashes:  # alone, as it was claimed
+            self._run_batch(task, [job])
+            return True
+        place = task.name, task.code
+        gathering = self._gathering.get(place)
+        if gathering is None:
+            gathering = self._gathering[place] = Gathering(task, self._start_batch)
+        if gathering.add(job):
+            self._start_batch(gathering)
+        return True
+
+    def _gathered(self) -> Iterable[ClaimedJob]:
+        return (job for gathering in self._gathering.values() for job in gathering.jobs)
+
+    def _remove(self, waiting: ClaimedJob) -> None:
+        """Take out a job that waits to run."""
+        for gathering in self._gathering.values():
+            if waiting in gathering.jobs:
+                gathering.jobs.remove(waiting)
+                self.busy -= 1
+                return
+        self.buffer.remove(waiting)
+
+    def _dissolve(self) -> list[ClaimedJob]:
+        """Return the jobs that wait for their batches, which will not run."""
+        jobs = list(self._gathered())
+        for gathering in self._gathering.values():
+            gathering.close()
+        self._gathering.clear()
+        self.busy -= len(jobs)
+        return jobs
+
+    def _start_batch(self, gathering: Gathering) -> None:
+        gathering.close()
+        del self._gathering[gathering.task.name, gathering.task.code]
+        if gathering.jobs:
+            self._run_batch(gathering.task, gathering.jobs)
+
+    def _run_batch(self, task: Task[Any, Any], jobs: Sequence[ClaimedJob]) -> None:
+        run = BatchRun(task, jobs, self._surroundings)
+        self.running.update((member.info.id, member) for member in run.members)
+        run.handle = asyncio.get_running_loop().create_task(self._occupy_together(run))
+
+    async def _occupy_together(self, run: BatchRun) -> None:
+        """Hold the slots of a batch for its run, and while a thread of it still runs."""
+        ends: Sequence[Outcome | None] = [None] * len(run.members)
+        try:
+            ends = await run.outcomes()
+        finally:
+            for member, outcome in zip(run.members, ends, strict=True):
+                self._end(member, outcome)
+            if run.thread is not None and not run.thread.done():
+                self._wake()
+                await asyncio.wait([run.thread])
+            self.busy -= len(run.members)
+            self._count += len(run.members)
+            if self.buffer:
+                self._start()
+            self._wake()
+
+    def _end(self, execution: Execution | Member, outcome: Outcome | None) -> None:
         self.ended.append(execution)
         job = execution.info.id
         if self.running.get(job) is execution:

@@ -75,7 +75,7 @@ class Upkeep:
 
     async def _cancel(self, store: JobStore) -> None:
         now = monotonic()
-        if now < self._cancel_due_s or not (self._slots.running or self._slots.buffer):
+        if now < self._cancel_due_s or self._slots.is_idle:
             return
         self._cancel_due_s = now + CANCEL_INTERVAL_S
         for job, fence, reason in await store.cancelled(self._worker()):
@@ -104,7 +104,6 @@ class Upkeep:
         return self._pause_s(promotion)
 
     def _pause_s(self, promotion: Promotion) -> float:
-        idle = not (self._slots.running or self._slots.buffer)
         if promotion.next_due_s is None:
-            return IDLE_INTERVAL_S if idle else PROMOTE_INTERVAL_S
+            return IDLE_INTERVAL_S if self._slots.is_idle else PROMOTE_INTERVAL_S
         return min(max(promotion.next_due_s, _SHORTEST_S), PROMOTE_INTERVAL_S)

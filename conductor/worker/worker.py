@@ -124,8 +124,7 @@ class Worker:
             twice_crashed=leases.twice_crashed,
             wake=self._wake.set,
         )
-        codes = {name: task.code for name, task in tasks.items() if task.code is not None}
-        self._claiming = Claiming(queue, tasks, dumps(codes).decode())
+        self._claiming = _claiming(queue, tasks)
         self._settling = Settling(self._slots, self._instruments)
         self._upkeep = Upkeep(
             self._open(dsn, "upkeep"), queue, self._slots, lambda: self.id, self.hint_queue
@@ -342,3 +341,15 @@ class Worker:
         await self._session.close()
         await self._transactions.close()
         self._threads.close()
+
+
+def _claiming(queue: str, tasks: Mapping[str, Task[Any, Any]]) -> Claiming:
+    codes = {name: task.code for name, task in tasks.items() if task.code is not None}
+    variants = {name: [code for code in task.codes if code] for name, task in tasks.items()}
+    return Claiming(
+        queue,
+        tasks,
+        dumps(codes).decode(),
+        dumps(variants).decode(),
+        has_lanes=any(task.definition.ordered for task in tasks.values()),
+    )

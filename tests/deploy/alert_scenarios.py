@@ -159,6 +159,14 @@ SCENARIOS = (
         QUEUE,
     ),
     Scenario(
+        "ConductorLaneHalted",
+        {'conductor_lanes_halted{queue="mail"}': "0x3 2x10 0x5"},
+        6,
+        11,
+        16,
+        QUEUE,
+    ),
+    Scenario(
         "ConductorNoWorkers",
         {
             'conductor_workers{queue="mail"}': "0x8 1x5",

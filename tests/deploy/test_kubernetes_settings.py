@@ -172,6 +172,8 @@ NEEDS: Mapping[str, int] = {
     JOB + "values ('q', 't', '{}', 'scheduled', null, now() + '1 hour')": 0,
     JOB + "values ('q', 't', '{}', 'scheduled', null, now() - interval '1 s')": 1,
     JOB + "values ('q', 't', '{}', 'waiting', null, 'infinity')": 0,
+    JOB + "values ('q', 't', '{}', 'parked', null, now())": 0,
+    "insert into conductor.lane_calls (queue, task, key) values ('q', 't', 'k')": 1,
     SCHEDULE.format("1 hour"): 0,
     SCHEDULE.format("-1 s"): 1,
     JOB + "select 'q', 't', '{}', 'ready', null, now() from generate_series(1, 10100)": 10_000,

@@ -28,6 +28,7 @@ CLAIM = {
     "worker": 1,
     "queue": "q",
     "codes": "{}",
+    "variants": '{"t": ["1"]}',
     "limit": COUNT,
     "look_back": "2 seconds",
     "tasks": TextArray(["t", "t", "t", "u"]),
@@ -72,6 +73,7 @@ SUSPECT = {
     "worker": 1,
     "queue": "q",
     "codes": "{}",
+    "variants": '{"t": ["1"]}',
     "tasks": TextArray(["t", "u"]),
     "crashes": 2,
 }

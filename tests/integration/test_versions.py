@@ -81,8 +81,15 @@ async def test_a_job_waits_for_a_worker_with_its_version(releases: Releases) -> 
     newer = await releases.make("2")
     async with Orchestrator(newer):
         await newer.emit(go, 1)
-        given_back = "select state = 'scheduled' and attempt = 0 from conductor.job where id = %s"
-        await releases.queue.until(given_back, old.id)
+        await releases.queue.until(
+            "select state = 'ready' from conductor.job where id = %s", old.id
+        )
+        young = await newer.invoke(work, 2)  # what stands behind it is not kept
+        state = "select state = 'waiting' from conductor.job where id = %s"
+        await releases.queue.until(state, young.id)
+        assert await releases.queue.value(
+            "select state = 'ready' and fence = 1 from conductor.job where id = %s", old.id
+        )
         async with Orchestrator(await releases.make("1")):
             assert await old.result(timeout_s=20) == ["1"] * 3
 
@@ -102,7 +109,9 @@ async def test_a_job_keeps_its_version_once_it_has_taken_a_step(
         await queue.rows("insert into conductor.steps (job, name) values (%s, 'one')", job)
     async with workshop.worker([task(handler, code="1")]):
         if has_begun:
-            await queue.until("select state = 'scheduled' and code = '2' from conductor.jobs")
+            await workshop.ended(await workshop.invoke())  # what stands behind it
+            left = "select state = 'ready' and code = '2' and fence = 3 from conductor.jobs"
+            assert await queue.value(left)
         else:
             row = await workshop.ended(job)
             assert (row["result"], row["code"]) == ("1", "1")

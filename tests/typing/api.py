@@ -6,6 +6,7 @@ checkers report an ignore that nothing needs, so an error that stops being one f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal, NewType, TypedDict, assert_never, assert_type
@@ -15,6 +16,9 @@ from annotated_types import Gt
 from pydantic import BaseModel, JsonValue
 
 from conductor import (
+    Batch,
+    BatchContext,
+    BatchFailed,
     Change,
     Conductor,
     Context,
@@ -268,6 +272,64 @@ async def import_users(event: Transaction[Insert[Users]], ctx: Context[Deps]) ->
 
 @conductor.task("log", OnChange(Users))
 async def log(event: Change[Users], ctx: Context[Deps]) -> None: ...
+
+
+# --- batches and ordering ---------------------------------------------------------------------
+
+
+@conductor.task(resize, batch=Batch(size=10))
+async def resize_many(events: Sequence[Invocation[Resize]], ctx: BatchContext[Deps]) -> None:
+    assert_type(events[0].payload["id"], int)
+    assert_type(ctx.deps, Deps)
+    raise BatchFailed({0: ValueError()})
+
+
+assert_type(resize_many, Task[Any, None])
+
+
+@conductor.task("index", OnChange(Users, "update"), OnEvent(user_created), batch=Batch(wait_s=1))
+def index(events: Sequence[Update[Users] | Emitted[UserCreated]], ctx: BatchContext[Deps]) -> None:
+    for event in events:
+        match event:
+            case Update():
+                assert_type(event.new, Users)
+            case Emitted():
+                assert_type(event.payload, UserCreated)
+            case _:
+                assert_never(event)
+
+
+@conductor.task(resize, batch=Batch())  # type: ignore[arg-type]  # one event, and a context with steps
+async def wrong_batch(event: Invocation[Resize], ctx: Context[Deps]) -> None: ...
+
+
+@conductor.task(resize, batch=Batch())  # type: ignore[arg-type]  # a batch returns nothing
+async def wrong_batch_result(events: Sequence[Any], ctx: BatchContext[Deps]) -> int:
+    return 1
+
+
+@conductor.task(send_email, batch=Batch())  # type: ignore[arg-type]  # the task returns something
+async def wrong_batch_task(events: Sequence[Any], ctx: BatchContext[Deps]) -> None: ...
+
+
+async def wrong_batch_step(ctx: BatchContext[Deps]) -> None:
+    await ctx.step("a", lambda: 1)  # type: ignore[attr-defined]  # a batch has no steps
+
+
+charge = define_task("charge", payload=SendEmail, returns=EmailSent, ordered=True)
+assert_type(charge, TaskDefinition[SendEmail, EmailSent])
+
+
+@conductor.task("follow", OnChange(Users, key=lambda u: u.id), ordered=True, on_failure="halt")
+async def follow(event: Change[Users], ctx: Context[Deps]) -> None: ...
+
+
+OnChange(Users, key=lambda u: u.ident)  # type: ignore[attr-defined]  # no such column
+
+
+@conductor.task(charge, on_failure="stop")  # type: ignore[call-overload,untyped-decorator]  # no such policy
+async def wrong_policy(event: Invocation[SendEmail], ctx: Context[Deps]) -> EmailSent:
+    return EmailSent("")
 
 
 @conductor.task(send_email)  # type: ignore[arg-type]  # wrong payload

@@ -22,8 +22,8 @@ WAITING: Final = Row(
         Panel(
             "Jobs by state",
             "Counted up to 10,001: a flat line there means that many or more. Ready ones wait for "
-            "a worker; scheduled ones for their time; suspects run alone, because a process died "
-            "with them.",
+            "a worker; scheduled ones for their time; parked ones for a job of their key; suspects "
+            "run alone, because a process died with them.",
             queries=(Query("max by (queue, state) (conductor_jobs)", "{{queue}} {{state}}"),),
             stacked=True,
             width=12,
@@ -165,6 +165,13 @@ FLOW: Final = Row(
 PARTS: Final = Row(
     "Deaths, connections, upkeep",
     (
+        Panel(
+            "Halted lanes",
+            "Keys of ordered tasks that stand still since a job has failed.",
+            queries=(Query("max by (queue) (conductor_lanes_halted)", "{{queue}}"),),
+            width=6,
+            steps=((None, "text"), (1, "red")),
+        ),
         Panel(
             "Jobs taken from the dead, in 5 minutes",
             "By whoever found their worker dead.",

@@ -17,6 +17,23 @@ cross join unnest(%(payloads)s::text[], %(keys)s::text[]) with ordinality as u (
 order by u.n
 returning id, true
 
+-- name: enqueue_ordered_jobs
+-- Likewise jobs of an ordered task, each into the lane of its key.
+with input as materialized (
+    select u.payload, u.key, u.n
+    from unnest(%(payloads)s::text[], %(keys)s::text[]) with ordinality as u (payload, key, n)
+),
+called as (
+    insert into conductor.lane_calls (queue, task, key)
+    select distinct %(queue)s, %(task)s, i.key from input i
+)
+insert into conductor.jobs (queue, task, trigger, payload, state, ordered, key, metadata)
+select %(queue)s, %(task)s, %(trigger)s::conductor.job_trigger, i.payload::json, 'parked', true, i.key,
+    %(metadata)s::json
+from input i
+order by i.n
+returning id, true
+
 -- name: reserve_jobs
 -- Ids for jobs that are about to be copied in, in this transaction, with their time and state.
 with clock as materialized (
@@ -29,6 +46,15 @@ select nextval('conductor.jobs_id_seq'), c.due::text,
 from clock c
 cross join generate_series(1, %(count)s)
 
+-- name: call_lanes
+insert into conductor.lane_calls (queue, task, key)
+select distinct %(queue)s, %(task)s, k from unnest(%(keys)s::text[]) as k
+
+-- name: copy_ordered_jobs
+copy conductor.jobs (
+    id, run_at, state, emitted_by, queue, task, trigger, rank, metadata, ordered, payload, key)
+    from stdin
+
 -- name: copy_jobs
 copy conductor.jobs (
     id, run_at, state, emitted_by, queue, task, trigger, rank, metadata, payload, key) from stdin
@@ -36,6 +62,7 @@ copy conductor.jobs (
 -- name: enqueue_jobs_once
 -- Likewise, but a job whose dedupe key is taken is not made: its place in the answer has the id of
 -- the job that holds the key, and false. Keys are locked in sorted order, until the transaction ends.
+-- ordered: true for jobs of an ordered task, else null.
 with clock as materialized (
     select conductor.now() as now, greatest(
         %(run_at)s::timestamptz, conductor.now() + %(delay)s::interval, conductor.now()) as due
@@ -60,14 +87,20 @@ held as (
 ),
 enqueued as (
     insert into conductor.jobs (
-        id, queue, task, trigger, payload, run_at, state, rank, key, dedupe_key, metadata)
+        id, queue, task, trigger, payload, run_at, state, rank, key, dedupe_key, metadata, ordered)
     select i.id, %(queue)s, %(task)s, %(trigger)s::conductor.job_trigger, i.payload::json, c.due,
-        case when c.due > c.now then 'scheduled' else 'ready' end::conductor.job_state,
-        %(rank)s, i.key, i.dedupe_key, %(metadata)s::json
+        case when %(ordered)s then 'parked' when c.due > c.now then 'scheduled'
+            else 'ready' end::conductor.job_state,
+        %(rank)s, i.key, i.dedupe_key, %(metadata)s::json, %(ordered)s::boolean
     from input i
     join held h on h.job = i.id
     cross join clock c
     order by i.n
+    returning key
+),
+called as (
+    insert into conductor.lane_calls (queue, task, key)
+    select distinct %(queue)s, %(task)s, e.key from enqueued e where %(ordered)s
 )
 select h.job, h.job = i.id
 from input i

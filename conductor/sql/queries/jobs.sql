@@ -7,7 +7,8 @@
 -- Claims the first %(limit)s ready jobs of the given ranges (task, rank, run_at, id, last_rank), each
 -- an exclusive start in the ready index and the last rank it covers. %(look_back)s: start no later
 -- than this long ago. %(codes)s: the versions of handlers, by task; a job keeps the one that it has
--- taken a step with. Nothing for a worker whose lease is gone (the share lock keeps a rescuer from
+-- taken a step with. %(variants)s: all versions that are here, by task: jobs that keep another are left
+-- to workers that have it. Nothing for a worker whose lease is gone (the share lock keeps a rescuer from
 -- finishing under a claim) or a paused queue.
 with lease as materialized (
     select 1
@@ -34,6 +35,9 @@ claimed as materialized (
         where c.state = 'ready' and c.queue = %(queue)s and c.task = p.task
             and (c.rank, c.run_at, c.id) > (p.rank, p.run_at, p.id)
             and c.rank <= p.last_rank and c.run_at <= conductor.now()
+            and (
+                c.code is null or (%(variants)s::jsonb -> c.task) ? c.code
+                or not exists (select from conductor.steps s where s.job = c.id))
         order by c.rank, c.run_at, c.id
         limit %(limit)s
         for update skip locked
@@ -67,6 +71,9 @@ claimed as materialized (
     from conductor.jobs c
     where c.state = 'suspect' and c.queue = %(queue)s and c.task = any (%(tasks)s::text[])
         and c.crashes <= %(crashes)s and exists (select from lease)
+        and (
+            c.code is null or (%(variants)s::jsonb -> c.task) ? c.code
+            or not exists (select from conductor.steps s where s.job = c.id))
     order by c.rank, c.run_at, c.id
     limit 1
     for update skip locked
@@ -144,7 +151,10 @@ abandoned as (
     where f.kind = 'invoke' and f.outcome is null and f.child is not null
         and %(outcome)s <> 'completed'
 )
-select g.id from gone g
+select g.id,
+    case when g.ordered
+        then conductor.free_lane(g.queue, g.task, g.key, g.id, g.place, %(outcome)s::text) end as lane
+from gone g
 
 -- name: reschedule_jobs
 -- Lets jobs go until wake_at, or else delay_s from now: after a failure that is to be tried again
@@ -222,7 +232,12 @@ abandoned as (
     select f.child, 'its parent was cancelled' from forgotten f
     where f.kind = 'invoke' and f.outcome is null and f.child is not null
 )
-select l.id from left_to_run l union all select g.id from gone g
+select l.id, null::boolean as lane from left_to_run l
+union all
+select g.id,
+    case when g.ordered
+        then conductor.free_lane(g.queue, g.task, g.key, g.id, g.place, 'cancelled') end
+from gone g
 
 -- name: promote_jobs
 -- Makes due jobs ready, those after %(after)s first come. They land where cursors look: a late one
@@ -282,6 +297,11 @@ cross join lateral (
     select c.id, c.fence, c.worker from conductor.jobs c where c.id = w.id limit 1
 ) j
 where j.worker = %(worker)s
+
+-- name: offer_heads
+-- Gives whoever is first in a lane its turn, in the lanes that were called for. Only for workers with
+-- ordered tasks, before their claim.
+select conductor.offer_heads(%(queue)s, %(limit)s)
 
 -- name: wake_jobs
 -- Brings jobs what has come for them; returns the queues of those that were woken.

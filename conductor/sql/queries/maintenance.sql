@@ -54,6 +54,9 @@ where k.ctid = any (array(
     limit %(batch)s
     for update skip locked))
 
+-- name: call_stalled_lanes
+select conductor.call_stalled_lanes()
+
 -- name: purge_steps
 -- Steps of jobs that are no longer there. A settle deletes its own; this is for what a hand deleted.
 delete from conductor.steps s

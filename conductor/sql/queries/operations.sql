@@ -30,15 +30,64 @@ from (
 select outcome::text as outcome, metadata from conductor.history where id = %(id)s
 
 -- name: retry_job
--- Puts an ended job into its queue again, as a new job of the same identity.
-insert into conductor.jobs (
-    queue, task, trigger, app, version, rank, key, payload, metadata, source_generation, source_lsn,
-    source_ordinal, subscription)
-select queue, task, trigger, app, version, rank, key, payload, %(metadata)s::json,
-    source_generation, source_lsn, source_ordinal, subscription
-from conductor.history
-where id = %(id)s and outcome in ('failed', 'cancelled')
-returning id, queue
+-- Puts an ended job into its queue again, as a new job of the same identity. One of an ordered task
+-- goes to the end of its lane; the one that has halted a lane to where it stood, and the lane goes on.
+with ended as (
+    select h.*, (
+        select t.ordered from conductor.tasks t
+        where t.name = h.task and h.key is not null order by t.registered_at desc limit 1
+    ) as ordered
+    from conductor.history h
+    where h.id = %(id)s and h.outcome in ('failed', 'cancelled')
+),
+resumed as (
+    delete from conductor.halted_lanes s where s.job = %(id)s returning s.place
+),
+retried as (
+    insert into conductor.jobs (
+        queue, task, trigger, app, version, rank, key, payload, metadata, source_generation,
+        source_lsn, source_ordinal, subscription, state, ordered, place)
+    select e.queue, e.task, e.trigger, e.app, e.version, e.rank, e.key, e.payload,
+        %(metadata)s::json, e.source_generation, e.source_lsn, e.source_ordinal, e.subscription,
+        case when e.ordered then 'parked' else 'ready' end::conductor.job_state,
+        case when e.ordered then true end,
+        case when e.ordered then (select r.place from resumed r) end
+    from ended e
+    returning id, queue, task, key, ordered
+),
+called as (
+    insert into conductor.lane_calls (queue, task, key)
+    select r.queue, r.task, r.key from retried r where r.ordered
+)
+select id, queue from retried
+
+-- name: halted_lanes
+-- Those that have stood longest first.
+select row_to_json(h)
+from (
+    select s.queue, s.task, s.key, s.job, s.halted_at, (
+        select count(*) from (
+            select from conductor.jobs j
+            where j.state = 'parked' and j.queue = s.queue and j.task = s.task and j.key = s.key
+            limit 1001
+        ) b
+    ) as parked
+    from conductor.halted_lanes s
+    where %(task)s::text is null or s.task = %(task)s
+    order by s.halted_at, s.queue, s.task, s.key
+    limit %(limit)s
+) h
+
+-- name: resume_lane
+select conductor.resume_lane(%(task)s, %(key)s)
+
+-- name: count_halted_lanes
+select q.name, (
+    select count(*) from (
+        select from conductor.halted_lanes s where s.queue = q.name limit %(bound)s
+    ) b
+)
+from conductor.queues q
 
 -- name: cancel_job
 select conductor.cancel(%(id)s::bigint, %(reason)s::text)
@@ -101,6 +150,8 @@ from (
     (select j.queue, j.state from conductor.jobs j where j.state = 'running' limit %(bound)s)
     union all
     (select j.queue, j.state from conductor.jobs j where j.state = 'suspect' limit %(bound)s)
+    union all
+    (select j.queue, j.state from conductor.jobs j where j.state = 'parked' limit %(bound)s)
 ) b
 group by 1, 2
 
@@ -134,8 +185,8 @@ select greatest(
     coalesce((select max(pg_catalog.age(r.xmin)) from pg_catalog.pg_replication_slots r), 0))
 
 -- name: has_unfinished
--- Whether there is a job that a worker of these (queue, task) pairs could run now or is running, or
--- an event to dispatch.
+-- Whether there is a job that a worker of these (queue, task) pairs could run now or is running, a
+-- lane to look at, or an event to dispatch.
 select exists (
     select
     from (
@@ -154,4 +205,6 @@ select exists (
         union all
         (select from conductor.jobs j
          where j.state = 'running' and j.queue = p.queue and j.task = p.task limit 1)
+        union all
+        (select from conductor.lane_calls l where l.queue = p.queue limit 1)
     ) found)

@@ -15,18 +15,40 @@ on conflict do nothing
 
 -- name: put_tasks
 insert into conductor.tasks as t (
-    app, name, queue, version, max_attempts, retention, payload_schema, returns_schema)
+    app, name, queue, version, max_attempts, retention, payload_schema, returns_schema, ordered,
+    on_failure)
 select %(app)s, r.name, r.queue, %(version)s, r.max_attempts,
-    make_interval(secs => r.retention_s), r.payload_schema, r.returns_schema
+    make_interval(secs => r.retention_s), r.payload_schema, r.returns_schema, r.ordered,
+    r.on_failure
 from json_to_recordset(%(rows)s) as r (
     name text, queue text, max_attempts smallint, retention_s double precision,
-    payload_schema json, returns_schema json)
+    payload_schema json, returns_schema json, ordered boolean, on_failure text)
 order by r.name
 on conflict (app, name) do update set
     queue = excluded.queue, version = excluded.version, max_attempts = excluded.max_attempts,
     retention = excluded.retention, payload_schema = excluded.payload_schema,
-    returns_schema = excluded.returns_schema, registered_at = excluded.registered_at,
+    returns_schema = excluded.returns_schema, ordered = excluded.ordered,
+    on_failure = excluded.on_failure, registered_at = excluded.registered_at,
     seen_at = excluded.seen_at
+
+-- name: open_lanes
+-- Jobs of tasks that are not ordered (any more) stand behind nobody.
+with opened as (
+    update conductor.jobs j set state = 'ready', ordered = null, run_at = conductor.now()
+    where j.ctid = any (array(
+        select c.ctid from conductor.jobs c
+        where c.state = 'parked' and c.queue = any (%(queues)s::text[])
+            and c.task = any (%(tasks)s::text[])
+        order by c.id
+        for update skip locked))
+    returning j.task
+),
+resumed as (
+    delete from conductor.halted_lanes s
+    where s.queue = any (%(queues)s::text[]) and s.task = any (%(tasks)s::text[])
+)
+delete from conductor.lane_calls c
+where c.queue = any (%(queues)s::text[]) and c.task = any (%(tasks)s::text[])
 
 -- name: put_events
 insert into conductor.events as e (app, name, payload_schema)

@@ -55,11 +55,11 @@ with asked as materialized (
             job bigint, fence integer, name text, position integer, kind text, outcome text,
             delay_s float8, wake_at timestamptz, cancels bigint, topic text, fields text,
             matched text, queue text, task text, trigger text, rank smallint, key text,
-            after_s float8),
+            after_s float8, ordered boolean),
         unnest(%(results)s::json[], %(conditions)s::json[], %(payloads)s::json[], %(metadata)s::json[])
     ) as c (
         job, fence, name, position, kind, outcome, delay_s, wake_at, cancels, topic, fields, matched,
-        queue, task, trigger, rank, key, after_s, result, condition, payload, metadata)
+        queue, task, trigger, rank, key, after_s, ordered, result, condition, payload, metadata)
 ),
 owned as materialized (
     select j.id, j.fence
@@ -98,15 +98,23 @@ stepped as (
 ),
 made as (
     insert into conductor.jobs (
-        id, queue, task, trigger, payload, rank, key, metadata, parent, emitted_by, run_at, state)
+        id, queue, task, trigger, payload, rank, key, metadata, parent, emitted_by, run_at, state,
+        ordered)
     select a.made, a.queue, a.task, a.trigger::conductor.job_trigger, a.payload, a.rank, a.key,
         a.metadata, case when a.kind = 'invoke' then a.job end,
         case when a.trigger = 'event' then pg_current_xact_id() end,
         conductor.now() + make_interval(secs => greatest(a.after_s, 0)),
-        case when a.after_s > 0 then 'scheduled' else 'ready' end::conductor.job_state
+        case when a.ordered then 'parked' when a.after_s > 0 then 'scheduled'
+            else 'ready' end::conductor.job_state,
+        a.ordered
     from asked a
     join stepped s on s.job = a.job and s.child = a.made
     order by a.made
+    returning queue, task, key, ordered
+),
+called as (
+    insert into conductor.lane_calls (queue, task, key)
+    select distinct m.queue, m.task, m.key from made m where m.ordered
 ),
 doomed as (
     insert into conductor.wakeups (job, cancel_reason)

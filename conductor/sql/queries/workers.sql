@@ -115,7 +115,12 @@ hints as materialized (
 select
     (select count(*) from returned) as rescued,
     (select count(*) from kept) as failed,
-    (select count(*) from hints) as queues
+    (select count(*) from hints) as queues,
+    (
+        select count(conductor.free_lane(g.queue, g.task, g.key, g.id, g.place, g.outcome::text))
+        from gone g
+        where g.ordered
+    ) as lanes
 
 -- name: bury_worker
 -- Removes a dead worker once no job is left to it.

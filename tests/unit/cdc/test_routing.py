@@ -370,3 +370,73 @@ def test_a_bad_value_is_no_word_but_a_dead_letter(shape: RelationShape) -> None:
 def wanted(subscription: Subscription) -> ChangeFilter:
     assert isinstance(subscription.filter, ChangeFilter)
     return subscription.filter
+
+
+def keys(routed: Routed) -> list[str | None]:
+    return [spec.key for spec in routed.specs]
+
+
+INSERT = Insert(OID, [b"7", b"a@b", None])
+
+
+@pytest.mark.parametrize(
+    "change, key",
+    [
+        (INSERT, "7"),
+        (Update(OID, None, None, [b"7", b"b", UNCHANGED]), "7"),
+        (Update(OID, "K", [b"6", None, None], [b"7", b"b", None]), "7"),
+        (Delete(OID, "K", [b"7", None, None]), "7"),
+    ],
+)
+def test_a_key_is_that_of_the_row(shape: RelationShape, change: Change, key: str) -> None:
+    (spec,) = route(shape, change, subscribe(1, ordered=True)).specs
+    assert (spec.key, spec.ordered, spec.coalesce_us) == (key, True, 0)
+    (spec,) = route(shape, change, subscribe(1, coalesce_s=1.5)).specs
+    assert (spec.key, spec.ordered, spec.coalesce_us) == (key, False, 1_500_000)
+    (spec,) = route(shape, change, subscribe(1)).specs
+    assert (spec.key, spec.ordered, spec.coalesce_us) == (None, False, 0)
+
+
+@pytest.mark.parametrize(
+    "columns, key",
+    [(["email"], "a@b"), (["bio"], "null"), (["email", "id", "bio"], '["a@b",7,null]')],
+)
+def test_a_key_is_made_of_the_columns_that_are_named(
+    shape: RelationShape, columns: list[str], key: str
+) -> None:
+    wanted = subscribe(1, ordered=True, key=columns, columns=["id"])
+    routed = route(shape, INSERT, wanted, subscribe(2))
+    assert keys(routed) == [key, None]
+    assert payloads(routed)[0]["new"] == {"id": 7}
+
+
+def test_a_full_old_row_fills_in_the_key() -> None:
+    shape = describe(RelationCache(), identity="f")
+    update = Update(OID, "O", [b"7", b"a", b"long"], [b"7", b"b", UNCHANGED])
+    assert keys(route(shape, update, subscribe(1, ordered=True, key=["bio"]))) == ["long"]
+
+
+def test_a_key_that_nobody_can_tell_is_a_dead_letter_of_its_own_subscription(
+    shape: RelationShape,
+) -> None:
+    update = Update(OID, None, None, [b"7", b"b", UNCHANGED])
+    wanted = [subscribe(1), subscribe(2, ordered=True, key=["bio"]), subscribe(3, ordered=True)]
+    routed = route(shape, update, *wanted, subscribe(4, ordered=True, key=["gone"]))
+    assert keys(routed) == [None, "7"]
+    assert [letter.subscription for letter in routed.dead_letters] == [2, 4]
+    assert "'bio' is not in the WAL" in routed.dead_letters[0].error
+    assert "no 'gone'" in routed.dead_letters[1].error
+
+
+def test_a_whole_row_is_no_key() -> None:
+    shape = describe(RelationCache(), identity="f")
+    routed = route(
+        shape, INSERT, subscribe(1, ordered=True), subscribe(2, ordered=True, key=["id"])
+    )
+    assert keys(routed) == ["7"]
+    assert [letter.subscription for letter in routed.dead_letters] == [1]
+
+
+def test_a_truncate_has_no_key(shape: RelationShape) -> None:
+    truncate = Truncate((OID,), cascade=False, restart_identity=False)
+    assert keys(route(shape, truncate, subscribe(1, ordered=True))) == [None]

@@ -23,6 +23,7 @@ from conductor import (
     define_task,
 )
 from conductor.calls import child
+from conductor.definitions import Batch as Batching
 from conductor.enqueue import Batch
 from conductor.errors import (
     DefinitionInvalid,
@@ -34,6 +35,9 @@ from conductor.errors import (
     UnknownTable,
     UnknownTask,
 )
+from conductor.matching import ChangeFilter
+
+BATCH = Batching(size=5)
 
 
 class Greeting(BaseModel):
@@ -324,3 +328,57 @@ def test_an_emission_is_a_dispatch_job() -> None:
     )  # fmt: skip
     assert batch.payloads == [b'{"event":"greeted","payload":{"name":"Ada"}}']
     assert batch.metadata == {"trace": "x"}
+
+
+ordered = define_task("ordered", payload=Greeting, ordered=True)
+
+
+@pytest.mark.parametrize(
+    "target, triggers, options, match",
+    [
+        ("t", (OnChange(Users, key="id"),), {}, "is not ordered"),
+        (greet, (), {"on_failure": "halt"}, "is not ordered"),
+        (ordered, (), {"on_failure": "stop"}, "neither 'continue' nor 'halt'"),
+        (ordered, (), {"priority": 3}, "no priority"),
+        (ordered, (), {"ordered": True}, "is its definition's"),
+        ("t", (Cron("* * * * *"),), {"ordered": True}, "has none"),
+        ("t", (OnEvent(greeted),), {"ordered": True}, "has none"),
+        ("t", (OnChange(Users, "truncate"),), {"ordered": True}, "a truncate has none"),
+        ("t", (OnEvent(greeted),), {"waits": [OnChange(Users, coalesce_s=1)]}, "has no key"),
+        (greet, (), {"batch": 5}, "is not a Batch"),
+        ("t", (OnEvent(greeted),), {"batch": BATCH, "waits": [OnChange(Users)]}, "cannot wait"),
+        (define_task("r", returns=int), (), {"batch": BATCH}, "returns something"),
+    ],
+)
+def test_what_cannot_be_meant_of_keys_and_batches_is_refused(
+    target: Any, triggers: Any, options: Any, match: str
+) -> None:
+    with pytest.raises(DefinitionInvalid, match=match):
+        client().task(target, *triggers, **options)(handler)
+
+
+@pytest.mark.parametrize("options", [{"size": 0}, {"size": 10_001}, {"wait_s": -1}])
+def test_batches_have_limits(options: Any) -> None:
+    with pytest.raises(DefinitionInvalid):
+        Batching(**options)
+
+
+@pytest.mark.parametrize("coalesce_s", [0, -1, 100_000])
+def test_coalescing_has_limits(coalesce_s: float) -> None:
+    with pytest.raises(DefinitionInvalid):
+        OnChange(Users, coalesce_s=coalesce_s)
+
+
+def test_a_truncate_does_not_coalesce() -> None:
+    untyped: Any = OnChange
+    with pytest.raises(DefinitionInvalid, match="a truncate has none"):
+        untyped(Users, "truncate", coalesce_s=1)
+
+
+def test_what_is_stored_of_a_key_is_read_back() -> None:
+    change = OnChange(Users, key=lambda user: user.id, coalesce_s=2.5)
+    stored = change.filter_of(ordered).to_json()
+    assert (stored["key"], stored["ordered"], stored["coalesce_s"]) == (["id"], True, 2.5)
+    assert ChangeFilter.from_json(stored) == change.filter_of(ordered)
+    plain = OnChange(Users).filter_of(greet).to_json()
+    assert not {"key", "ordered", "coalesce_s"} & plain.keys()

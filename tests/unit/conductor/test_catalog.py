@@ -85,3 +85,19 @@ def test_the_queues_own_tables_are_refused() -> None:
 def test_the_servers_own_tables_are_refused(schema: str) -> None:
     with pytest.raises(RegistrationRefused, match=f"schema {schema}"):
         check_schema("greet", ChangeFilter(schema, "pg_class", frozenset({"insert"})))
+
+
+BY_ID = Part("public.users", "d", has_key=True, key=("id",))
+
+
+@pytest.mark.parametrize("options", [{"ordered": True}, {"coalesce_s": 1.0}])
+def test_a_key_must_be_in_the_wal(options: dict[str, Any]) -> None:
+    check_change("greet", change("insert", "update", "delete", **options), table(BY_ID))
+    check_change("greet", change("update", key=("email",), **options), table(BY_ID))
+    check_change("greet", change("delete", key=("email",), **options), table(FULL))
+    with pytest.raises(RegistrationRefused, match="its replica identity is no key"):
+        check_change("greet", change("update", **options), table(FULL))
+    with pytest.raises(RegistrationRefused, match="key 'email' of a delete"):
+        check_change("greet", change("delete", key=("email",), **options), table(BY_ID))
+    with pytest.raises(UnknownColumn, match="'emial'"):
+        check_change("greet", change("update", key=("emial",), **options), table(BY_ID))

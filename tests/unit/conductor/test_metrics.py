@@ -12,7 +12,7 @@ from conductor.metrics import TABLE, WAIT, Metric, Metrics, observe_all
 UNITS = ("_seconds", "_bytes", "_total", "_info", "_transactions")
 COUNTS = {
     *("conductor_jobs", "conductor_slots", "conductor_slots_busy", "conductor_workers"),
-    *("conductor_gaps_open", "conductor_dead_letters"),
+    *("conductor_gaps_open", "conductor_dead_letters", "conductor_lanes_halted"),
 }
 BOUNDED_LABELS = {
     *("app", "version", "release"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conductor.definitions import Task, define_task
+from conductor.definitions import Batch, Task, define_task
 from conductor.job import JobInfo
 from conductor.store.jobs import ClaimedJob, Finished, Rescheduled
 from conductor.triggers import Invocable
@@ -37,16 +37,18 @@ async def _never(_job: JobInfo) -> bool:
 class Rig:
     """Slots without a database, and a handler that waits until it is let go."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, batch: Batch | None = None) -> None:
         self.order: list[int] = []
+        self.batches: list[list[int]] = []
         self.release = asyncio.Event()
         self.woken = 0
         self.twice_crashed: set[int] = set()
         bound: Task[Any, Any] = Task(
             definition=define_task("t"),
             triggers=(Invocable(),),
-            handler=self.handle,
+            handler=self.handle if batch is None else self.handle_all,
             is_sync=False,
+            batch=batch,
         )
         no_steps: Any = None
         surroundings = Surroundings({"t": bound}, no_steps, Threads("t"), None, _never)
@@ -57,6 +59,11 @@ class Rig:
 
     async def handle(self, _event: Any, ctx: Any) -> None:
         self.order.append(ctx.job.id)
+        await self.release.wait()
+
+    async def handle_all(self, events: Any, ctx: Any) -> None:
+        assert len(events) == len(ctx.jobs)
+        self.batches.append([job.id for job in ctx.jobs])
         await self.release.wait()
 
     async def rest(self) -> None:
@@ -170,3 +177,55 @@ async def test_threads_are_reused_and_carry_the_callers_context() -> None:
     with pytest.raises(ZeroDivisionError):
         await asyncio.wrap_future(threads.submit(lambda: 1 // 0))
     threads.close()
+
+
+async def test_jobs_that_wait_for_their_batch_hold_slots() -> None:
+    rig = Rig(10, Batch(size=3, wait_s=3600))
+    rig.slots.take([job(1), job(2)])
+    await rig.rest()
+    assert (rig.slots.busy, rig.slots.room(), rig.batches) == (2, 8, [])
+    assert rig.slots.known() == {1, 2}
+    rig.slots.take([job(3), job(4)])
+    await rig.rest()
+    assert (rig.slots.busy, rig.batches) == (4, [[1, 2, 3]])
+    rig.release.set()
+    await rig.rest()
+    assert [outcome.id for outcome in rig.slots.next_outcomes(10)] == [1, 2, 3]
+    assert rig.slots.busy == 1
+    rig.slots.return_buffer()
+    assert [(type(o), o.id) for o in rig.slots.next_outcomes(10)] == [(Rescheduled, 4)]
+    assert rig.slots.busy == 0
+
+
+async def test_an_abandoned_batch_writes_nothing() -> None:
+    rig = Rig(10, Batch(size=2, wait_s=3600))
+    rig.slots.take([job(1), job(2), job(3)])
+    await rig.rest()
+    rig.slots.abandon()
+    await rig.rest()
+    assert (rig.slots.busy, rig.slots.known(), rig.slots.next_outcomes(10)) == (0, set(), [])
+
+
+async def test_a_cancelled_job_leaves_its_batch() -> None:
+    rig = Rig(10, Batch(size=3, wait_s=3600))
+    rig.slots.take([job(1), job(2)])
+    rig.slots.cancel(1, 1, "why")
+    (outcome,) = rig.slots.next_outcomes(10)
+    assert isinstance(outcome, Finished)
+    assert (outcome.id, outcome.ending, rig.slots.busy) == (1, "cancelled", 1)
+    rig.slots.take([job(3), job(4)])
+    await rig.rest()
+    assert rig.batches == [[2, 3, 4]]
+    rig.release.set()
+    await rig.rest()
+
+
+async def test_batches_that_hold_every_slot_wait_for_nobody() -> None:
+    rig = Rig(2, Batch(size=100, wait_s=3600))
+    rig.slots.take([job(1), job(2), job(3)])
+    await rig.rest()
+    assert rig.batches == [[1, 2]]
+    rig.release.set()
+    await rig.rest()
+    assert rig.slots.busy == 1
+    rig.slots.return_buffer()
