@@ -110,6 +110,17 @@ class PluginRefused(CdcError):
     )
 
 
+class SpoolFailed(CdcError):
+    """Transactions in progress cannot be kept on this process' disk."""
+
+    retry = Retry.MANUAL
+    exit_code = 78
+    hint = (
+        "give the sidecar a temporary folder (TMPDIR) with room for the largest transactions that "
+        "run at once, or set CDC_STREAMING=off: the server then keeps them"
+    )
+
+
 # --- bytes that are not what they should be --------------------------------------------------
 
 

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import BinaryIO, Final
 
+from cdc.errors import SpoolFailed
+
 MEMORY_BYTES: Final = 8 << 20
 """Messages of all open transactions that are held in memory."""
 
@@ -115,20 +117,28 @@ class Spool:
             self._uncertain.append((start, end))
 
     def write_out(self) -> None:
-        """Move what is in memory to the file."""
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="cdc-spool-", buffering=0)  # noqa: SIM115  # closed by `close`
+        """Move what is in memory to the file. Raises `SpoolFailed`."""
         size = len(self._tail)
-        with memoryview(self._tail) as rest:
-            written = 0
-            while written < size:
-                written += os.pwrite(
-                    self._file.fileno(), rest[written:], self._file_bytes + written
-                )
+        try:
+            self._write_tail()
+        except OSError as error:
+            raise SpoolFailed(
+                f"{size} bytes of transaction {self.xid} cannot be kept in "
+                f"{tempfile.gettempdir()}: {error.strerror}"
+            ) from error
         self._file_bytes += size
         self._memory.disk_bytes += size
         self._memory.held_bytes -= size
         self._tail.clear()
+
+    def _write_tail(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="cdc-spool-", buffering=0)  # noqa: SIM115  # closed by `close`
+        with memoryview(self._tail) as rest:
+            written = 0
+            while written < len(rest):
+                at = self._file_bytes + written
+                written += os.pwrite(self._file.fileno(), rest[written:], at)
 
     def drain(self) -> Iterator[tuple[bytes, bool]]:
         """Yield the messages in order, and whether they are certain; then close.

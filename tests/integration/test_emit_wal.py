@@ -329,14 +329,14 @@ async def test_a_job_waits_for_an_event_that_is_emitted_through_the_wal(queue: Q
         )
         return got.amount
 
-    async with running(queue.database), Orchestrator(conductor):
+    waiting = "select count(*) = %s from conductor.jobs where state = 'waiting'"
+    async with running(queue.database):
         await queue.until("select exists (select from conductor.emit_owner)")
-        async with await psycopg.AsyncConnection.connect(queue.database.dsn) as early:
-            await conductor.emit(paid, Paid(order=1, amount=9), connection=early, via="wal")
-            await early.commit()
-            one, two = await conductor.invoke_many(wait, [1, 2])
-            waiting = "select count(*) = %s from conductor.jobs where state = 'waiting'"
-            await queue.until(waiting, 2)
+    await conductor.emit(paid, Paid(order=1, amount=9), via="wal")  # committed, not routed yet
+    async with Orchestrator(conductor):
+        one, two = await conductor.invoke_many(wait, [1, 2])
+        await queue.until(waiting, 2)
+        async with running(queue.database):
             await conductor.emit(paid, Paid(order=1, amount=1), via="wal")  # the filter says no
             await conductor.emit(paid, Paid(order=1, amount=5), via="wal")
             assert await one.result(timeout_s=20) == 5

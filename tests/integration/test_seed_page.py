@@ -76,7 +76,9 @@ def test_the_page_runs(page: Path, database: ScratchDatabase) -> None:
         process(page, database, *second.removesuffix(" &").split()),
     ):
         stamped = (
-            "select count(*) = 4 as done from conductor.activations where start_lsn is not null"
+            "select count(*) = 4 as done from conductor.activations a"
+            " join conductor.subscriptions s on s.id = a.subscription"
+            " where s.kind = 'change' and a.start_lsn is not null"
         )
         wait_until(lambda: query(database.dsn, stamped)[0]["done"], TIMEOUT_S, "capture")
         done = shell(database, page, last)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc import emission
-from cdc.errors import ProtocolError, UndecodableMessage
+from cdc.errors import ProtocolError, SpoolFailed, UndecodableMessage
 from cdc.spool import Spool, SpoolMemory
 from cdc.streaming import StreamedStream, StreamedTransactions
 from cdc.transactions import ORDINAL_STEP, UNCERTAIN, TransactionReader
@@ -338,6 +340,15 @@ def test_memory_is_bounded_and_the_rest_is_on_disk() -> None:
     assert list(large.drain()) == [(bytes(100), True)]
     assert list(small.drain()) == [(b"small", True)]
     assert (memory.held_bytes, memory.disk_bytes) == (0, 0)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    spool = Spool(7, SpoolMemory(10))
+    with pytest.raises(SpoolFailed, match="transaction 7 cannot be kept"):
+        spool.append(7, bytes(100))
 
 
 def test_a_message_larger_than_memory_allows_comes_whole() -> None:
