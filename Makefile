@@ -5,7 +5,7 @@
 PYTHON ?= $(firstword $(shell command -v python3.11 python3) python3.11)
 BIN := .venv/bin
 MONOREPO := examples/monorepo
-SOURCES := $(wildcard cdc conductor tools examples benchmarks tests)
+SOURCES := $(wildcard cdc conductor tools examples benchmarks tests deploy/*.py)
 
 .PHONY: .venv test check lint types demo bench format clean
 
