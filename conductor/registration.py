@@ -363,19 +363,36 @@ async def wait_captured(
 def _timed_out(app: str, missing: Sequence[Uncaptured], timeout_s: float) -> CaptureTimeout:
     names = sorted({f"{m.task} on {m.schema}.{m.table}" for m in missing})
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    orphaned = sorted({m.source for m in missing if m.slot is None})
-    slots = sorted({m.slot for m in missing if m.slot is not None})
-    if orphaned:
-        where = f"no sidecar has a slot for source {', '.join(orphaned)}"
-        hint = "Start `cdc run` on this queue database; `cdc check` says what hinders it."
-    else:
-        where = f"slot {', '.join(slots)} does not route them yet"
-        hint = (
-            "See `cdc status` for that slot: is a leader running, is it catching up, may its role"
-            " alter the publication, and is an old transaction still writing to the table?"
-        )
+    where, hint = _why_not_captured(missing)
     return CaptureTimeout(
         f"not captured after {timeout_s:g} s (app {app!r}): {shown}; {where}", hint=hint
+    )
+
+
+def _why_not_captured(missing: Sequence[Uncaptured]) -> tuple[str, str]:
+    """Say which slot does not route, and what to do about it."""
+    orphaned = sorted({m.source for m in missing if m.slot is None})
+    if orphaned:
+        return (
+            f"no sidecar has a slot for source {', '.join(orphaned)}",
+            "Start `cdc run` on this queue database; `cdc check` says what hinders it.",
+        )
+    slots = ", ".join(sorted({str(m.slot) for m in missing}))
+    where = f"slot {slots} does not route them yet"
+    idle = {str(m.slot): m.seen_at for m in missing if not m.led}
+    if idle:
+        slot = min(idle)
+        seen = ", ".join(
+            f"{name} (last {at:%Y-%m-%d %H:%M:%S%z})" for name, at in idle.items() if at
+        )
+        hint = (
+            f"Start `cdc run` with CDC_SLOT={slot}; if that slot is out of service (CDC_SLOT was"
+            f" changed), end it: `cdc slot drop {slot}`."
+        )
+        return f"{where}, and nobody streams from {seen}", hint
+    return where, (
+        "See `cdc status` for that slot: is a leader running, is it catching up, may its role"
+        " alter the publication, and is an old transaction still writing to the table?"
     )
 
 

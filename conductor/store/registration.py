@@ -75,7 +75,10 @@ class SubscriptionRow:
 
 @dataclass(frozen=True, slots=True)
 class Uncaptured:
-    """A change subscription that ``slot`` (None: no slot of its source) does not route yet."""
+    """A change subscription that ``slot`` (None: no slot of its source) does not route yet.
+
+    ``led``: somebody streams from the slot now; ``seen_at``: when its progress was last written.
+    """
 
     id: int
     task: str
@@ -83,6 +86,8 @@ class Uncaptured:
     schema: str
     table: str
     slot: str | None
+    seen_at: datetime | None
+    led: bool
 
 
 class RegistrationStore:

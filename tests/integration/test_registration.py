@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+from cdc.sink import Sink
 from conductor.definitions import Task, Trigger, define_event, define_task
 from conductor.errors import (
     CaptureTimeout,
@@ -337,9 +340,24 @@ async def test_waiting_for_capture_says_what_is_missing(queue: Queue) -> None:
         await wait_captured(queue.connections, greet, ids, 0.1)
     await queue.rows("insert into conductor.progress (slot) values ('one'), ('two')")
     await queue.rows(STAMP, ids[0])
-    with pytest.raises(CaptureTimeout, match="slot two does not route them yet") as timeout:
+    missing = r"slot two does not route them yet, and nobody streams from two \(last 20"
+    with pytest.raises(CaptureTimeout, match=missing) as timeout:
         await wait_captured(queue.connections, greet, ids, 0.1)
+    assert "cdc slot drop two" in timeout.value.hint
+    async with streaming(queue, "two"):
+        with pytest.raises(CaptureTimeout, match=r"slot two does not route them yet$") as timeout:
+            await wait_captured(queue.connections, greet, ids, 0.1)
     assert "cdc status" in timeout.value.hint
+
+
+@asynccontextmanager
+async def streaming(queue: Queue, slot: str) -> AsyncIterator[None]:
+    """A leader's sink, as it takes the progress over."""
+    sink = await Sink.open(queue.database.dsn, slot, leader="test")
+    try:
+        yield
+    finally:
+        await sink.close()
 
 
 async def test_waiting_ends_when_every_slot_has_its_stamp(queue: Queue) -> None:

@@ -122,9 +122,12 @@ select pg_catalog.pg_notify('conductor_subscriptions', %(app)s)
 
 -- name: uncaptured
 -- Change subscriptions that a slot of their source does not route yet; slot is null when there is
--- no such slot.
+-- no such slot. `led`: somebody streams from it now (its sink's backend is there).
 select s.id, s.task, s.source, s.definition ->> 'schema' as schema, s.definition ->> 'table' as table,
-    p.slot
+    p.slot, p.updated_at as seen_at,
+    exists (
+        select from pg_catalog.pg_stat_activity b
+        where b.pid = p.sink_pid and b.application_name = left('cdc sink ' || p.slot, 63)) as led
 from conductor.subscriptions s
 left join conductor.progress p on p.source = s.source
 left join conductor.activations a on a.subscription = s.id and a.slot = p.slot
