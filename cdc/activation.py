@@ -10,18 +10,20 @@ brings them forward. It holds no durable state: a subscription without a stamp i
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import structlog
 
-from cdc import queries
+from cdc import gap_queries, queries
+from cdc.catalog import TableName
 from cdc.connection import Connection, queue_errors, source_errors
-from cdc.errors import CdcError
+from cdc.errors import CdcError, PublicationError, TableMissing
 from cdc.lsn import Lsn
 from cdc.marker import PREFIX, Marker
-from cdc.publication import PublicationKeeper, Reconciled, Wanted
+from cdc.publication import Past, PublicationKeeper, Reconciled, Wanted
+from cdc.slots import SlotKeeper
 from conductor.matching import ChangeFilter, Subscription
 
 POLL_S: Final = 1.0
@@ -79,7 +81,7 @@ class SubscriptionBook:
         self._known: dict[tuple[int, str | None], Subscription | None] = {}
         self._log = structlog.get_logger("cdc")
         self.entries: list[Entry] = []
-        self.tables: set[tuple[str, str]] = set()  # ever named, also by what has ended
+        self.past = Past()
         self.revision = 0
 
     @property
@@ -112,11 +114,23 @@ class SubscriptionBook:
                 return
             cursor = await self._queue.execute(queries.SUBSCRIPTIONS, self._parameters)
             rows = await cursor.fetchall()
-            cursor = await self._queue.execute(queries.NAMED_TABLES, self._parameters)
-            self.tables = {(row["schema"], row["name"]) for row in await cursor.fetchall()}
+            self.past = Past(
+                named=set(await self._tables(queries.NAMED_TABLES)),
+                interrupted=set(await self._tables(gap_queries.INTERRUPTED_TABLES)),
+                memberships={
+                    table: row["membership"]
+                    for table, row in (await self._tables(queries.MEMBERSHIPS)).items()
+                },
+            )
         self.entries = [entry for row in rows if (entry := self._entry(row)) is not None]
         self._read_revision = revision
         self.revision += 1
+
+    async def _tables(self, query: queries.Statement) -> dict[TableName, dict[str, Any]]:
+        cursor = await self._queue.execute(
+            query, {**self._parameters, "condition": TableMissing.condition}
+        )
+        return {(row["schema"], row["name"]): row for row in await cursor.fetchall()}
 
     def _entry(self, row: dict[str, Any]) -> Entry | None:
         key = row["id"], row["version"]  # all else of a subscription never changes
@@ -145,7 +159,10 @@ class ActivationMetrics(Protocol):
     """What the activator reports."""
 
     def subscriptions(self, *, active: int, pending: int, refused: int) -> None:
-        """How many route, wait to begin, or cannot begin."""
+        """How many route, wait to begin, or cannot begin or go on."""
+
+    def condition(self, name: str) -> None:
+        """A condition was met."""
 
     def tasks(self, names: Iterable[str]) -> None:
         """Whose jobs may be routed."""
@@ -168,20 +185,22 @@ class Activator:
     Args:
         book: the subscriptions.
         keeper: the publication.
+        slots: the slot, whose stamps and gaps they are.
         source: an ordinary connection to the source database.
         listener: a connection to the queue database, for LISTEN alone.
-        slot: whose stamps.
         nonce: of the progress row; the marker proves with it that it is ours.
         metrics: where to report.
+        routed_lsn: gives the position of the router.
     """
 
     book: SubscriptionBook
     keeper: PublicationKeeper
+    slots: SlotKeeper
     source: Connection
     listener: Connection
-    slot: str
     nonce: str
     metrics: ActivationMetrics
+    routed_lsn: Callable[[], int]
     _writers: dict[int, _Writers] = field(default_factory=dict)  # by table OID
     _effective: set[int] = field(default_factory=set)  # table OIDs
     _marked_start: set[int] = field(default_factory=set)
@@ -189,6 +208,7 @@ class Activator:
     _reconciled: Reconciled | None = None
     _seen_revision: int = -1
     _looked_s: float = 0.0
+    _well_until: Lsn | None = None  # routed when the publication was last seen to be right
     _said: dict[object, str] = field(default_factory=dict)
     _log: Any = field(default_factory=lambda: structlog.get_logger("cdc"))
 
@@ -197,6 +217,7 @@ class Activator:
 
         Raises:
             PublicationMissing, PublicationDrift: what is captured was taken out by somebody else.
+            TableMissing: a captured table is gone, and the keeper does not tolerate that.
             SourceUnavailable, QueueUnavailable: a connection was lost.
         """
         with queue_errors():
@@ -222,11 +243,14 @@ class Activator:
             and e.wanted.table in reconciled.published
         ]
         oid_of = reconciled.published
+        back = oid_of.keys() & self.book.past.interrupted
         # What is routed already is captured whole: no writer has to be waited for again.
         self._effective.update(
-            oid_of[e.wanted.table] for e in changes if e.routes and e.wanted.table in oid_of
+            oid_of[e.wanted.table]
+            for e in changes
+            if e.routes and e.wanted.table in oid_of.keys() - back
         )
-        await self._await_writers(starting, reconciled)
+        await self._await_writers({e.wanted.table for e in starting} | back, reconciled)
         start = [e for e in starting if oid_of[e.wanted.table] in self._effective]
         # Messages are in no publication: what is emitted after the mark's commit is routed.
         start += [
@@ -237,6 +261,7 @@ class Activator:
             and e.subscription.id not in self._marked_start
         ]
         await self._mark(start=start, end=self._ending(self.book.entries, start))
+        await self._end_interruptions(changes, reconciled)
 
     def _ending(self, entries: list[Entry], start: list[Entry]) -> list[Entry]:
         """Return what ends at this marker: an old definition not before the new one begins.
@@ -265,23 +290,57 @@ class Activator:
             or self._seen_revision != self.book.revision
             or now_s - self._looked_s >= LOOK_AGAIN_S
         ):
-            self._reconciled = await self.keeper.reconcile(
-                [entry.wanted for entry in entries], ours=self.book.tables
-            )
+            routed_lsn = Lsn(self.routed_lsn())
+            try:
+                self._reconciled = await self.keeper.reconcile(
+                    [entry.wanted for entry in entries],
+                    past=self.book.past,
+                )
+            except PublicationError as error:
+                error.since = self._well_until
+                raise
             self._seen_revision, self._looked_s = self.book.revision, now_s
             self._report(entries, self._reconciled)
+            await self._begin_interruptions(self._reconciled)
+            if self._reconciled.memberships != self.book.past.memberships:
+                await self.slots.remember(self._reconciled.memberships, self.nonce)
+            self._well_until = routed_lsn
         return self._reconciled
+
+    async def _begin_interruptions(self, reconciled: Reconciled) -> None:
+        """Leave a gap, once, for each captured table that is gone: the others go on."""
+        for table, error in reconciled.missing.items():
+            if table not in self.book.past.interrupted:
+                error.since = self._well_until
+                await self.slots.open_gap(error, policy="continue")
+                self.metrics.condition(TableMissing.condition)
+                self._log.error(
+                    "condition", condition=error.condition, error=str(error), hint=error.hint
+                )
+
+    async def _end_interruptions(self, entries: list[Entry], reconciled: Reconciled) -> None:
+        """End the gaps of tables that are captured whole again, or that nobody wants any more."""
+        live = {e.wanted.table for e in entries if not e.retired}
+        over = {
+            table
+            for table in self.book.past.interrupted
+            if table not in reconciled.missing
+            and (table not in live or reconciled.published.get(table) in self._effective)
+        }
+        if over:
+            await self.slots.end_interruptions(over)
+            self._log.info("interruption_ended", tables=sorted(map(_dotted, over)))
 
     async def _wait_for_notification(self) -> None:
         with queue_errors():
             async for _ in self.listener.notifies(timeout=POLL_S, stop_after=1):
                 pass
 
-    async def _await_writers(self, starting: Iterable[Entry], reconciled: Reconciled) -> None:
+    async def _await_writers(self, tables: Iterable[TableName], reconciled: Reconciled) -> None:
         """Find out which tables' earlier writers have all ended, without queueing for a lock."""
         published = set(reconciled.published.values())
         self._effective &= published
-        needed = {reconciled.published[e.wanted.table] for e in starting} - self._effective
+        needed = {reconciled.published[table] for table in tables} - self._effective
         self._writers = {oid: w for oid, w in self._writers.items() if oid in needed}
         if not needed:
             return
@@ -310,7 +369,7 @@ class Activator:
         if not start and not end:
             return
         marker = Marker(
-            slot=self.slot,
+            slot=self.slots.name,
             nonce=self.nonce,
             start=tuple(e.subscription.id for e in start),
             end=tuple(e.subscription.id for e in end),
@@ -325,9 +384,12 @@ class Activator:
 
     def _report(self, entries: list[Entry], reconciled: Reconciled) -> None:
         refused = reconciled.refused
-        active = sum(e.start_lsn is not None for e in entries)
+        started = [e for e in entries if e.start_lsn is not None]
+        gone = sum(e.wanted.table in reconciled.missing for e in started if not e.retired)
         self.metrics.subscriptions(
-            active=active, pending=len(entries) - active - len(refused), refused=len(refused)
+            active=len(started) - gone,
+            pending=len(entries) - len(started) - len(refused),
+            refused=len(refused) + gone,
         )
         by_id = {e.subscription.id: e.subscription for e in entries}
         self.metrics.tasks({subscription.task for subscription in by_id.values()})
@@ -354,5 +416,5 @@ def _lsn(text: str | None) -> int | None:
     return None if text is None else Lsn.parse(text)
 
 
-def _dotted(table: tuple[str, str]) -> str:
+def _dotted(table: TableName) -> str:
     return f"{table[0]}.{table[1]}"

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from cdc import operator_queries, queries
+from cdc import operator_queries, publication_queries, queries
 from cdc.connection import Connection, source_errors
 from cdc.errors import SourceUnavailable
 from cdc.lsn import Lsn
@@ -70,6 +70,7 @@ class Slot:
     invalidation_reason: str | None  # from PostgreSQL 17
     failover: bool
     retained_bytes: int | None
+    waits_for_standbys: bool = False  # its walsender does, at this moment
 
     @property
     def is_lost(self) -> bool:
@@ -125,6 +126,7 @@ class PublishedTable:
     name: str
     has_row_filter: bool
     has_column_list: bool
+    membership: int = 0  # the OID of its row in pg_publication_rel: another one when put back
 
     @property
     def key(self) -> TableName:
@@ -143,6 +145,7 @@ class Publication:
     owned: bool
     schemas: tuple[str, ...]
     tables: tuple[PublishedTable, ...]
+    schema_memberships: tuple[int, ...] = ()  # as of a table, in pg_publication_namespace
 
     @property
     def table_names(self) -> frozenset[TableName]:
@@ -156,10 +159,27 @@ class Publication:
             table.key for table in self.tables if table.has_row_filter or table.has_column_list
         )
 
+    def memberships(self, tables: Collection[TableName]) -> dict[TableName, int]:
+        """Return by which row of the catalog it publishes each of these, as far as it does."""
+        by_schema = dict(zip(self.schemas, self.schema_memberships, strict=False))
+        by_table = {table.key: table.membership for table in self.tables}
+        found = {table: by_table.get(table, by_schema.get(table[0])) for table in tables}
+        return {table: membership for table, membership in found.items() if membership is not None}
+
     @property
     def publishes_all(self) -> bool:
         """Whether every operation of every partition is published, as its root."""
         return self.all_operations and self.via_root
+
+
+@dataclass(frozen=True, slots=True)
+class OtherPublication:
+    """A publication that is not ours, as far as it meets what is."""
+
+    name: str
+    all_tables: bool
+    publishes_queue: bool  # schema conductor
+    partial_tables: tuple[str, ...]  # ours, of which it leaves out rows or columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +229,7 @@ def _slot(row: dict[str, Any]) -> Slot:
         invalidation_reason=row["invalidation_reason"],
         failover=row["failover"],
         retained_bytes=None if row["retained_bytes"] is None else int(row["retained_bytes"]),
+        waits_for_standbys=row["waits_for_standbys"],
     )
 
 
@@ -235,7 +256,7 @@ async def read_tables(
     wanted = sorted(names)
     parameters = {"schemas": [schema for schema, _ in wanted], "names": [n for _, n in wanted]}
     tables = {}
-    for row in await _rows(connection, queries.TABLES, parameters):
+    for row in await _rows(connection, publication_queries.TABLES, parameters):
         lists = {
             key: tuple(row[key]) for key in ("columns", "ancestors", "leaves_without_identity")
         }
@@ -246,19 +267,41 @@ async def read_tables(
 
 async def read_table_names(connection: Connection) -> list[str]:
     """Read the names of all tables that could be published, for a nearest match."""
-    return [row["name"] for row in await _rows(connection, queries.TABLE_NAMES, {})]
+    return [row["name"] for row in await _rows(connection, publication_queries.TABLE_NAMES, {})]
 
 
 async def read_publication(connection: Connection, publication: str) -> Publication | None:
     """Read a publication with its tables; None when there is none of that name."""
-    row = await _row(connection, queries.PUBLICATION, {"publication": publication})
+    row = await _row(connection, publication_queries.PUBLICATION, {"publication": publication})
     if row is None:
         return None
-    tables = await _rows(connection, queries.PUBLICATION_TABLES, {"publication": publication})
+    tables = await _rows(
+        connection, publication_queries.PUBLICATION_TABLES, {"publication": publication}
+    )
     return Publication(
-        **{**row, "schemas": tuple(row["schemas"])},
+        **{
+            **row,
+            "schemas": tuple(row["schemas"]),
+            "schema_memberships": tuple(row["schema_memberships"]),
+        },
         tables=tuple(PublishedTable(**table) for table in tables),
     )
+
+
+async def read_other_publications(
+    connection: Connection, publication: str, tables: Collection[TableName]
+) -> list[OtherPublication]:
+    """Read every publication but ours, compared with the tables that are captured through ours."""
+    names = sorted(tables)
+    parameters = {
+        "publication": publication,
+        "schemas": [schema for schema, _ in names],
+        "names": [name for _, name in names],
+    }
+    return [
+        OtherPublication(**{**row, "partial_tables": tuple(row["partial_tables"])})
+        for row in await _rows(connection, operator_queries.OTHER_PUBLICATIONS, parameters)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,14 +316,14 @@ async def read_shape(connection: Connection, publication: str, request: CatalogR
     """Read a table as it is published, and the base types of its columns and of those asked for."""
     schema, name = request.table
     parameters = {"schema": schema, "name": name, "publication": publication}
-    row = await _row(connection, queries.TABLE_SHAPE, parameters)
+    row = await _row(connection, publication_queries.TABLE_SHAPE, parameters)
     table = None
     if row is not None:
         columns = tuple(CatalogColumn(**column) for column in row["columns"])
         generated = frozenset(row["own_generated"])
         table = CatalogTable(**{**row, "columns": columns, "own_generated": generated})
     oids = request.type_oids.union(() if table is None else (c.type_oid for c in table.columns))
-    types = await _rows(connection, queries.BASE_TYPES, {"oids": sorted(oids)})
+    types = await _rows(connection, publication_queries.BASE_TYPES, {"oids": sorted(oids)})
     return Shape(table, tuple(Type(**learnt) for learnt in types))
 
 

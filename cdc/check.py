@@ -4,17 +4,20 @@ One `Finding` a fact, each with its fix. It looks with the eyes of `cdc run`: th
 same comparisons, the same errors.
 """
 
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from cdc.activation import SubscriptionBook
 from cdc.catalog import (
+    OtherPublication,
     Publication,
     Server,
     Slot,
     Table,
     TableName,
+    read_other_publications,
     read_publication,
     read_server,
     read_table_names,
@@ -28,7 +31,8 @@ from cdc.connection import (
     describe_dsn,
     is_same_server,
 )
-from cdc.errors import CdcError
+from cdc.errors import CdcError, PublicationDrift
+from cdc.pooling import find_shared_backend
 from cdc.preflight import (
     can_fail_over,
     limits_of,
@@ -38,8 +42,8 @@ from cdc.preflight import (
     warn_of_failover,
     warn_of_release,
 )
-from cdc.publication import Plan, Wanted, plan
-from cdc.slots import SlotKeeper, judge
+from cdc.publication import Plan, plan
+from cdc.slots import Situation, SlotKeeper, judge
 from cdc.source import PGOUTPUT, ReplicationStream
 
 Level = Literal["ok", "warning", "error"]
@@ -81,6 +85,10 @@ async def check(settings: Settings) -> list[Finding]:
         try:
             queue = await connect_queue(settings.queue_conninfo, application_name=_NAME)
             stack.push_async_callback(queue.close)
+            other = await connect_queue(settings.queue_conninfo, application_name=_NAME)
+            stack.push_async_callback(other.close)
+            if (refusal := await find_shared_backend(queue, other)) is not None:
+                findings.append(_error(refusal))
             book = SubscriptionBook(queue, slot=settings.slot, source=settings.source)
             await book.refresh()
             count = len(book.entries)
@@ -94,8 +102,7 @@ async def check(settings: Settings) -> list[Finding]:
             findings.append(_error(error))
         try:
             if source is not None and server is not None and book is not None:
-                wanted = [entry.wanted for entry in book.entries]
-                findings += await _check_publication(settings, source, server, wanted)
+                findings += await _check_publication(settings, source, server, book)
             if stream is not None and slots is not None and server is not None:
                 findings += await _check_slot(settings, slots, stream, server)
         except CdcError as error:
@@ -141,25 +148,28 @@ def _judge_server(server: Server, settings: Settings) -> list[Finding]:
 
 
 async def _check_publication(
-    settings: Settings, source: Connection, server: Server, wanted: list[Wanted]
+    settings: Settings, source: Connection, server: Server, book: SubscriptionBook
 ) -> list[Finding]:
-    tables = await read_tables(source, {w.table for w in wanted})
+    wanted = [entry.wanted for entry in book.entries]
+    names = {w.table for w in wanted}
+    tables = await read_tables(source, names)
     actual = await read_publication(source, settings.publication)
-    change = plan(settings.publication, wanted, actual, tables, await read_table_names(source))
+    others = await read_other_publications(source, settings.publication, names)
+    change = plan(
+        settings.publication,
+        wanted,
+        actual,
+        tables,
+        await read_table_names(source),
+        book.past,
+    )
     by_id = {w.subscription.id: w.subscription for w in wanted}
     findings = [
         Finding("error", f"task {by_id[i].task!r}: {e}", e.hint, e.exit_code)
         for i, e in change.refused.items()
     ]
-    findings += [
-        Finding(
-            "error",
-            f"publication {settings.publication!r}: {drift}, and its changes were captured before",
-            "changes may be missing: choose a gap policy, or put it back at once",
-            65,
-        )
-        for drift in change.drift
-    ]
+    findings += _judge_publication(settings, change)
+    findings += _judge_strangers(settings, actual, book.past.named, others)
     if not change.statements:
         findings.append(Finding("ok", f"publication {settings.publication!r} has all it needs"))
         return findings
@@ -169,6 +179,70 @@ async def _check_publication(
         findings.append(Finding("ok", f"`cdc run` will run: {text}"))
     else:
         findings.append(Finding("error", obstacle, f"let the owner run: {text}", 78))
+    return findings
+
+
+def _judge_publication(settings: Settings, change: Plan) -> list[Finding]:
+    """Say what was captured and is no longer, or must not begin."""
+    findings = [
+        Finding(
+            "error",
+            f"publication {settings.publication!r}: {drift}, and its changes were captured before",
+            PublicationDrift.hint,
+            65,
+        )
+        for drift in change.drift
+    ]
+    if (refusal := change.refusal) is not None:
+        findings.append(_error(refusal))
+    goes_on = settings.gap_policy == "recreate"
+    findings += [
+        Finding("warning", str(gone), gone.hint) if goes_on else _error(gone)
+        for gone in change.missing.values()
+    ]
+    return findings
+
+
+def _judge_strangers(
+    settings: Settings,
+    actual: Publication | None,
+    ours: Collection[TableName],
+    others: Sequence[OtherPublication],
+) -> list[Finding]:
+    """Name what is published beside what is ours. None of it is ever routed."""
+    strange = [] if actual is None else sorted(actual.table_names.difference(ours))
+    findings = []
+    if strange:
+        names = ", ".join(f"{schema}.{name}" for schema, name in strange[:5])
+        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+        findings.append(
+            Finding(
+                "warning",
+                f"publication {settings.publication!r} also publishes {names}{more}, which no "
+                "subscription has ever named: decoded and sent, never routed",
+                "take them out, unless another subscriber needs them",
+            )
+        )
+    for other in others:
+        if other.partial_tables:
+            findings.append(
+                Finding(
+                    "warning",
+                    f"publication {other.name!r} publishes {', '.join(other.partial_tables)} in "
+                    f"part: who subscribes to it and to {settings.publication!r} together fails",
+                    "leave our publication to cdc alone",
+                )
+            )
+        if other.publishes_queue:
+            what = "is FOR ALL TABLES: it" if other.all_tables else "publishes schema conductor: it"
+            findings.append(
+                Finding(
+                    "warning",
+                    f"publication {other.name!r} {what} sends every job to its subscribers"
+                    + (", and makes updates of tables without a key fail" * other.all_tables),
+                    "publish the application's schemas only",
+                )
+            )
     return findings
 
 
@@ -196,8 +270,21 @@ async def _check_slot(
     settings: Settings, slots: SlotKeeper, stream: ReplicationStream, server: Server
 ) -> list[Finding]:
     situation = await slots.situation(stream)
+    idle = [
+        Finding(
+            "warning",
+            f"slot {name!r} of the same source has progress, and nobody streams from it (last "
+            f"{seen_at}): new subscriptions wait for it too",
+            f"start its sidecar; if it is out of service: cdc slot drop {name}",
+        )
+        for name, seen_at in (await slots.idle_slots()).items()
+    ]
     if (problem := judge(situation)) is not None:
-        return [_error(problem)]
+        return [*idle, _error(problem)]
+    return idle + _describe_slot(settings, situation, server)
+
+
+def _describe_slot(settings: Settings, situation: Situation, server: Server) -> list[Finding]:
     slot, name = situation.slot, situation.slot_name
     if slot is None:
         if server.used_replication_slots >= server.max_replication_slots:

@@ -394,6 +394,10 @@ def _print_proposal(settings: "Settings", proposal: "Proposal") -> None:
         typer.echo(f"{statement};")
     for drift in proposal.drift:
         _comment(f"drift: {drift}, and its changes were captured before: some are lost")
+    for misfit in proposal.misfit:
+        _comment(f"refused: {misfit}, and nothing is captured through it yet")
+    for missing in proposal.missing:
+        _comment(f"table_missing: {missing}")
     for task, why in proposal.refused.items():
         _comment(f"refused: task {task}: {why}")
     _comment(f"slot {settings.slot}")
@@ -401,7 +405,7 @@ def _print_proposal(settings: "Settings", proposal: "Proposal") -> None:
         _comment(f"{proposal.condition or 'error'}: {proposal.problem}")
     if proposal.slot:
         _comment(f"{proposal.slot}: {proposal.slot_command}")
-    if not (proposal.statements or proposal.slot or proposal.problem):
+    if not (proposal.statements or proposal.slot or proposal.problem or proposal.missing):
         _comment("nothing to do")
 
 

@@ -70,7 +70,8 @@ class Settings(BaseSettings):
     """The slot survives a failover to a standby that synchronises it (PostgreSQL 17 and later)."""
 
     gap_policy: Literal["stop", "recreate"] = "stop"
-    """When changes may have been lost: end with status 65, or go on with a new slot."""
+    """When changes may have been lost: end with status 65, or go on: with a new slot (what was
+    committed before it gives no jobs), or without the one table that is gone. Both record a gap."""
 
     metrics_host: str = "0.0.0.0"  # noqa: S104  # scraped from outside the container
     """Where metrics and probes are served."""

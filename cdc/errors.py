@@ -11,9 +11,17 @@ Nothing here imports anything of the project but `lsn`.
 # ruff: noqa: N818 — an operator reads SlotLost and FenceLost; "Error" adds nothing to a condition
 
 import enum
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Final
 
 from cdc.lsn import Lsn
+
+_GAP_POLICY: Final = (
+    "CDC_GAP_POLICY=stop (default) ends with status 65 until somebody has decided; "
+    "CDC_GAP_POLICY=recreate drops the slot and goes on with a new one: what was committed between "
+    "the progress and its start gives no jobs, and a closed row of conductor.gaps says from where "
+    "to where"
+)
 
 
 class Retry(enum.Enum):
@@ -35,11 +43,18 @@ class CdcError(Exception):
     exit_code: ClassVar[int] = 70
     condition: ClassVar[str | None] = None
     hint: str = "this is a bug in cdc: please report it with the log"
+    since: Lsn | None = None
+    """Until where everything was well for certain, if that is before the progress."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         if hint is not None:
             self.hint = hint
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the row of its gap holds beside message and hint."""
+        return {}
 
 
 class ConfigError(CdcError):
@@ -160,8 +175,8 @@ class ServerDecodeError(CdcError):
     exit_code = 65
     condition = "server_decode_error"
     hint = (
-        "advance the slot past that transaction (pg_replication_slot_advance) and start once with "
-        "CDC_GAP_POLICY=recreate, which records the gap"
+        "if client_encoding = SQL_ASCII does not help, give that transaction up: `cdc slot skip` "
+        "with the position that the error names; no gap policy applies"
     )
 
 
@@ -209,23 +224,21 @@ class SlotError(CdcError):
 
     retry = Retry.MANUAL
     exit_code = 65
-    hint = "look at `cdc status`; CDC_GAP_POLICY=recreate accepts the gap and starts over"
+    hint = f"look at `cdc status`. {_GAP_POLICY}"
 
 
 class SlotMissing(SlotError):
     """There is progress, but no slot of that name."""
 
     condition = "slot_missing"
-    hint = (
-        "changes since the progress are gone: CDC_GAP_POLICY=recreate accepts that and starts over"
-    )
+    hint = f"changes since the progress are gone, whatever is done. {_GAP_POLICY}"
 
 
 class SlotLost(SlotError):
     """The server has removed WAL that the slot needs (wal_status lost)."""
 
     condition = "slot_lost"
-    hint = "raise max_slot_wal_keep_size; CDC_GAP_POLICY=recreate accepts the gap and starts over"
+    hint = f"raise max_slot_wal_keep_size, for the next time. {_GAP_POLICY}"
 
 
 class SlotForeign(SlotError):
@@ -246,7 +259,10 @@ class SlotAhead(SlotError):
     """The slot was advanced past everything that we have acknowledged."""
 
     condition = "slot_ahead"
-    hint = "somebody else consumed the slot, or jobs were lost in a failover: choose a gap policy"
+    hint = (
+        "somebody else consumed the slot, or jobs were lost in a failover: find out who, and what "
+        f"is missing from the progress to the slot's position. {_GAP_POLICY}"
+    )
 
 
 class SlotBusy(SlotError):
@@ -261,21 +277,31 @@ class ServerBehind(SlotError):
     """The server's WAL ends before our progress."""
 
     condition = "server_behind"
-    hint = "the source is an older copy (restored, or failed over): choose a gap policy"
+    hint = (
+        "a standby may have to replay first: start again later. A source that is an older copy "
+        "(restored, or failed over) has lost transactions that have jobs, and will write others at "
+        f"their positions. {_GAP_POLICY}"
+    )
 
 
 class SystemChanged(SlotError):
     """The source is another cluster than the one the progress belongs to."""
 
     condition = "system_changed"
-    hint = "check CDC_SOURCE_DSN; for a new cluster use another CDC_SLOT or a gap policy"
+    hint = (
+        "check CDC_SOURCE_DSN; for a second source use another CDC_SLOT. If this cluster has taken "
+        f"the place of the other: {_GAP_POLICY}; every subscription begins anew there"
+    )
 
 
 class TimelineSwitched(SlotError):
     """The source's timeline left ours below our progress."""
 
     condition = "timeline_switched"
-    hint = "a failover lost transactions that were already routed: choose a gap policy"
+    hint = (
+        "a failover lost transactions that have jobs already: compare, from where the timeline was "
+        f"left to the progress. {_GAP_POLICY}"
+    )
 
 
 class StandbySlotsWaiting(SlotError):
@@ -319,18 +345,61 @@ class PublicationMissing(PublicationError):
 
     exit_code = 65
     condition = "publication_missing"
-    hint = "create the publication, then the slot: in that order, or let cdc do both"
+    hint = (
+        "the slot has to be made after the publication, so a new one is needed. "
+        f"{_GAP_POLICY}, and makes the publication as well"
+    )
 
 
 class PublicationDrift(PublicationError):
-    """The publication was changed by somebody else."""
+    """The publication is not as we made it, or would have made it."""
 
     exit_code = 65
     condition = "publication_drift"
     hint = (
-        "changes since the last known-good position may be missing: put the table back and set "
-        "CDC_GAP_POLICY=recreate, or deploy without its trigger, which retires the subscription"
+        "changes since the last known-good position may be missing: `cdc apply --accept-gap` puts "
+        f"it right and keeps the slot. {_GAP_POLICY}. Or deploy without the trigger, which retires "
+        "the subscription"
     )
+
+
+class PublicationForeign(PublicationError):
+    """The publication belongs to somebody else, and lacks what is needed."""
+
+    exit_code = 65
+    condition = "publication_foreign"
+    hint = "choose another CDC_PUBLICATION, or let its owner run what `cdc plan` prints"
+
+
+class TableMissing(PublicationError):
+    """A captured table was dropped, renamed or replaced by something that cannot be captured.
+
+    Args:
+        table: schema and name.
+        tasks: whose subscriptions name it.
+        why: what is there instead, if anything is.
+    """
+
+    exit_code = 65
+    condition = "table_missing"
+
+    def __init__(
+        self, table: tuple[str, str], tasks: Sequence[str], why: str | None = None
+    ) -> None:
+        self.table = table
+        name, of = ".".join(table), ", ".join(tasks)
+        super().__init__(
+            f"table {name}, captured for task {of}, {f'is no longer: {why}' if why else 'is gone'}",
+            hint=f"create it again, or deploy task {of} without its trigger on {name}, which "
+            "retires the subscription; CDC_GAP_POLICY=stop (default) waits for that, "
+            "CDC_GAP_POLICY=recreate goes on with all other tables, and keeps the gap of this one "
+            "open until it is captured again",
+        )
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the row of its gap holds beside message and hint."""
+        return {"schema": self.table[0], "table": self.table[1]}
 
 
 class ReplicaIdentityMissing(PublicationError):

@@ -44,6 +44,7 @@ EMITTED_RESULTS: Final = ("matched", "unmatched")
 CONDITIONS: Final = (
     "protocol_error",
     "publication_drift",
+    "publication_foreign",
     "publication_missing",
     "relation_unknown",
     "server_behind",
@@ -55,6 +56,7 @@ CONDITIONS: Final = (
     "slot_two_phase",
     "standby_slots_waiting",
     "system_changed",
+    "table_missing",
     "timeline_switched",
 )
 _SECONDS: Final = (

@@ -22,6 +22,32 @@ def alter_failover(slot: str, *, failover: bool) -> sql.Composed:
     )
 
 
+# --- source: publications ----------------------------------------------------------------------
+
+OTHER_PUBLICATIONS: Final = sql.SQL("""
+    select p.pubname as name, p.puballtables as all_tables,
+        p.puballtables or exists (
+            select from pg_publication_namespace pn
+            join pg_namespace n on n.oid = pn.pnnspid
+            where pn.pnpubid = p.oid and n.nspname = 'conductor'
+        ) or exists (
+            select from pg_publication_rel pr
+            join pg_class c on c.oid = pr.prrelid
+            join pg_namespace n on n.oid = c.relnamespace
+            where pr.prpubid = p.oid and n.nspname = 'conductor'
+        ) as publishes_queue,
+        coalesce((
+            select array_agg(format('%%I.%%I', w.schema, w.name) order by w.schema, w.name)
+            from unnest(%(schemas)s::text[], %(names)s::text[]) as w (schema, name)
+            join pg_namespace n on n.nspname = w.schema
+            join pg_class c on c.relnamespace = n.oid and c.relname = w.name
+            join pg_publication_rel pr on pr.prpubid = p.oid and pr.prrelid = c.oid
+            where pr.prattrs is not null or pr.prqual is not null), '{}') as partial_tables
+    from pg_publication p
+    where p.pubname <> %(publication)s
+    order by 1
+""")
+
 # --- queue: slots -----------------------------------------------------------------------------
 
 # Each sidecar listens on one connection to the queue; what other roles run is not shown to ours.

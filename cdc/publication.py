@@ -13,7 +13,7 @@ from typing import Final
 
 import psycopg
 
-from cdc import queries
+from cdc import publication_queries, queries
 from cdc.catalog import (
     Publication,
     Table,
@@ -29,8 +29,10 @@ from cdc.errors import (
     PrivilegeMissing,
     PublicationDrift,
     PublicationError,
+    PublicationForeign,
     PublicationMissing,
     ReplicaIdentityMissing,
+    TableMissing,
     TableUnknown,
 )
 from conductor.matching import ChangeFilter, Subscription
@@ -64,6 +66,24 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """What the queue knows about the tables from before.
+
+    `named`: those that a subscription has ever named. No other is taken out: somebody else put it
+    in, perhaps for a subscriber of theirs. `interrupted`: captured ones whose gap is open already;
+    putting them back is no news. `memberships`: how captured ones were published when last seen
+    (see `Publication.memberships`).
+    """
+
+    named: Collection[TableName] = ()
+    interrupted: Collection[TableName] = ()
+    memberships: Mapping[TableName, int] = field(default_factory=dict)
+
+
+_NO_PAST: Final = Past()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The way from the publication as it is to what the subscriptions need."""
 
@@ -75,17 +95,20 @@ class Plan:
     whole: tuple[TableName, ...] = ()  # published in part: with a filter or a list of columns
     refused: Mapping[int, CdcError] = field(default_factory=dict)  # by subscription id
     drift: tuple[str, ...] = ()  # what was captured, and is no longer as it must be
+    misfit: tuple[str, ...] = ()  # what it leaves out, and nothing was captured through it yet
+    missing: Mapping[TableName, TableMissing] = field(default_factory=dict)  # captured, and gone
 
     @property
     def statements(self) -> Sequence[queries.Statement]:
         """The statements, in order; one a table, so that one that is locked stops no other."""
-        created = [queries.create_publication(self.publication)] if self.create else []
-        added = [queries.add_tables(self.publication, [table]) for table in self.add]
-        dropped = [queries.drop_tables(self.publication, [table]) for table in self.drop]
-        restored = [queries.restore_publication(self.publication)] if self.restore else []
+        name = self.publication
+        created = [publication_queries.create_publication(name)] if self.create else []
+        added = [publication_queries.add_tables(name, [table]) for table in self.add]
+        dropped = [publication_queries.drop_tables(name, [table]) for table in self.drop]
+        restored = [publication_queries.restore_publication(name)] if self.restore else []
         for table in self.whole:
-            restored.append(queries.drop_tables(self.publication, [table]))
-            restored.append(queries.add_tables(self.publication, [table]))
+            restored.append(publication_queries.drop_tables(name, [table]))
+            restored.append(publication_queries.add_tables(name, [table]))
         return created + restored + added + dropped
 
     @property
@@ -96,6 +119,17 @@ class Plan:
         kind = PublicationMissing if self.create else PublicationDrift
         return kind(f"publication {self.publication!r} was changed: {'; '.join(self.drift)}")
 
+    @property
+    def refusal(self) -> CdcError | None:
+        """Say as an error why nothing must begin through this publication; None when it may."""
+        if not self.misfit:
+            return None
+        return PublicationDrift(
+            f"publication {self.publication!r} was made by somebody else: {'; '.join(self.misfit)}",
+            hint="nothing is lost yet: `cdc apply` makes it what subscriptions need, or choose "
+            "another CDC_PUBLICATION",
+        )
+
 
 def plan(
     publication: str,
@@ -103,7 +137,7 @@ def plan(
     actual: Publication | None,
     tables: Mapping[TableName, Table],
     known_names: Collection[str] = (),
-    ours: Collection[TableName] = (),
+    past: Past = _NO_PAST,
 ) -> Plan:
     """Compare the publication with what is wanted of it.
 
@@ -113,8 +147,7 @@ def plan(
         actual: the publication as it is; None when there is none.
         tables: those of the wanted tables that exist.
         known_names: `schema.table` of every table there is, to name the nearest.
-        ours: those that a subscription has ever named. No other is taken out: somebody else put it
-            in, perhaps for a subscriber of theirs.
+        past: what was before.
 
     Raises:
         PublicationError: the publication cannot be used at all.
@@ -130,10 +163,12 @@ def plan(
         if not w.started and (refusal := _refusal(w, tables, known_names))
     }
     accepted = [w for w in wanted if w.subscription.id not in refused]
-    needed = {w.table for w in accepted if w.table in tables}
+    needed = {w.table for w in accepted if _why_missing(w.table, tables) is None}
     published = _published(actual, needed)
+    missing = _missing(wanted, tables)
+    captured = {w.table for w in wanted if w.started and not w.retired} - missing.keys()
     partial = set() if actual is None else actual.partial_tables & needed
-    idle = set() if actual is None else (actual.table_names - needed).intersection(ours)
+    idle = set() if actual is None else (actual.table_names - needed).intersection(past.named)
     return Plan(
         publication=publication,
         create=actual is None,
@@ -142,7 +177,9 @@ def plan(
         restore=actual is not None and not actual.publishes_all,
         whole=tuple(sorted(partial)),
         refused=refused,
-        drift=tuple(_drift(publication, accepted, actual, published)),
+        drift=tuple(_drift(publication, captured - set(past.interrupted), actual, published, past)),
+        misfit=tuple(_misfit(wanted, actual)),
+        missing=missing,
     )
 
 
@@ -179,6 +216,9 @@ class Reconciled:
     published: Mapping[TableName, int]  # wanted and published tables: their OIDs
     refused: Mapping[int, CdcError]  # by subscription id
     obstacle: CdcError | None = None  # why it could not be changed as planned
+    loss: CdcError | None = None  # what was captured no longer, and was tolerated
+    missing: Mapping[TableName, TableMissing] = field(default_factory=dict)  # captured, and gone
+    memberships: Mapping[TableName, int] = field(default_factory=dict)  # of the published ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,53 +229,76 @@ class PublicationKeeper:
         name: the publication.
         connection: an ordinary connection to the source database.
         manage: off: change nothing, only say which statements are missing.
+        tolerate_missing: go on without a captured table that is gone.
     """
 
     name: str
     connection: Connection
     manage: bool = True
+    tolerate_missing: bool = False
 
     async def reconcile(
         self,
         wanted: Sequence[Wanted],
         *,
-        ours: Collection[TableName] = (),
+        past: Past = _NO_PAST,
         tolerate_drift: bool = False,
     ) -> Reconciled:
         """Compare, change, and look again.
 
         Args:
             wanted: the subscriptions that route, or should.
-            ours: the tables that may be taken out when nobody wants them any more.
+            past: what was before.
             tolerate_drift: put right what somebody else changed (its gap is recorded already).
 
         Raises:
-            PublicationMissing, PublicationDrift: what was captured is captured no longer.
+            PublicationMissing, PublicationDrift, TableMissing: what was captured is captured no
+                longer, or would not be captured whole.
             PublicationError, PrivilegeMissing: there is no publication that could be used.
         """
-        change, actual, tables = await self._compare(wanted, ours)
-        if change.loss is not None and not tolerate_drift:
-            raise change.loss
+        change, actual, tables = await self._compare(wanted, past)
+        loss = change.loss or change.refusal
+        if loss is not None and not tolerate_drift:
+            raise loss
+        if change.missing and not self.tolerate_missing:
+            raise next(iter(change.missing.values()))
+        self._refuse_foreign(wanted, change, actual)
         obstacle = await self._apply(change)
         if change.statements:
             actual = await read_publication(self.connection, self.name)
         needed = {w.table for w in wanted if w.subscription.id not in change.refused}
-        published = {t: tables[t].oid for t in _whole(actual, needed) if t in tables}
-        return Reconciled(published, change.refused, obstacle)
+        whole = _whole(actual, needed) - change.missing.keys()
+        published = {t: tables[t].oid for t in whole if t in tables}
+        memberships = {} if actual is None else actual.memberships(published)
+        return Reconciled(published, change.refused, obstacle, loss, change.missing, memberships)
 
-    async def plan(self, wanted: Sequence[Wanted], *, ours: Collection[TableName] = ()) -> Plan:
+    async def plan(self, wanted: Sequence[Wanted], *, past: Past = _NO_PAST) -> Plan:
         """Compare, and change nothing (raises PublicationError as `reconcile` does)."""
-        change, _, _ = await self._compare(wanted, ours)
+        change, _, _ = await self._compare(wanted, past)
         return change
 
     async def _compare(
-        self, wanted: Sequence[Wanted], ours: Collection[TableName]
+        self, wanted: Sequence[Wanted], past: Past
     ) -> tuple[Plan, Publication | None, Mapping[TableName, Table]]:
         names = {w.table for w in wanted}
         tables = await read_tables(self.connection, names)
         known = () if len(tables) == len(names) else await read_table_names(self.connection)
         actual = await read_publication(self.connection, self.name)
-        return plan(self.name, wanted, actual, tables, known, ours), actual, tables
+        change = plan(self.name, wanted, actual, tables, known, past)
+        return change, actual, tables
+
+    def _refuse_foreign(
+        self, wanted: Sequence[Wanted], change: Plan, actual: Publication | None
+    ) -> None:
+        """Refuse to begin with a publication of somebody else that cannot be changed as it must."""
+        if actual is None or actual.owned or not self.manage or not change.statements:
+            return
+        if any(w.started for w in wanted):  # what is captured goes on: the obstacle is told
+            return
+        statements = "; ".join(s.as_string(self.connection) for s in change.statements)
+        raise PublicationForeign(
+            f"publication {self.name!r} belongs to another role, and lacks: {statements}"
+        )
 
     async def _apply(self, change: Plan) -> CdcError | None:
         if self.manage or not change.statements:
@@ -275,27 +338,69 @@ def _whole(actual: Publication | None, needed: Collection[TableName]) -> set[Tab
 
 def _drift(
     name: str,
-    wanted: Sequence[Wanted],
+    captured: Collection[TableName],
     actual: Publication | None,
     published: Collection[TableName],
+    past: Past,
 ) -> list[str]:
     """Say what is missing from what was captured already: changes of it are being lost."""
-    started = {w.table for w in wanted if w.started and not w.retired}
-    if not started:
+    if not captured:
         return []
     if actual is None:
         return [f"publication {name} is gone"]
-    drift = [f"table {_dotted(t)} is not in it" for t in sorted(started - set(published))]
+    drift = [f"table {_dotted(t)} is not in it" for t in sorted(set(captured) - set(published))]
     for table in actual.tables:
-        if table.key in started and table.has_row_filter:
+        if table.key in captured and table.has_row_filter:
             drift.append(f"table {_dotted(table.key)} has a row filter")
-        if table.key in started and table.has_column_list:
+        if table.key in captured and table.has_column_list:
             drift.append(f"table {_dotted(table.key)} has a column list")
+    now = actual.memberships(set(captured) - actual.partial_tables)
+    drift += [
+        f"table {_dotted(t)} was taken out of it and put back"
+        for t in sorted(now)
+        if past.memberships.get(t, now[t]) != now[t]
+    ]
+    return drift + _left_out(actual)
+
+
+def _misfit(wanted: Sequence[Wanted], actual: Publication | None) -> list[str]:
+    """Say what a publication leaves out through which nothing has been captured yet.
+
+    Once something was, that is drift. What only has to end needs nothing of it.
+    """
+    if actual is None or any(w.started for w in wanted):
+        return []
+    return _left_out(actual)
+
+
+def _left_out(actual: Publication) -> list[str]:
+    """Say what it publishes of no table."""
+    left_out = []
     if not actual.all_operations:
-        drift.append("it does not publish every operation")
+        left_out.append("it does not publish every operation")
     if not actual.via_root:
-        drift.append("publish_via_partition_root is off")
-    return drift
+        left_out.append("publish_via_partition_root is off")
+    return left_out
+
+
+def _missing(
+    wanted: Sequence[Wanted], tables: Mapping[TableName, Table]
+) -> dict[TableName, TableMissing]:
+    """Return an error for each captured table that is gone, or cannot be captured any more."""
+    tasks: dict[TableName, set[str]] = {}
+    for w in wanted:
+        if w.started and not w.retired and _why_missing(w.table, tables) is not None:
+            tasks.setdefault(w.table, set()).add(w.subscription.task)
+    return {
+        table: TableMissing(table, sorted(tasks[table]), _why_missing(table, tables))
+        for table in sorted(tasks)
+    }
+
+
+def _why_missing(name: TableName, tables: Mapping[TableName, Table]) -> str | None:
+    """Return what there is instead of a table ("" for nothing); None when it can be published."""
+    table = tables.get(name)
+    return "" if table is None else table.why_not_publishable
 
 
 def _refusal(

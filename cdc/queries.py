@@ -1,11 +1,12 @@
-"""Every SQL and replication statement of `cdc`.
+"""The replication commands and the SQL of a running sidecar.
 
-Statements for the source database come first, those for the queue database after them. Values
-travel as parameters; the few places where the grammar wants an identifier or a literal compose
-them with `psycopg.sql`. Nothing else in this package holds SQL.
+`publication_queries`, `gap_queries` and `operator_queries` have the rest. Statements for the source
+database come first, those for the queue database after them. Values travel as parameters; the few
+places where the grammar wants an identifier or a literal compose them with `psycopg.sql`. Nothing
+but these four modules holds SQL.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from psycopg import sql
@@ -139,6 +140,9 @@ SLOT_FIELDS: Final = sql.SQL("""
         s.restart_lsn::text, s.confirmed_flush_lsn::text, s.wal_status, s.safe_wal_size,
         to_jsonb(s) ->> 'invalidation_reason' as invalidation_reason,
         coalesce((to_jsonb(s) ->> 'failover')::boolean, false) as failover,
+        coalesce((
+            select a.wait_event = 'WaitForStandbyConfirmation' from pg_stat_activity a
+            where a.pid = s.active_pid), false) as waits_for_standbys,
         case when pg_is_in_recovery() then pg_last_wal_receive_lsn() else pg_current_wal_lsn() end
             - s.restart_lsn as retained_bytes
     from pg_replication_slots s
@@ -169,163 +173,7 @@ BLOCKING_TRANSACTIONS: Final = sql.SQL("""
     order by a.xact_start nulls last, b.pid
 """)
 
-# --- source: tables and publications ----------------------------------------------------------
-
-TABLES: Final = sql.SQL("""
-    select w.schema, w.name, c.oid::bigint as oid, c.relkind::text as kind,
-        c.relpersistence::text as persistence,
-        c.relispartition as is_partition, c.relreplident::text as replica_identity,
-        i.indexrelid is not null as has_identity_index,
-        pg_has_role(c.relowner, 'usage') as owned,
-        coalesce((
-            select array_agg(a.attname::text order by a.attnum) from pg_attribute a
-            where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), '{}') as columns,
-        coalesce((
-            select array_agg(format('%%I.%%I', n2.nspname, c2.relname) order by t.level desc)
-            from pg_partition_ancestors(c.oid) with ordinality as t (relid, level)
-            join pg_class c2 on c2.oid = t.relid join pg_namespace n2 on n2.oid = c2.relnamespace
-            where t.relid <> c.oid), '{}') as ancestors,
-        coalesce((
-            select array_agg(format('%%I.%%I', n2.nspname, c2.relname) order by c2.oid)
-            from pg_partition_tree(c.oid) t
-            join pg_class c2 on c2.oid = t.relid join pg_namespace n2 on n2.oid = c2.relnamespace
-            where c.relkind = 'p' and t.isleaf and c2.relkind = 'r' and (
-                c2.relreplident = 'n' or (c2.relreplident in ('d', 'i') and not exists (
-                    select from pg_index i2 where i2.indrelid = c2.oid and i2.indisvalid
-                        and i2.indimmediate and case c2.relreplident
-                            when 'd' then i2.indisprimary else i2.indisreplident end)))
-            ), '{}') as leaves_without_identity
-    from unnest(%(schemas)s::text[], %(names)s::text[]) as w (schema, name)
-    join pg_namespace n on n.nspname = w.schema
-    join pg_class c on c.relnamespace = n.oid and c.relname = w.name
-        and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
-    left join pg_index i on i.indrelid = c.oid and i.indisvalid and i.indimmediate
-        and case c.relreplident when 'd' then i.indisprimary
-            when 'i' then i.indisreplident else false end
-""")
-
-TABLE_SHAPE: Final = sql.SQL("""
-    with own as (
-        select c.oid, c.relreplident from pg_class c join pg_namespace n on n.oid = c.relnamespace
-        where n.nspname = %(schema)s and c.relname = %(name)s and c.relkind in ('r', 'p')
-    ), published as (
-        select c.oid, c.relname, c.relnamespace, c.relreplident,
-            own.oid as own_oid, own.relreplident as own_identity
-        from own join pg_class c on c.oid = coalesce((
-            select a.relid
-            from pg_partition_ancestors(own.oid) with ordinality as a (relid, level)
-            join pg_class ac on ac.oid = a.relid
-            where exists (
-                select from pg_publication p
-                left join pg_publication_rel pr on pr.prpubid = p.oid and pr.prrelid = a.relid
-                left join pg_publication_namespace pn
-                    on pn.pnpubid = p.oid and pn.pnnspid = ac.relnamespace
-                where p.pubname = %(publication)s and (pr.oid is not null or pn.oid is not null))
-            order by a.level desc limit 1), own.oid)
-    ), identity as (
-        select (i.indkey::int2[])[0:i.indnkeyatts - 1] as attnums
-        from published p join pg_index i on i.indrelid = p.oid
-        where i.indisvalid and i.indimmediate and case p.relreplident
-            when 'd' then i.indisprimary when 'i' then i.indisreplident else false end
-    )
-    select p.oid::bigint as oid, n.nspname as schema, p.relname as name,
-        p.relreplident::text as replica_identity, p.own_identity::text as own_identity,
-        coalesce((
-            select json_agg(json_build_object(
-                'name', a.attname, 'type_oid', a.atttypid::bigint,
-                'is_key', coalesce(a.attnum = any ((select attnums from identity)::int2[]), false),
-                'is_toastable', a.attlen = -1, 'is_generated', a.attgenerated <> '',
-                'is_not_null', a.attnotnull) order by a.attnum)
-            from pg_attribute a
-            where a.attrelid = p.oid and a.attnum > 0 and not a.attisdropped), '[]') as columns,
-        coalesce((
-            select array_agg(a.attname::text) from pg_attribute a
-            where a.attrelid = p.own_oid and a.attnum > 0 and not a.attisdropped
-                and a.attgenerated <> ''), '{}') as own_generated
-    from published p join pg_namespace n on n.oid = p.relnamespace
-""")
-"""A table as what it is published: its topmost ancestor in the publication, or itself."""
-
-BASE_TYPES: Final = sql.SQL("""
-    with recursive chain as (
-        select oid as type_oid, oid as base_oid from pg_type where oid = any (%(oids)s::oid[])
-        union all
-        select c.type_oid, t.typbasetype from chain c join pg_type t on t.oid = c.base_oid
-        where t.typtype = 'd'
-    )
-    select c.type_oid::bigint as oid, n.nspname as schema, t.typname as name
-    from chain c join pg_type t on t.oid = c.base_oid join pg_namespace n on n.oid = t.typnamespace
-    where t.typtype <> 'd' and c.type_oid >= 10000  -- the first that pgoutput describes
-    order by 1
-""")
-
-TABLE_NAMES: Final = sql.SQL("""
-    select n.nspname || '.' || c.relname as name
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where c.relkind in ('r', 'p') and c.relpersistence = 'p'
-        and n.nspname not in ('pg_catalog', 'information_schema', 'conductor')
-        and n.nspname not like 'pg\\_%%'
-    order by 1 limit 10000
-""")
-
-PUBLICATION: Final = sql.SQL("""
-    select p.pubname as name, p.puballtables as all_tables, p.pubviaroot as via_root,
-        p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate as all_operations,
-        pg_has_role(p.pubowner, 'usage') as owned,
-        coalesce((
-            select array_agg(n.nspname::text order by 1) from pg_publication_namespace pn
-            join pg_namespace n on n.oid = pn.pnnspid where pn.pnpubid = p.oid), '{}') as schemas
-    from pg_publication p
-    where p.pubname = %(publication)s
-""")
-
-PUBLICATION_TABLES: Final = sql.SQL("""
-    select n.nspname as schema, c.relname as name,
-        pr.prqual is not null as has_row_filter, pr.prattrs is not null as has_column_list
-    from pg_publication p
-    join pg_publication_rel pr on pr.prpubid = p.oid
-    join pg_class c on c.oid = pr.prrelid
-    join pg_namespace n on n.oid = c.relnamespace
-    where p.pubname = %(publication)s
-    order by 1, 2
-""")
-
-
-def create_publication(publication: str) -> sql.Composed:
-    """Create our publication, empty: all operations, partitions as their root."""
-    return sql.SQL("create publication {} with (publish_via_partition_root = true)").format(
-        sql.Identifier(publication)
-    )
-
-
-def add_tables(publication: str, tables: Iterable[tuple[str, str]]) -> sql.Composed:
-    """Publish more tables, whole."""
-    return sql.SQL("alter publication {} add table {}").format(
-        sql.Identifier(publication), _tables(tables)
-    )
-
-
-def drop_tables(publication: str, tables: Iterable[tuple[str, str]]) -> sql.Composed:
-    """Publish these tables no longer."""
-    return sql.SQL("alter publication {} drop table {}").format(
-        sql.Identifier(publication), _tables(tables)
-    )
-
-
-def restore_publication(publication: str) -> sql.Composed:
-    """Publish all operations again, and partitions as their root."""
-    return sql.SQL(
-        "alter publication {} set (publish = 'insert, update, delete, truncate', "
-        "publish_via_partition_root = true)"
-    ).format(sql.Identifier(publication))
-
-
-def _tables(tables: Iterable[tuple[str, str]]) -> sql.Composed:
-    """`only`, so that plain inheritance children are never published by the way."""
-    return sql.SQL(", ").join(
-        sql.SQL("only {}").format(sql.Identifier(schema, name)) for schema, name in tables
-    )
-
+# --- source: writers, marks -------------------------------------------------------------------
 
 WRITERS: Final = sql.SQL("""
     select w.oid::bigint as oid, l.virtualtransaction as transaction, l.pid
@@ -351,7 +199,9 @@ EMIT_HEARTBEAT: Final = sql.SQL("""
         then pg_logical_emit_message(true, %(prefix)s, '') end)::text as lsn
 """)
 
-# --- queue: progress, gaps, subscriptions -----------------------------------------------------
+# --- queue: progress, subscriptions ------------------------------------------------------------
+
+BACKEND_PID: Final = sql.SQL("select pg_backend_pid() as pid")
 
 PROGRESS: Final = sql.SQL("""
     select slot, generation, state, epoch, routed_lsn::text, acknowledged_lsn::text, source,
@@ -360,6 +210,16 @@ PROGRESS: Final = sql.SQL("""
     from conductor.progress
     where slot = %(slot)s
 """)
+
+IDLE_SLOTS: Final = sql.SQL("""
+    select p.slot, p.updated_at::text as seen_at
+    from conductor.progress p
+    where p.source = %(source)s and p.slot <> %(slot)s and not exists (
+        select from pg_catalog.pg_stat_activity a
+        where a.pid = p.sink_pid and a.application_name = left('cdc sink ' || p.slot, 63))
+    order by p.slot
+""")
+"""Other slots of a source from which nobody streams: new subscriptions wait for them too."""
 
 TRY_SLOT_LOCK: Final = sql.SQL("""
     select pg_try_advisory_xact_lock(hashtextextended('conductor.slot:' || %(slot)s, 0)) as locked,
@@ -379,7 +239,7 @@ RESTART_PROGRESS: Final = sql.SQL("""
         system_identifier = %(system_identifier)s, timeline = %(timeline)s,
         marker_nonce = gen_random_uuid(), created_at = clock_timestamp(),
         updated_at = clock_timestamp()
-    where slot = %(slot)s
+    where slot = %(slot)s and generation = %(generation)s
 """)
 
 START_PROGRESS: Final = sql.SQL("""
@@ -397,39 +257,6 @@ FOLLOW_TIMELINE: Final = sql.SQL("""
 
 FORGET_ACTIVATIONS: Final = sql.SQL("delete from conductor.activations where slot = %(slot)s")
 
-OPEN_GAP: Final = sql.SQL("""
-    insert into conductor.gaps (slot, generation, condition, policy, from_lsn, to_lsn, detail)
-    select %(slot)s, %(generation)s, %(condition)s, %(policy)s, %(from_lsn)s, %(to_lsn)s,
-        %(detail)s::json
-    where not exists (
-        select from conductor.gaps
-        where slot = %(slot)s and generation is not distinct from %(generation)s
-            and condition = %(condition)s and closed_at is null)
-    returning id
-""")
-"""One open gap a condition: a sidecar that is restarted into the same refusal adds no rows."""
-
-CLOSE_GAPS: Final = sql.SQL("""
-    update conductor.gaps
-    set closed_at = clock_timestamp(), to_lsn = coalesce(to_lsn, %(to_lsn)s),
-        policy = %(policy)s
-    where slot = %(slot)s and closed_at is null
-""")
-
-RECENT_GAPS: Final = sql.SQL("""
-    select id, condition, policy, from_lsn::text, to_lsn::text, detail, opened_at::text,
-        closed_at::text
-    from conductor.gaps
-    where slot = %(slot)s
-    order by closed_at is null desc, id desc limit 20
-""")
-
-RECENT_RECREATIONS: Final = sql.SQL("""
-    select count(*)::int as recreations from conductor.gaps
-    where slot = %(slot)s and policy = 'recreate'
-        and closed_at > clock_timestamp() - interval '1 hour'
-""")
-
 SUBSCRIPTIONS_REVISION: Final = sql.SQL("""
     select (
         select (count(*), max(s.id), count(s.retired_at),
@@ -439,10 +266,15 @@ SUBSCRIPTIONS_REVISION: Final = sql.SQL("""
     ) || (
         select (count(a.start_lsn), count(a.end_lsn))::text from conductor.activations a
         where a.slot = %(slot)s
-    ) as revision
+    ) || (
+        select (count(*), max(g.id))::text from conductor.gaps g
+        where g.slot = %(slot)s and g.closed_at is null
+    ) || coalesce((
+        select md5(p.options::text) from conductor.progress p where p.slot = %(slot)s
+    ), '') as revision
 """)
-"""Differs whenever `SUBSCRIPTIONS` would: definitions never change, stamps and retirements are
-never taken back, versions are hashed."""
+"""Differs whenever `SUBSCRIPTIONS`, `MEMBERSHIPS` or `INTERRUPTED_TABLES` would: definitions never
+change, stamps and retirements are never taken back, versions are hashed."""
 
 SUBSCRIPTIONS: Final = sql.SQL("""
     select s.id, s.app, s.task, s.trigger, s.kind, s.source, s.queue, s.version, s.rank,
@@ -463,6 +295,19 @@ NAMED_TABLES: Final = sql.SQL("""
     where s.kind = 'change' and s.source = %(source)s
 """)
 """Every table that a subscription has ever named, also one that has ended."""
+
+MEMBERSHIPS: Final = sql.SQL("""
+    select m ->> 0 as schema, m ->> 1 as name, (m ->> 2)::bigint as membership
+    from conductor.progress p, json_array_elements(p.options -> 'memberships') m
+    where p.slot = %(slot)s
+""")
+"""By which row of its catalog the source published each captured table, as last seen."""
+
+REMEMBER_MEMBERSHIPS: Final = sql.SQL("""
+    update conductor.progress
+    set options = json_build_object('memberships', %(memberships)s::json)
+    where slot = %(slot)s and marker_nonce = %(nonce)s::uuid
+""")
 
 LISTEN_SUBSCRIPTIONS: Final = sql.SQL("listen conductor_subscriptions")
 

@@ -8,7 +8,7 @@ eyes of `cdc run`, so that it has nothing left to do.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cdc import operator_queries, queries
@@ -30,13 +30,16 @@ _POLL_S: Final = 0.2
 class Proposal:
     """What there is to do. Empty lists and None: nothing.
 
-    `drift` says what was captured and is no longer; `refused` which tasks' tables cannot be
+    `drift` says what was captured and is no longer, `misfit` what nothing was captured through yet,
+    `missing` which captured tables are gone; `refused` which tasks' tables cannot be
     published, and why; `slot` what becomes of the slot, with the command for it if there is one;
     `condition` what stands against streaming from it.
     """
 
     statements: list[str]
     drift: list[str]
+    misfit: list[str]
+    missing: list[str]
     refused: dict[str, str]
     slot: str | None
     slot_command: str | None
@@ -61,7 +64,12 @@ class Reconciliation:
         self._connections = connections
         self._server = server
         self._book = SubscriptionBook(connections.queue, slot=settings.slot, source=settings.source)
-        self._keeper = PublicationKeeper(settings.publication, connections.source, manage=False)
+        self._keeper = PublicationKeeper(
+            settings.publication,
+            connections.source,
+            manage=False,
+            tolerate_missing=settings.gap_policy == "recreate",
+        )
         self._slots = SlotKeeper(
             settings.slot,
             settings.source,
@@ -92,6 +100,8 @@ class Reconciliation:
         return Proposal(
             statements=[s.as_string(self._connections.source) for s in change.statements],
             drift=list(change.drift),
+            misfit=list(change.misfit),
+            missing=[f"{error}; {error.hint}" for error in change.missing.values()],
             refused={tasks[i]: f"{error}; {error.hint}" for i, error in change.refused.items()},
             slot=_describe(situation, command),
             slot_command=None if command is None else command.as_string(self._connections.source),
@@ -108,6 +118,7 @@ class Reconciliation:
 
         Raises:
             PublicationDrift, PublicationMissing: changes are being lost, and it was not accepted.
+            TableMissing: a captured table is gone, and the policy is not to go on without it.
             PublicationError, PrivilegeMissing: the publication cannot be changed as it must be.
             SlotError: the condition that stands against streaming, or the slot is busy.
         """
@@ -130,6 +141,8 @@ class Reconciliation:
 
     async def _apply_publication(self, *, accept_gap: bool) -> list[str]:
         change = await self._plan()
+        if change.missing and self._settings.gap_policy != "recreate":
+            raise next(iter(change.missing.values()))
         loss = change.loss
         if loss is not None:
             if not accept_gap:
@@ -146,20 +159,24 @@ class Reconciliation:
         if obstacle is not None:
             raise obstacle
         if accept_gap:
+            await self._wait_for_writers()
+        if accept_gap or change.refusal is not None:
             await self._close_gap()
-        return [s.as_string(self._connections.source) for s in change.statements]
+        done = [s.as_string(self._connections.source) for s in change.statements]
+        return done if loss is None else [*done, f"gap {loss.condition}: recorded and closed"]
 
-    async def _close_gap(self) -> None:
-        """End the gap where every transaction that began before the repair has ended."""
-        connections = self._connections
-        tables = (await self._keeper.reconcile([e.wanted for e in self._book.entries])).published
+    async def _wait_for_writers(self) -> None:
+        """Wait until every transaction that began before the repair has ended."""
+        connections, book = self._connections, self._book
+        wanted = [entry.wanted for entry in book.entries]
+        past = replace(book.past, memberships={})  # what was put back has other ones
+        reconciled = await self._keeper.reconcile(wanted, past=past)
+        oids = sorted(reconciled.published.values())
         deadline_s = asyncio.get_running_loop().time() + self._settings.slot_creation_deadline_s
         before: set[str] | None = None
         while before is None or before:
             with source_errors():
-                cursor = await connections.source.execute(
-                    queries.WRITERS, {"oids": sorted(tables.values())}
-                )
+                cursor = await connections.source.execute(queries.WRITERS, {"oids": oids})
                 now = {row["transaction"] for row in await cursor.fetchall()}
             before = now if before is None else before & now
             if before and asyncio.get_running_loop().time() > deadline_s:
@@ -168,6 +185,13 @@ class Reconciliation:
                     hint="end them, then run it again",
                 )
             await asyncio.sleep(_POLL_S if before else 0)
+        progress = await self._slots.read_progress()
+        if progress is not None:
+            await self._slots.remember(reconciled.memberships, progress.marker_nonce)
+
+    async def _close_gap(self) -> None:
+        """End the gap of what is put right."""
+        connections = self._connections
         with queue_errors():
             await connections.queue.execute(
                 operator_queries.CLOSE_GAP,
@@ -181,7 +205,7 @@ class Reconciliation:
     async def _plan(self) -> Plan:
         await self._book.refresh()
         wanted = [entry.wanted for entry in self._book.entries]
-        return await self._keeper.plan(wanted, ours=self._book.tables)
+        return await self._keeper.plan(wanted, past=self._book.past)
 
     async def _situation(self) -> Situation:
         return await self._slots.situation(self._connections.stream)

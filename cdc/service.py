@@ -119,7 +119,9 @@ class Service:
     async def _lead_or_stand_by(self) -> None:
         loss: Loss | None = None
         while not self._stopping.is_set():
-            session = self._session = Session(self._settings, self._metrics, loss=loss)
+            session = self._session = Session(
+                self._settings, self._metrics, loss=loss, is_final=self._is_final
+            )
             loss = None
             try:
                 await self._attempt(session)

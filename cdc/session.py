@@ -29,11 +29,12 @@ from cdc.connection import (
     source_errors,
 )
 from cdc.emit_owner import claim_emits
-from cdc.errors import CdcError, SlotBusy, SourceUnavailable
+from cdc.errors import CdcError, SlotBusy, SourceUnavailable, StandbySlotsWaiting
 from cdc.lsn import Lsn
 from cdc.marker import PREFIX
 from cdc.metrics import Metrics
 from cdc.pipeline import Pipeline, Stream
+from cdc.pooling import find_shared_backend
 from cdc.preflight import (
     can_fail_over,
     limits_of,
@@ -41,9 +42,9 @@ from cdc.preflight import (
     refuse_streaming,
     refuse_unlimited_wal,
 )
-from cdc.publication import PublicationKeeper
+from cdc.publication import PublicationKeeper, Reconciled
 from cdc.sink import Sink
-from cdc.slots import Loss, Situation, SlotKeeper, judge
+from cdc.slots import Loss, Situation, SlotKeeper, judge, judge_waiting
 from cdc.source import PGOUTPUT, ReplicationStream
 from cdc.streaming import StreamedStream
 from cdc.translation import TranslatedStream
@@ -51,6 +52,9 @@ from cdc.wire.wal2json import Decoder
 
 STANDBY_POLL_S: Final = 1.0
 MONITOR_EVERY_S: Final = 5.0
+WAITING_SIGHTINGS: Final = 3
+"""So often in a row the stream is seen waiting for a standby before that is a condition."""
+
 PROBE_AFTER_S: Final = 10.0
 HEARTBEAT_EVERY_S: Final = 10.0
 HEARTBEAT_PREFIX: Final = "conductor.heartbeat"
@@ -129,7 +133,7 @@ class Session:
                 situation = await self._take_slot(parts)
                 await self._lead(parts, situation)
             except CdcError as error:
-                await self._record(parts, error)
+                self.loss = await self._record(parts, error)
                 raise
             finally:
                 self.state = "connecting"
@@ -158,6 +162,8 @@ class Session:
             settings.queue_conninfo, application_name=listener_name(settings.slot)
         )
         self._stack.push_async_callback(listener.close)
+        if (refusal := await find_shared_backend(queue, listener)) is not None:
+            raise refusal
         book = SubscriptionBook(queue, slot=settings.slot, source=settings.source)
         self._metrics.task_of = book.task_of
         stream = await ReplicationStream.open(
@@ -172,7 +178,12 @@ class Session:
             queue=queue,
             listener=listener,
             book=book,
-            keeper=PublicationKeeper(settings.publication, source, settings.manage_publication),
+            keeper=PublicationKeeper(
+                settings.publication,
+                source,
+                settings.manage_publication,
+                tolerate_missing=settings.gap_policy == "recreate",
+            ),
             slots=SlotKeeper(
                 settings.slot,
                 settings.source,
@@ -233,18 +244,35 @@ class Session:
     async def _prepare(self, parts: _Parts, situation: Situation) -> None:
         """Bring publication, then slot and progress into being."""
         loss = self._loss_to_accept
-        await parts.book.refresh()
-        wanted = [entry.wanted for entry in parts.book.changes]
-        await parts.keeper.reconcile(
-            wanted, ours=parts.book.tables, tolerate_drift=loss is not None
-        )
         if loss is not None:
-            start = await parts.slots.recreate(parts.stream, parts.listener, loss)
-            self._loss_to_accept = None
-            self._log.warning("slot_recreated", lsn=_text(start), after=str(loss.error))
-        elif situation.progress is None or situation.progress.state == "creating":
+            await self._accept(parts, loss)
+            return
+        await self._reconcile(parts)
+        if situation.progress is None or situation.progress.state == "creating":
             start = await parts.slots.create(parts.stream, parts.listener)
             self._log.info("slot_created", lsn=_text(start))
+
+    async def _accept(self, parts: _Parts, loss: Loss) -> None:
+        """Start over with a new slot, if there is still something that only one cures."""
+
+        async def mend() -> CdcError | None:
+            return (await self._reconcile(parts, tolerate_drift=True)).loss
+
+        start = await parts.slots.recreate(parts.stream, parts.listener, loss, mend)
+        self._loss_to_accept = None
+        if start is None:
+            self._log.info("loss_is_over", loss=str(loss.error))
+        else:
+            self._log.warning("slot_recreated", lsn=_text(start), after=str(loss.error))
+
+    async def _reconcile(self, parts: _Parts, *, tolerate_drift: bool = False) -> Reconciled:
+        book = parts.book
+        await book.refresh()
+        return await parts.keeper.reconcile(
+            [entry.wanted for entry in book.changes],
+            past=book.past,
+            tolerate_drift=tolerate_drift,
+        )
 
     def _stand_by(self) -> None:
         if self.state != "standby":
@@ -263,6 +291,13 @@ class Session:
         sink = await Sink.open(settings.queue_conninfo, settings.slot, leader=_leader())
         self._stack.push_async_callback(sink.close)
         await self._follow_timeline(parts, situation)
+        if idle := await parts.slots.idle_slots():
+            self._log.warning(
+                "idle_slots",
+                slots=idle,
+                hint="new subscriptions wait for them too: start their sidecars, or end those that "
+                "are out of service with cdc slot drop",
+            )
         emit_secret = await claim_emits(parts.source, parts.queue, settings.slot)
         if emit_secret is not None:
             parts.book.route_emits()
@@ -279,11 +314,12 @@ class Session:
         activator = Activator(
             book=parts.book,
             keeper=parts.keeper,
+            slots=parts.slots,
             source=parts.source,
             listener=parts.listener,
-            slot=settings.slot,
             nonce=sink.position.marker_nonce,
             metrics=self._metrics,
+            routed_lsn=lambda: sink.routed_lsn,
         )
         self._pipeline = pipeline
         self._connected("leading")
@@ -322,7 +358,7 @@ class Session:
             pump,
             asyncio.create_task(activator.run(), name="activation"),
             asyncio.create_task(self._watch(parts.stream), name="watchdog"),
-            asyncio.create_task(self._monitor(parts.source), name="monitor"),
+            asyncio.create_task(self._monitor(parts), name="monitor"),
             asyncio.create_task(self._beat(parts.source, pipeline), name="heartbeat"),
         ]
         try:
@@ -348,13 +384,22 @@ class Session:
                 probed_s = now_s
                 await stream.probe()
 
-    async def _monitor(self, source: Connection) -> None:
+    async def _monitor(self, parts: _Parts) -> None:
         """Read what only the server knows about the slot."""
+        waiting, noted = 0, True  # perhaps by a predecessor
         while True:
-            slot = await read_slot(source, self._settings.slot)
-            statistics = await read_slot_statistics(source, self._settings.slot)
+            slot = await read_slot(parts.source, self._settings.slot)
+            statistics = await read_slot_statistics(parts.source, self._settings.slot)
             self._metrics.slot(slot, statistics)
-            self._metrics.server(await read_server_lsn(source))
+            self._metrics.server(await read_server_lsn(parts.source))
+            problem = judge_waiting(slot)
+            waiting = 0 if problem is None else waiting + 1
+            if problem is None and noted:
+                await parts.slots.close_unharmed(StandbySlotsWaiting.condition)
+                noted = False
+            elif problem is not None and waiting == WAITING_SIGHTINGS:
+                await self._record(parts, problem)
+                noted = True
             await asyncio.sleep(MONITOR_EVERY_S)
 
     async def _beat(self, source: Connection, pipeline: Pipeline) -> None:
@@ -374,17 +419,18 @@ class Session:
             await parts.slots.follow_timeline(progress, timeline)
             self._log.warning("timeline_followed", timeline=timeline)
 
-    async def _record(self, parts: _Parts, error: CdcError) -> None:
+    async def _record(self, parts: _Parts, error: CdcError) -> Loss | None:
         """Leave a row, a count and a line of what may mean loss."""
         if error.condition is None or not self._is_final(error):
-            return
+            return None
         policy = self._settings.gap_policy
         self._metrics.condition(error.condition)
         self._log.error(
             "condition", condition=error.condition, policy=policy, error=str(error), hint=error.hint
         )
         with suppress(CdcError):  # a database that is gone as well: the next attempt meets it again
-            self.loss = await parts.slots.open_gap(error, policy=policy)
+            return await parts.slots.open_gap(error, policy=policy)
+        return None
 
 
 async def _write_heartbeat(source: Connection) -> Lsn | None:

@@ -8,16 +8,17 @@ transaction-level advisory lock on the queue database says whose turn it is.
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from cdc import operator_queries, queries
-from cdc.catalog import Slot, read_server_lsn, read_slot
+from cdc import gap_queries, operator_queries, queries
+from cdc.catalog import Slot, TableName, read_server_lsn, read_slot
 from cdc.connection import Connection, queue_errors, source_errors
 from cdc.errors import (
     CdcError,
     PublicationDrift,
+    PublicationError,
     PublicationMissing,
     ServerBehind,
     SlotAhead,
@@ -27,7 +28,9 @@ from cdc.errors import (
     SlotLost,
     SlotMissing,
     SlotTwoPhase,
+    StandbySlotsWaiting,
     SystemChanged,
+    TableMissing,
     TimelineSwitched,
 )
 from cdc.lsn import Lsn
@@ -91,6 +94,18 @@ class Loss:
     generation: int
 
 
+def judge_waiting(slot: Slot | None) -> CdcError | None:
+    """Return the condition of a stream that stands still, at this moment, for a standby."""
+    if slot is None or not slot.waits_for_standbys:
+        return None
+    return StandbySlotsWaiting(
+        f"slot {slot.name!r} waits for a standby that is named in synchronized_standby_slots"
+    )
+
+
+Mend = Callable[[], Awaitable[CdcError | None]]
+
+
 def judge(situation: Situation) -> CdcError | None:
     """Return what stands against streaming on; None when slot and progress fit, or both are new."""
     progress, slot, name = situation.progress, situation.slot, situation.slot_name
@@ -101,13 +116,29 @@ def judge(situation: Situation) -> CdcError | None:
             else SlotForeign(f"slot {name!r} exists, but the queue database has no progress for it")
         )
     if progress.state == "creating":
-        return None
+        return None if slot is None else judge_kind(situation, slot)
     problem = _judge_system(situation, progress)
     if problem is not None:
         return problem
     if slot is None:
         return SlotMissing(f"slot {name!r} is gone; progress stands at {progress.routed_lsn}")
-    return _judge_kind(situation, slot) or _judge_positions(situation, slot, progress)
+    return judge_kind(situation, slot) or _judge_state(slot, progress)
+
+
+def judge_kind(situation: Situation, slot: Slot) -> SlotForeign | None:
+    """Return why a slot of our name is none that we would make; None when it may be ours."""
+    name = slot.name
+    if slot.slot_type != "logical" or slot.plugin != situation.plugin or slot.temporary:
+        kind = "temporary" if slot.temporary else f"{slot.slot_type} ({slot.plugin or 'no plugin'})"
+        return SlotForeign(f"slot {name!r} is {kind}, not a permanent one of {situation.plugin}")
+    if slot.database != situation.system.database:
+        return SlotForeign(
+            f"slot {name!r} belongs to database {slot.database!r}, "
+            f"not to {situation.system.database!r}"
+        )
+    if slot.two_phase:
+        return SlotTwoPhase(f"slot {name!r} has two_phase on")
+    return None
 
 
 def _judge_system(situation: Situation, progress: ProgressRow) -> CdcError | None:
@@ -133,32 +164,22 @@ def _judge_system(situation: Situation, progress: ProgressRow) -> CdcError | Non
     return None
 
 
-def _judge_kind(situation: Situation, slot: Slot) -> CdcError | None:
-    name = slot.name
-    if slot.slot_type != "logical" or slot.plugin != situation.plugin or slot.temporary:
-        kind = "temporary" if slot.temporary else f"{slot.slot_type} ({slot.plugin or 'no plugin'})"
-        return SlotForeign(f"slot {name!r} is {kind}, not a permanent one of {situation.plugin}")
-    if slot.database != situation.system.database:
-        return SlotForeign(
-            f"slot {name!r} belongs to database {slot.database!r}, "
-            f"not to {situation.system.database!r}"
-        )
-    if slot.two_phase:
-        return SlotTwoPhase(f"slot {name!r} has two_phase on")
+def _judge_state(slot: Slot, progress: ProgressRow) -> CdcError | None:
     if slot.is_lost:
         reason = slot.invalidation_reason or "its WAL was removed"
-        return SlotLost(f"slot {name!r} is lost: {reason}")
-    return None
-
-
-def _judge_positions(situation: Situation, slot: Slot, progress: ProgressRow) -> CdcError | None:
+        return SlotLost(f"slot {slot.name!r} is lost: {reason}")
     confirmed = slot.confirmed_flush_lsn
     if confirmed is not None and confirmed > progress.acknowledged_lsn:
         return SlotAhead(
-            f"slot {situation.slot_name!r} stands at {confirmed}, "
+            f"slot {slot.name!r} stands at {confirmed}, "
             f"but only {progress.acknowledged_lsn} was acknowledged"
         )
     return None
+
+
+def _well_until(problem: CdcError, progress: ProgressRow) -> Lsn:
+    routed_lsn = progress.routed_lsn
+    return routed_lsn if problem.since is None else min(problem.since, routed_lsn)
 
 
 @dataclass(slots=True)
@@ -214,6 +235,14 @@ class SlotKeeper:
         positions = {key: Lsn.parse(row[key]) for key in ("routed_lsn", "acknowledged_lsn")}
         return ProgressRow(**{**row, **positions})
 
+    async def idle_slots(self) -> dict[str, str]:
+        """Return the other slots of this source that nobody streams from, and since when."""
+        with queue_errors():
+            cursor = await self.queue_control.execute(
+                queries.IDLE_SLOTS, {"slot": self.name, "source": self.source}
+            )
+            return {row["slot"]: row["seen_at"] for row in await cursor.fetchall()}
+
     async def create(self, stream: ReplicationStream, lock: Connection) -> Lsn:
         """Create the slot and its progress; return where both start.
 
@@ -233,14 +262,26 @@ class SlotKeeper:
                 await self._queue(queries.INSERT_PROGRESS, **self._identity(situation.system))
             elif situation.progress.state == "streaming":
                 raise SlotBusy(f"slot {self.name!r} was just created by another sidecar")
-            return await self._create_slot(stream, situation.slot)
+            return await self._create_slot(stream, situation)
 
-    async def recreate(self, stream: ReplicationStream, lock: Connection, loss: Loss) -> Lsn | None:
+    async def recreate(
+        self, stream: ReplicationStream, lock: Connection, loss: Loss, mend: Mend | None = None
+    ) -> Lsn | None:
         """Give up what the slot has lost: a new generation from here on, and its gaps closed.
 
-        Returns where it starts; None when another sidecar has done it.
+        Everything is judged again in our turn: what is over, or was dealt with by another sidecar
+        or an operator, costs no slot.
+
+        Args:
+            stream: a replication connection that does not stream yet.
+            lock: a second connection to the queue database, with nothing open on it.
+            loss: what is to be accepted.
+            mend: puts the publication right, before the slot; returns what it had lost.
+
+        Returns where it starts; None when there is nothing to give up any more.
 
         Raises:
+            CdcError: another condition than that of `loss` stands against the slot by now.
             SlotError: it was done `RECREATIONS_AN_HOUR` times within an hour.
         """
         async with self.turn(lock):
@@ -248,7 +289,12 @@ class SlotKeeper:
             progress = situation.progress
             if progress is None or progress.generation != loss.generation:
                 return None
-            recent = await self._queue_value(queries.RECENT_RECREATIONS, "recreations")
+            lost = None if mend is None else await mend()
+            problem = judge(situation) or lost
+            if problem is None and await self._is_over(loss):
+                return None
+            self._refuse_another(situation, problem, loss)
+            recent = await self._queue_value(gap_queries.RECENT_RECREATIONS, "recreations")
             if recent >= RECREATIONS_AN_HOUR:
                 raise SlotError(
                     f"slot {self.name!r} was re-created {recent} times within an hour; "
@@ -257,8 +303,40 @@ class SlotKeeper:
                 )
             if isinstance(loss.error, SystemChanged):
                 await self._queue(queries.FORGET_ACTIVATIONS)
-            await self._queue(queries.RESTART_PROGRESS, **self._identity(situation.system))
-            return await self._create_slot(stream, situation.slot)
+            await self._queue(
+                queries.RESTART_PROGRESS,
+                generation=loss.generation,
+                **self._identity(situation.system),
+            )
+            return await self._create_slot(stream, situation)
+
+    async def _is_over(self, loss: Loss) -> bool:
+        """Tell whether a loss that cannot be seen any more has cost nothing, and end its gap.
+
+        A slot that fits its progress again has everything. What was out of the publication for a
+        while is lost though it is back: unless an operator has accepted that already.
+        """
+        if not isinstance(loss.error, PublicationError):
+            await self.close_unharmed(loss.error.condition)
+            return True
+        with queue_errors():
+            cursor = await self.queue_control.execute(
+                gap_queries.IS_GAP_OPEN,
+                {
+                    "slot": self.name,
+                    "generation": loss.generation,
+                    "condition": loss.error.condition,
+                },
+            )
+            return await cursor.fetchone() is None
+
+    def _refuse_another(self, situation: Situation, problem: CdcError | None, loss: Loss) -> None:
+        """Raise what has taken the place of a loss: it has no gap yet, or is not ours to drop."""
+        slot = situation.slot
+        if slot is not None and (foreign := judge_kind(situation, slot)) is not None:
+            raise foreign
+        if problem is not None and type(problem) is not type(loss.error):
+            raise problem
 
     async def open_gap(self, problem: CdcError, *, policy: str) -> Loss | None:
         """Leave a row that says what may have been lost, unless it is there already."""
@@ -266,15 +344,34 @@ class SlotKeeper:
         slot = await read_slot(self.source_control, self.name)
         to_lsn = None if slot is None else slot.confirmed_flush_lsn or slot.restart_lsn
         await self._queue(
-            queries.OPEN_GAP,
+            gap_queries.OPEN_GAP,
             generation=None if progress is None else progress.generation,
             condition=problem.condition,
             policy=policy,
-            from_lsn=None if progress is None else str(progress.routed_lsn),
+            from_lsn=None if progress is None else str(_well_until(problem, progress)),
             to_lsn=None if to_lsn is None else str(to_lsn),
-            detail=json.dumps({"message": str(problem), "hint": problem.hint}),
+            detail=json.dumps({"message": str(problem), "hint": problem.hint, **problem.facts}),
         )
         return None if progress is None else Loss(problem, progress.generation)
+
+    async def remember(self, memberships: Mapping[TableName, int], nonce: str) -> None:
+        """Note how captured tables are published: whoever puts one back changes that."""
+        rows = [[*table, membership] for table, membership in sorted(memberships.items())]
+        await self._queue(queries.REMEMBER_MEMBERSHIPS, memberships=json.dumps(rows), nonce=nonce)
+
+    async def close_unharmed(self, condition: str | None) -> None:
+        """Close the gap of a condition that passed, and nothing was missed."""
+        await self._queue(gap_queries.CLOSE_GAP_UNHARMED, condition=condition)
+
+    async def end_interruptions(self, tables: Collection[TableName]) -> None:
+        """Close the gaps of tables that are captured again, or that nobody wants any more."""
+        await self._queue(
+            gap_queries.CLOSE_TABLE_GAPS,
+            condition=TableMissing.condition,
+            schemas=[schema for schema, _ in tables],
+            tables=[name for _, name in tables],
+            to_lsn=str(await read_server_lsn(self.source_control)),
+        )
 
     async def alter_failover(self, stream: ReplicationStream) -> None:
         """Make the slot what `failover` says. From PostgreSQL 17.
@@ -313,17 +410,23 @@ class SlotKeeper:
                     raise SlotBusy(f"another sidecar is creating slot {self.name!r}")
                 yield
 
-    async def _create_slot(self, stream: ReplicationStream, existing: Slot | None) -> Lsn:
-        """Create the slot for a progress row in state `creating`; then the row starts with it."""
+    async def _create_slot(self, stream: ReplicationStream, situation: Situation) -> Lsn:
+        """Create the slot for a progress row in state `creating`; then the row starts with it.
+
+        One that is there was left by a sidecar that died between creating and starting, or is the
+        one to give up. What we would not have made ourselves is not ours to drop.
+        """
+        existing = situation.slot
         if existing is not None:
-            # Left by a sidecar that died between creating and starting: nothing was routed from it.
+            if (foreign := judge_kind(situation, existing)) is not None:
+                raise foreign
             if existing.active_pid is not None:
                 raise SlotBusy(f"slot {self.name!r} is active for PID {existing.active_pid}")
             with source_errors():
                 await self.source_control.execute(queries.DROP_SLOT, {"slot": self.name})
         start = await self._create_within_deadline(stream)
         await self._queue(queries.START_PROGRESS, lsn=str(start))
-        await self._queue(queries.CLOSE_GAPS, to_lsn=str(start), policy="recreate")
+        await self._queue(gap_queries.CLOSE_GAPS, to_lsn=str(start), policy="recreate")
         return start
 
     async def _create_within_deadline(self, stream: ReplicationStream) -> Lsn:

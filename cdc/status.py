@@ -3,16 +3,18 @@
 Needs no running sidecar and changes nothing.
 """
 
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
-from cdc import operator_queries, queries
+from cdc import gap_queries, operator_queries
 from cdc.activation import Entry, SubscriptionBook
+from cdc.catalog import TableName
 from cdc.config import Settings
 from cdc.connection import Connection, connect_queue, connect_source, listener_name, queue_errors
 from cdc.errors import PublicationError
 from cdc.publication import PublicationKeeper
-from cdc.slots import Situation, SlotKeeper, judge
+from cdc.slots import Situation, SlotKeeper, judge, judge_waiting
 from cdc.source import ReplicationStream
 
 _NAME: Final = "cdc status"
@@ -38,7 +40,7 @@ async def read_status(settings: Settings) -> dict[str, Any]:
         book = SubscriptionBook(queue, slot=settings.slot, source=settings.source)
         await book.refresh()
         with queue_errors():
-            cursor = await queue.execute(queries.RECENT_GAPS, {"slot": settings.slot})
+            cursor = await queue.execute(gap_queries.RECENT_GAPS, {"slot": settings.slot})
             gaps = await cursor.fetchall()
             name = listener_name(settings.slot)[:_NAME_LENGTH]
             cursor = await queue.execute(operator_queries.SIDECARS, {"name": name})
@@ -51,7 +53,7 @@ async def read_status(settings: Settings) -> dict[str, Any]:
         **publication,
         "sidecars": sidecars,
         "gaps": gaps,
-        "subscriptions": [_describe(entry) for entry in book.entries],
+        "subscriptions": [_describe(entry, book.past.interrupted) for entry in book.entries],
     }
 
 
@@ -63,11 +65,11 @@ async def _compare_publication(
     keeper = PublicationKeeper(settings.publication, source, manage=False)
     problem, drift, statements = None, list[str](), list[str]()
     try:
-        change = await keeper.plan(wanted, ours=book.tables)
+        change = await keeper.plan(wanted, past=book.past)
     except PublicationError as error:
         problem = str(error)
     else:
-        drift += change.drift
+        drift += [*change.drift, *change.misfit, *map(str, change.missing.values())]
         statements += (statement.as_string(source) for statement in change.statements)
     return {
         "publication": settings.publication,
@@ -79,7 +81,7 @@ async def _compare_publication(
 
 def _positions(situation: Situation) -> dict[str, Any]:
     slot, progress = situation.slot, situation.progress
-    problem = judge(situation)
+    problem = judge(situation) or judge_waiting(situation.slot)
     server_lsn = situation.system.flush_lsn
     streaming = slot is not None and slot.active_pid is not None
     return {
@@ -104,9 +106,10 @@ def _positions(situation: Situation) -> dict[str, Any]:
     }
 
 
-def _describe(entry: Entry) -> dict[str, Any]:
+def _describe(entry: Entry, interrupted: Collection[TableName]) -> dict[str, Any]:
     subscription, wanted = entry.subscription, entry.wanted
-    state = "ending" if entry.retired else "active"
+    state = "interrupted" if wanted.table in interrupted else "active"
+    state = "ending" if entry.retired else state
     return {
         "id": subscription.id,
         "app": subscription.app,

@@ -11,6 +11,7 @@ from cdc.activation import Activator, SubscriptionBook
 from cdc.connection import connect_queue, connect_source
 from cdc.metrics import Metrics
 from cdc.publication import PublicationKeeper
+from cdc.slots import SlotKeeper
 from tests.integration.sidecar import (
     captured,
     eventually,
@@ -160,9 +161,10 @@ async def activating(database: ScratchDatabase) -> AsyncIterator[Activator]:
             keeper=keeper,
             source=source,
             listener=queue,
-            slot=database.name,
+            slots=SlotKeeper(database.name, "default", source, queue),
             nonce=nonce,
             metrics=Metrics("test", database.name),
+            routed_lsn=lambda: 0,
         )
     finally:
         await source.close()

@@ -131,6 +131,66 @@ def test_check_names_what_cannot_be_captured(shop: ScratchDatabase) -> None:
     assert "did you mean public.t" in errors[1]["message"]
 
 
+def test_check_names_what_run_takes_out(shop: ScratchDatabase) -> None:
+    query(shop.dsn, "create table u (id int primary key)")
+    subscribe(shop.dsn, "public.u", task="other")
+    start(shop)
+    query(shop.dsn, "update conductor.subscriptions set retired_at = now() where task = 'other'")
+    query(shop.dsn, "delete from conductor.activations where subscription = 2")
+    done = cdc(shop, "check")
+    assert done.returncode == 0
+    assert 'drop table only "public"."u"' in done.stdout
+
+
+def test_check_names_who_else_publishes_what_is_ours(shop: ScratchDatabase) -> None:
+    query(shop.dsn, "create table theirs (id int primary key)")
+    query(
+        shop.dsn,
+        "create publication conductor for table t, theirs with (publish_via_partition_root = true)",
+    )
+    query(shop.dsn, "create publication narrow for table t (id)")
+    query(shop.admin_dsn, "create publication wide for all tables")
+    query(shop.admin_dsn, "create publication inner_queue for tables in schema conductor")
+    query(shop.dsn, "create publication harmless for table t")
+    found = json.loads(cdc(shop, "check", "--json").stdout)
+    warnings = [f["message"] for f in found if f["level"] == "warning" and "publi" in f["message"]]
+    assert [message.split("'")[1] for message in warnings] == [
+        "conductor",
+        "inner_queue",
+        "narrow",
+        "wide",
+    ]
+    assert "public.theirs" in warnings[0]
+    assert "never routed" in warnings[0]
+    assert "public.t in part" in warnings[2]
+    assert "FOR ALL TABLES" in warnings[3]
+
+
+def test_what_others_publish_is_never_routed(shop: ScratchDatabase) -> None:
+    query(shop.dsn, "create publication narrow for table t (id)")
+    query(shop.admin_dsn, "create publication wide for all tables")
+    with sidecar(shop) as process:
+        wait_until(lambda: stamps(shop, 1)[0] is not None, TIMEOUT_S, "a stamp")
+        query(shop.dsn, "insert into t values (1, 'whole')")
+        wait_until(lambda: len(jobs(shop)) == 1, TIMEOUT_S, "a job")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+    assert [payload["new"] for payload in jobs(shop)] == [{"id": 1, "body": "whole"}]
+
+
+def test_a_slot_that_was_left_behind_is_named(shop: ScratchDatabase) -> None:
+    start(shop)
+    changed = {"CDC_SLOT": f"{shop.name}_new"}
+    with sidecar(shop, **changed) as process:
+        assert process.stderr is not None
+        lines = (json.loads(line) for line in process.stderr)
+        idle = next(line for line in lines if line["event"] == "idle_slots")
+        assert list(idle["slots"]) == [shop.name]
+        assert "cdc slot drop" in idle["hint"]
+    done = cdc(shop, "check", **changed)
+    assert f"start its sidecar; if it is out of service: cdc slot drop {shop.name}" in done.stdout
+
+
 def test_check_and_run_name_a_condition_alike(shop: ScratchDatabase) -> None:
     start(shop)
     drop_slot(shop)

@@ -17,7 +17,7 @@ from cdc.errors import (
     ReplicaIdentityMissing,
     TableUnknown,
 )
-from cdc.publication import PublicationKeeper, Wanted
+from cdc.publication import Past, PublicationKeeper, Wanted
 from conductor.matching import ChangeFilter, Subscription
 from tests.integration.sidecar import OPERATIONS, published, query, value
 from tests.servers import ScratchDatabase, dsn_for
@@ -73,7 +73,7 @@ async def test_creates_adds_and_drops_whole_tables(database: ScratchDatabase) ->
         query(database.source_dsn, "alter publication conductor add table theirs")
         await keeper.reconcile(
             [wanted(2, "public.b"), wanted(3, "public.c")],
-            ours=[("public", name) for name in "abc"],
+            past=Past(named=[("public", name) for name in "abc"]),
         )
     assert published(database) == {"public.b", "public.c", "public.theirs"}
     assert value(database.dsn, "select pubviaroot and pubtruncate from pg_publication") is True

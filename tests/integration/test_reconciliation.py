@@ -8,10 +8,18 @@ import psycopg
 import pytest
 
 from cdc.check import check
-from cdc.errors import CdcError, PrivilegeMissing, PublicationDrift, SlotBusy, SlotMissing
+from cdc.errors import (
+    CdcError,
+    PrivilegeMissing,
+    PublicationDrift,
+    PublicationForeign,
+    SlotBusy,
+    SlotMissing,
+)
 from cdc.metrics import Metrics
 from cdc.reconciliation import Proposal, Reconciliation
 from cdc.service import Service
+from cdc.slots import Loss
 from conductor.migrations import migrate
 from tests.integration.sidecar import (
     captured,
@@ -24,6 +32,7 @@ from tests.integration.sidecar import (
     running,
     settings_for,
     slot_row,
+    stamps,
     subscribe,
     value,
 )
@@ -141,12 +150,18 @@ async def test_what_is_published_in_part_is_not_captured_until_it_is_whole(
         "create publication conductor for table a where (id > 5), table b (id)"
         " with (publish = 'insert')",
     )
-    async with running(shop, manage_publication=False):
-        await eventually(lambda: slot_row(shop), "a slot")
+    for manage in (False, True):
+        error = await run_into(shop, PublicationDrift, manage_publication=manage)
+        assert (error.exit_code, "every operation" in str(error)) == (65, True)
+        assert "cdc apply" in error.hint
+    assert (slot_row(shop), gaps(shop)) == (None, [("publication_drift", "stop", True, None)])
     assert value(shop.dsn, "select count(*) from conductor.activations") == 0
     proposal = await propose(shop)
-    assert (proposal.drift, len(proposal.statements)) == ([], 5)
+    assert (proposal.drift, len(proposal.misfit), len(proposal.statements)) == ([], 2, 5)
+    assert "-- refused: it does not publish every operation" in cdc(shop, "plan").stdout
+    assert "made by somebody else: it does not publish every" in cdc(shop, "check").stdout
     await apply(shop, admin_dsn=shop.dsn)
+    assert gaps(shop) == [("publication_drift", "stop", False, None)]
     async with running(shop, manage_publication=False):
         await captured(shop, 2)
         query(shop.dsn, "insert into a values (1, 'x')")
@@ -182,6 +197,39 @@ async def test_drift_is_put_right_only_with_its_gap(shop: ScratchDatabase) -> No
             ),
             "what follows",
         )
+
+
+async def test_a_drift_that_was_put_right_costs_no_slot(shop: ScratchDatabase) -> None:
+    async with running(shop):
+        await captured(shop, 2)
+    query(shop.source_dsn, "alter publication conductor drop table a")
+    service_loss = await run_into(shop, PublicationDrift)
+    await apply(shop, accept_gap=True)
+    before = (slot_row(shop) or {})["confirmed_flush_lsn"]
+    loss = Loss(service_loss, value(shop.dsn, "select generation from conductor.progress"))
+    async with Reconciliation.open(settings_for(shop)) as reconciliation:
+        hands = reconciliation._connections
+        assert await reconciliation._slots.recreate(hands.stream, hands.lock, loss) is None
+    assert (slot_row(shop) or {})["confirmed_flush_lsn"] == before
+    assert gaps(shop) == [("publication_drift", "stop", False, True)]
+
+
+async def test_a_publication_of_somebody_else_is_refused(shop: ScratchDatabase) -> None:
+    query(
+        shop.admin_dsn,
+        "create publication conductor for table a with (publish_via_partition_root = true)",
+    )
+    error = await run_into(shop, PublicationForeign)
+    assert (error.exit_code, 'add table only "public"."b"' in str(error)) == (65, True)
+    assert (slot_row(shop), gaps(shop)) == (None, [("publication_foreign", "stop", True, None)])
+    await apply(shop, admin_dsn=shop.admin_dsn)
+    async with running(shop):
+        await captured(shop, 2)
+        query(shop.dsn, "create table c (id int primary key)")
+        subscribe(shop.dsn, "public.c", task="later")
+        query(shop.dsn, "insert into a values (1, 'x')")  # what is captured goes on without it
+        await routed(shop, 1)
+    assert stamps(shop, 4) == (None, None)
 
 
 async def test_a_condition_of_the_slot_is_named_and_not_mended(shop: ScratchDatabase) -> None:

@@ -315,9 +315,13 @@ async def test_what_the_server_cannot_decode_stops_after_a_few_attempts(
         insert(shop, 1)
         await routed(shop, 1)
     query(dsn, "insert into t values (2, convert_from('\\xff', 'SQL_ASCII'))")
-    error = await ends_with(shop, ServerDecodeError)
-    assert error.exit_code == 65
+    metrics = Metrics("test", shop.name)
+    with pytest.raises(ServerDecodeError) as caught:
+        await Service(settings_for(shop), metrics).run()
+    assert caught.value.exit_code == 65
     assert gaps(shop) == [("server_decode_error", "stop", True)]
+    labels = {"slot": shop.name, "condition": "server_decode_error"}
+    assert metrics.registry.get_sample_value("cdc_conditions_total", labels) == 1
 
 
 # --- it refuses what it cannot do ---------------------------------------------------------------

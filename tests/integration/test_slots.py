@@ -261,6 +261,127 @@ async def test_a_new_slot_closes_the_gap(migrated: ScratchDatabase) -> None:
     assert progress(migrated)["generation"] == 2
 
 
+def gap(database: ScratchDatabase) -> tuple[object, ...]:
+    (row,) = query(
+        database.dsn,
+        "select condition, policy, closed_at is null as open, to_lsn = from_lsn as unharmed"
+        " from conductor.gaps",
+    )
+    return tuple(row.values())
+
+
+async def test_a_loss_that_is_over_costs_no_slot(migrated: ScratchDatabase) -> None:
+    async with ours(migrated) as our:
+        start = await our.create()
+        change_progress(migrated, "routed_lsn = 'FFFF/0', acknowledged_lsn = 'FFFF/0'")
+        problem = await our.judge()
+        assert isinstance(problem, ServerBehind)
+        loss = await our.keeper.open_gap(problem, policy="recreate")
+        assert loss is not None
+        # As if the server had replayed meanwhile.
+        change_progress(migrated, f"routed_lsn = '{start}', acknowledged_lsn = '{start}'")
+        write_wal(migrated)
+        assert await our.keeper.recreate(our.stream, our.lock, loss) is None
+    assert (slot_row(migrated) or {})["confirmed_flush_lsn"] == str(start)
+    row = progress(migrated)
+    assert (row["generation"], row["state"], row["routed_lsn"]) == (1, "streaming", str(start))
+    assert gap(migrated) == ("server_behind", "recreate", False, True)
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("select pg_create_logical_replication_slot(%s, 'test_decoding')", SlotForeign),
+        ("select pg_create_logical_replication_slot(%s, 'pgoutput')", SlotAhead),
+    ],
+)
+async def test_another_condition_than_the_accepted_one_drops_nothing(
+    migrated: ScratchDatabase, statement: str, expected: type[CdcError]
+) -> None:
+    async with ours(migrated) as our:
+        await our.create()
+        drop_slot(migrated)
+        problem = await our.judge()
+        assert problem is not None
+        loss = await our.keeper.open_gap(problem, policy="recreate")
+        assert loss is not None
+        write_wal(migrated)
+        query(migrated.source_dsn, statement, migrated.name)
+        before = slot_row(migrated)
+        with pytest.raises(expected):
+            await our.keeper.recreate(our.stream, our.lock, loss)
+    assert slot_row(migrated) == before
+    row = progress(migrated)
+    assert (row["generation"], row["state"]) == (1, "streaming")
+    assert gap(migrated)[:3] == ("slot_missing", "recreate", True)
+
+
+async def test_another_system_is_no_reason_to_drop_what_is_not_ours(
+    migrated: ScratchDatabase,
+) -> None:
+    async with ours(migrated) as our:
+        await our.create()
+        drop_slot(migrated)
+        query(
+            migrated.source_dsn,
+            "select pg_create_logical_replication_slot(%s, 'test_decoding')",
+            migrated.name,
+        )
+        change_progress(migrated, "system_identifier = '1'")
+        loss = Loss(SystemChanged("another"), 1)
+        with pytest.raises(SlotForeign):
+            await our.keeper.recreate(our.stream, our.lock, loss)
+    assert (slot_row(migrated) or {})["plugin"] == "test_decoding"
+
+
+async def test_two_sidecars_accept_one_loss_once(migrated: ScratchDatabase) -> None:
+    async with ours(migrated) as one, ours(migrated) as other:
+        await one.create()
+        drop_slot(migrated)
+        problem = await one.judge()
+        assert problem is not None
+        loss = await one.keeper.open_gap(problem, policy="recreate")
+        assert loss is not None
+        results = await asyncio.gather(
+            *(our.keeper.recreate(our.stream, our.lock, loss) for our in (one, other)),
+            return_exceptions=True,
+        )
+        for result in results:
+            assert result is None or isinstance(result, Lsn | SlotBusy)
+        assert sum(isinstance(result, Lsn) for result in results) == 1
+        assert await other.keeper.recreate(other.stream, other.lock, loss) is None
+    assert progress(migrated)["generation"] == 2
+
+
+async def test_what_is_not_ours_is_not_dropped_to_create_our_slot(
+    new_database: NewDatabase,
+) -> None:
+    here, there = new_database(migrated=True), new_database(migrated=True)
+    for dsn, plugin in ((here.source_dsn, "test_decoding"), (there.source_dsn, "pgoutput")):
+        async with ours(here) as our:
+            if slot_row(here) is None:
+                await our.create()
+                drop_slot(here)
+            change_progress(here, "state = 'creating', routed_lsn = '0/0'")
+            query(dsn, "select pg_create_logical_replication_slot(%s, %s)", here.name, plugin)
+            assert isinstance(await our.judge(), SlotForeign)
+            with pytest.raises(SlotForeign):
+                await our.create()
+        assert (slot_row(here) or {})["plugin"] == plugin
+        drop_slot(here)
+
+
+async def test_a_slot_in_use_is_not_dropped_to_create_ours(migrated: ScratchDatabase) -> None:
+    async with ours(migrated) as user, ours(migrated) as our:
+        query(migrated.source_dsn, "create publication conductor")
+        await user.create()
+        await user.stream.start(migrated.name, ["conductor"])
+        change_progress(migrated, "state = 'creating', routed_lsn = '0/0'")
+        with pytest.raises(SlotBusy, match="is active for PID"):
+            await our.create()
+    assert slot_row(migrated) is not None
+
+
 async def test_slots_are_not_recreated_without_end(migrated: ScratchDatabase) -> None:
     async with ours(migrated) as our:
         await our.create()

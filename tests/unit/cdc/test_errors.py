@@ -6,6 +6,7 @@ import pytest
 from cdc import errors
 from cdc.errors import CdcError, ProtocolError, RelationUnknown, UndecodableMessage
 from cdc.lsn import Lsn
+from cdc.slots import RECREATABLE
 
 
 def tree(root: type[CdcError] = CdcError) -> Iterator[type[CdcError]]:
@@ -50,6 +51,18 @@ def test_conditions_are_distinct_names() -> None:
         "publication_drift",
         "server_decode_error",
     } <= set(conditions)
+
+
+@pytest.mark.parametrize("error", RECREATABLE)
+def test_hints_name_the_setting_and_what_each_value_costs(error: type[CdcError]) -> None:
+    for words in ("CDC_GAP_POLICY=stop", "CDC_GAP_POLICY=recreate", "gives no jobs"):
+        assert words in error.hint
+
+
+def test_no_hint_only_says_to_choose() -> None:
+    assert [
+        error for error in ALL if "gap policy" in error.hint and "no gap" not in error.hint
+    ] == []
 
 
 def test_a_hint_can_be_more_exact_than_its_class() -> None:

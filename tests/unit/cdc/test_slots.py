@@ -102,6 +102,14 @@ def test_conditions_of_the_server(
     assert type(problem) is expected
 
 
+@pytest.mark.parametrize("changes", [{"plugin": "wal2json"}, {"database": "other"}])
+def test_a_slot_that_is_to_be_created_may_only_be_one_of_ours(changes: dict[str, Any]) -> None:
+    creating = replace(FITTING, progress=replace(PROGRESS, state="creating"))
+    assert judge(creating) is None
+    problem = judge(replace(creating, slot=replace(SLOT, **changes)))
+    assert type(problem) is SlotForeign
+
+
 def test_slot_and_progress_need_each_other() -> None:
     assert type(judge(replace(FITTING, slot=None))) is SlotMissing
     assert type(judge(replace(FITTING, progress=None))) is SlotForeign
