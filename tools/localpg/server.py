@@ -256,13 +256,14 @@ class PostgresServer:
                 return
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
-        """The eighth line of postmaster.pid says `ready` (src/include/utils/pidfile.h)."""
+        """The eighth line of postmaster.pid says so (src/include/utils/pidfile.h)."""
         deadline = time.monotonic() + self._timeout_s
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise self._failure(f"did not start (exit status {process.returncode})")
             lines = _lines(self.data / "postmaster.pid")
-            if len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() == "ready":
+            state = lines[7].strip() if len(lines) >= 8 and lines[0] == str(process.pid) else ""
+            if state in {"ready", "standby"}:  # a standby that can be asked, if not written to
                 return
             time.sleep(POLL_INTERVAL_S)
         raise self._failure(f"was not ready after {self._timeout_s:.0f} s")
