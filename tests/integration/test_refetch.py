@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from pydantic import JsonValue
 
-from conductor import Change, Conductor, Context, OnChange, Orchestrator, SyncContext, TableRow
+from conductor import (
+    Batch,
+    BatchContext,
+    Change,
+    Conductor,
+    Context,
+    Insert,
+    OnChange,
+    Orchestrator,
+    SyncContext,
+    TableRow,
+)
 from conductor.errors import ColumnNotCaptured, ColumnUnchanged, RegistrationRefused
 from tests.integration.sidecar import eventually, query, running
 from tests.servers import NewDatabase, ScratchDatabase
@@ -141,6 +152,27 @@ async def test_without_it_the_errors_say_what_to_do(shop: ScratchDatabase) -> No
         _ = event.new.title
     assert "refetch=True" in unchanged.value.hint
     assert "refetch=True" in absent.value.hint
+
+
+async def test_a_batch_has_its_rows_read_again(shop: ScratchDatabase) -> None:
+    seen: list[Sequence[Insert[Docs]]] = []
+    async with Conductor(shop.dsn) as conductor:
+        trigger = OnChange(Docs, "insert", columns=("id", "part"), refetch=True)
+
+        @conductor.task("collect", trigger, batch=Batch(size=100, wait_s=5.0))
+        async def collect(events: Sequence[Insert[Docs]], _: BatchContext[None]) -> None:
+            seen.append(events)
+
+        orchestrator = Orchestrator(conductor)
+        async with running(shop):
+            await orchestrator.start(wait_captured_s=30)
+            query(shop.dsn, "insert into docs select n, 'a', 'title ' || n, ''"
+                  " from generate_series(1, 100) n")  # fmt: skip
+            await eventually(lambda: sum(map(len, seen)) == 100, "the rows")
+            await orchestrator.stop()
+    titles = {event.new.id: event.new.title for events in seen for event in events}
+    assert titles == {n: f"title {n}" for n in range(1, 101)}
+    assert all(event.refetched for events in seen for event in events)
 
 
 async def test_a_row_that_must_not_be_read_fails_the_attempt(shop: ScratchDatabase) -> None:
