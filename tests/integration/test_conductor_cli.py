@@ -393,6 +393,23 @@ def test_a_job_is_cancelled_once(conductor: Command, migrated: ScratchDatabase) 
 # --- schedules ---------------------------------------------------------------------------------
 
 
+def test_halted_lanes_are_listed_and_resumed(conductor: Command, migrated: ScratchDatabase) -> None:
+    assert conductor("lanes", "list").out == "no halted lanes\n"
+    with psycopg.connect(migrated.dsn) as connection:
+        connection.execute(
+            "insert into conductor.halted_lanes (queue, task, key, job, place)"
+            " values ('mail', 'send', 'k', 7, 7), ('mail', 'other', 'k', 8, 8)"
+        )
+    (lane,) = conductor("lanes", "list", "--task", "send", "--json").json
+    assert (lane["queue"], lane["key"], lane["job"], lane["parked"]) == ("mail", "k", 7, 0)
+    assert "send" in conductor("lanes", "list").out
+    assert conductor("lanes", "resume", "send", "k").out == "resumed send k\n"
+    error, hint = conductor("lanes", "resume", "send", "k").failed(2)
+    assert "no lane 'k' of task 'send' is halted" in error
+    assert "conductor lanes list" in hint
+    assert [lane["task"] for lane in conductor("lanes", "list", "--json").json] == ["other"]
+
+
 def test_schedules_are_listed(conductor: Command, migrated: ScratchDatabase) -> None:
     assert conductor("schedules").out == "no schedules\n"
     ask(
