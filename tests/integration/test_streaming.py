@@ -6,6 +6,7 @@ decoding as the server lets itself be given, so that it streams whatever is larg
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +20,15 @@ from cdc.config import Settings
 from cdc.errors import ConfigError
 from cdc.metrics import Metrics
 from cdc.service import Service
-from tests.integration.sidecar import cdc, eventually, query, running, terminate, value
+from tests.integration.sidecar import (
+    cdc,
+    eventually,
+    query,
+    running,
+    settings_for,
+    terminate,
+    value,
+)
 from tests.integration.test_differential import CORPUS, TABLES
 from tests.servers import ScratchDatabase
 from tests.unit.cdc.type_cases import SETUP
@@ -241,6 +250,46 @@ async def test_what_is_open_is_sent_again_after_a_lost_connection(
     assert len(jobs["off"]) == 6002
     for mode in found[1:]:
         assert jobs[mode] == jobs["off"]
+
+
+async def test_a_sidecar_that_dies_anywhere_loses_and_repeats_nothing(
+    shop: ScratchDatabase,
+) -> None:
+    """Dropped without a word, again and again, in pieces and between them."""
+    mode = modes(shop)[-1]
+    changes: dict[str, Any] = {"streaming": mode, "source": mode}
+    async with running(shop, **changes):
+        watched = {"schema": "shop", "table": "empty", "operations": ["insert"]}
+        query(
+            shop.dsn,
+            "insert into conductor.subscriptions"
+            " (app, task, trigger, kind, source, queue, definition)"
+            " values ('test', 'seen', 'empty', 'change', %s, 'default', %s)",
+            *(mode, json.dumps(watched)),
+        )
+        await eventually(lambda: pending(shop) == 0, "the subscription")
+    last = 0
+    with psycopg.connect(shop.dsn) as writer:
+        for _ in range(5):
+            service = Service(settings_for(shop, **changes), Metrics("test", shop.name))
+            task = asyncio.create_task(service.run())
+            for size in (900, 50, 2000):
+                await asyncio.to_thread(writer.execute, MANY, (last + 1, last + size))
+                last += size
+                await asyncio.to_thread(writer.execute, "savepoint a")
+                await asyncio.to_thread(writer.execute, MANY, (last + 1, last + size))
+                await asyncio.to_thread(writer.execute, "rollback to a")
+                if size != 2000:  # the last is open while the sidecar dies
+                    await asyncio.to_thread(writer.commit)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            writer.commit()
+    count = "select count(*) from conductor.jobs"
+    async with running(shop, **changes):
+        await eventually(lambda: value(shop.dsn, count) >= last, "every row's job", 60)
+    routed_ids = "select (payload #>> '{new,id}')::int as id from conductor.jobs order by jobs.id"
+    ids = query(shop.dsn, routed_ids)
+    assert [row["id"] for row in ids] == list(range(1, last + 1))
 
 
 @pytest.mark.pg(15)
