@@ -259,7 +259,7 @@ async def test_jobs_that_schedule_the_same_name_at_once(diary: Diary) -> None:
             await ctx.unschedule("a", remind)
 
     async with Orchestrator(diary.conductor, slots=50):
-        handles = await diary.conductor.invoke_many(setup, [{"n": n} for n in range(200)])
+        handles = await diary.conductor.invoke_many(setup, [{"n": n} for n in range(60)])
         for handle in handles:
             await handle.result(timeout_s=30)
     assert len(await diary.schedules()) <= 1

@@ -245,6 +245,7 @@ async def test_waits_and_events_race(till: Till) -> None:
     assert await till.queue.value("select count(*) from conductor.steps") == 0
 
 
+@pytest.mark.pg(18)
 async def test_events_and_timeouts_race_for_one_step(till: Till) -> None:
     """What each job saw first it sees in every later run, and it saw no more than one of them."""
     jobs, timeout_s = 300, 0.6
