@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +43,7 @@ ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_EN
 CONTEXT_FIELDS: Final = ("traceparent", "tracestate")
 """What of a job's metadata is read and written here (W3C Trace Context)."""
 
+_NAMED_BY_ENVIRONMENT: Final = "OTEL_PYTHON_TRACER_PROVIDER" in os.environ
 _LOG: Final = logging.getLogger("conductor.tracing")
 _tracers: dict[object, Tracer] = {}  # of the provider in use
 
@@ -52,8 +53,12 @@ def find_tracer() -> Tracer | None:
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None or not hasattr(trace, "get_tracer_provider"):  # absent, or half imported
         return None
+    # What get_tracer_provider() looks at first. It asks the environment as well, each time, which
+    # costs more than all else here.
+    if getattr(trace, "_TRACER_PROVIDER", trace) is None and not _NAMED_BY_ENVIRONMENT:
+        return None
     provider = trace.get_tracer_provider()
-    if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
+    if type(provider) in (trace.ProxyTracerProvider, trace.NoOpTracerProvider):  # no ABC's check
         return None
     tracer = _tracers.get(provider)
     if tracer is None:
@@ -131,11 +136,9 @@ def attempt(tracer: Tracer, job: JobInfo) -> Iterator[Span]:
     It is linked to that as well, so that retries are found from where the job was made.
     """
     from opentelemetry.context import Context  # noqa: PLC0415 - as above
-    from opentelemetry.trace import Link, SpanKind, get_current_span  # noqa: PLC0415
+    from opentelemetry.trace import SpanKind  # noqa: PLC0415
 
     parent = read_context(job.metadata) or Context()  # and not whatever the worker was started in
-    made_by = get_current_span(parent).get_span_context()
-    links = [Link(made_by)] if made_by.is_valid else []
     attributes: dict[str, AttributeValue] = {
         **_operation("process", job.queue),
         "messaging.message.id": str(job.id),
@@ -146,8 +149,37 @@ def attempt(tracer: Tracer, job: JobInfo) -> Iterator[Span]:
         "conductor.idempotency_key": job.idempotency_key,
     }
     name = f"process {job.queue}"
-    with _span(tracer, name, SpanKind.CONSUMER, attributes, parent, links) as span:
+    with _span(tracer, name, SpanKind.CONSUMER, attributes, parent, _links([job])) as span:
         yield span
+
+
+@contextmanager
+def batch(tracer: Tracer, jobs: Sequence[JobInfo]) -> Iterator[Span]:
+    """Enter the span of one run of several jobs: a trace of its own, linked to where each was made.
+
+    They are of one task, and at least one.
+    """
+    from opentelemetry.context import Context  # noqa: PLC0415 - as above
+    from opentelemetry.trace import SpanKind  # noqa: PLC0415
+
+    queue, task = jobs[0].queue, jobs[0].task
+    attributes: dict[str, AttributeValue] = {
+        **_operation("process", queue),
+        "messaging.batch.message_count": len(jobs),
+        "conductor.task": task,
+    }
+    links = _links(jobs)
+    with _span(tracer, f"process {queue}", SpanKind.CONSUMER, attributes, Context(), links) as span:
+        yield span
+
+
+def _links(jobs: Iterable[JobInfo]) -> list[Link]:
+    """Return links to the spans that made these jobs, as far as they are known."""
+    from opentelemetry.trace import Link, get_current_span  # noqa: PLC0415 - as above
+
+    parents = [parent for job in jobs if (parent := read_context(job.metadata)) is not None]
+    made_by = [get_current_span(parent).get_span_context() for parent in parents]
+    return [Link(context) for context in made_by if context.is_valid]
 
 
 def ended(span: Span, outcome: str, error: bytes | None) -> None:

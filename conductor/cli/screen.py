@@ -29,7 +29,8 @@ SILENT_S: Final = 4.0
 """A worker whose lease was not renewed for so long is red; after twice that it is declared dead."""
 
 _TASK_COLUMNS: Final = (
-    *("ready", "oldest", "running", "retrying", "waiting", "scheduled", "suspect", "failed/min"),
+    *("ready", "oldest", "running", "retrying", "waiting", "scheduled", "parked", "suspect"),
+    "failed/min",
 )
 _WIDTH: Final = 140  # where there is no terminal
 _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"))
@@ -117,7 +118,7 @@ def _counts(row: Row) -> list[Text]:
     return [
         _count(row["ready"]),
         _alarm(age(row["oldest_ready_s"]), stale),
-        *(_count(row[name]) for name in ("running", "retrying", "waiting", "scheduled")),
+        *(_count(row[name]) for name in ("running", "retrying", "waiting", "scheduled", "parked")),
         _count(row["suspect"], alarming=True),
         _count(row["failed_per_minute"], alarming=True),
     ]

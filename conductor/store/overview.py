@@ -11,7 +11,7 @@ from psycopg.rows import dict_row
 from conductor import sql
 
 _QUERIES: Final = sql.load("overview")
-_STATES: Final = ("running", "retrying", "scheduled", "waiting", "suspect")
+_STATES: Final = ("running", "retrying", "scheduled", "waiting", "parked", "suspect")
 
 Row = dict[str, Any]
 

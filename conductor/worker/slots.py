@@ -16,7 +16,7 @@ from conductor.tracing import find_tracer
 from conductor.worker.batches import BatchRun, Gathering, Member
 from conductor.worker.execution import Execution, Interruption
 from conductor.worker.outcomes import cancelled, given_back
-from conductor.worker.spans import traced
+from conductor.worker.spans import traced, traced_together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -222,13 +222,14 @@ class Slots:
     def _run_batch(self, task: Task[Any, Any], jobs: Sequence[ClaimedJob]) -> None:
         run = BatchRun(task, jobs, self._surroundings)
         self.running.update((member.info.id, member) for member in run.members)
-        run.handle = asyncio.get_running_loop().create_task(self._occupy_together(run))
+        tracer = find_tracer()
+        run.handle = asyncio.get_running_loop().create_task(self._occupy_together(run, tracer))
 
-    async def _occupy_together(self, run: BatchRun) -> None:
+    async def _occupy_together(self, run: BatchRun, tracer: Tracer | None) -> None:
         """Hold the slots of a batch for its run, and while a thread of it still runs."""
         ends: Sequence[Outcome | None] = [None] * len(run.members)
         try:
-            ends = await run.outcomes()
+            ends = await (run.outcomes() if tracer is None else traced_together(run, tracer))
         finally:
             for member, outcome in zip(run.members, ends, strict=True):
                 self._end(member, outcome)

@@ -52,6 +52,8 @@ values ('mail', 'send', '{}', 'ready', 0, 0, now() - interval '20 minutes', null
     ('mail', 'sort', '{}', 'scheduled', 0, 0, now() + interval '1 hour', null),
     ('mail', 'sort', '{}', 'waiting', 0, 0, 'infinity', null),
     ('mail', 'gone', '{}', 'running', 0, 0, now(), 1);
+insert into conductor.jobs (queue, task, key, ordered, payload, state)
+values ('mail', 'sort', 'k', true, '{}', 'parked');
 insert into conductor.history (id, run_at, created_at, finished_at, expires_on, fence, rank,
     attempt, crashes, outcome, trigger, queue, task, payload)
 select 900 + n, now(), now(), now() - n * interval '25 seconds', current_date + 7, 1, 0, 1, 0,
@@ -88,7 +90,8 @@ async def test_everything_is_counted(stocked: AsyncConnection[Any]) -> None:
     assert (send["ready"], send["running"], send["suspect"]) == (2, 1, 1)
     assert send["failed_per_minute"] == 3
     assert 1200 <= send["oldest_ready_s"] < 1300
-    assert (sort["retrying"], sort["scheduled"], sort["waiting"]) == (1, 1, 1)
+    counts = [sort[name] for name in ("retrying", "scheduled", "waiting", "parked")]
+    assert counts == [1, 1, 1, 1]
     assert sort["oldest_ready_s"] is None
     assert (gone["ready"], gone["running"]) == (None, 1)
     assert (queues["mail"]["ready"], queues["mail"]["running"]) == (2, 2)
@@ -123,7 +126,8 @@ async def test_a_sidecar_that_leads_is_shown(
         return next(iter((await read_overview(connection))["slots"]), {"active": None})
 
     async def is_led() -> bool:
-        return bool((await slot())["active"])
+        shown = await slot()
+        return bool(shown["active"] and shown["leader"])
 
     async with running(queue.database):
         await eventually(is_led)
@@ -141,9 +145,9 @@ async def test_counts_are_bounded(connection: AsyncConnection[Any]) -> None:
     await connection.execute(STOCK.encode())
     await connection.execute(
         "insert into conductor.jobs (queue, task, payload, state, run_at)"
-        " select 'mail', 'send', '{}', (array['ready', 'running', 'scheduled'])[1 + n %% 3]"
-        "::conductor.job_state, now() from generate_series(1, %s) n",
-        [COUNTED_AT_MOST * 12],
+        " select 'mail', 'send', '{}', (%s::text[])[1 + n %% 4]::conductor.job_state, now()"
+        " from generate_series(1, %s) n",
+        [["ready", "running", "scheduled", "parked"], COUNTED_AT_MOST * 16],
     )
     send = by((await read_overview(connection))["tasks"], "task")["send"]
     counts = {send[name] for name in ("ready", "running", "scheduled")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -16,6 +16,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import BaseModel
 
 from conductor import (
+    Batch,
+    BatchContext,
+    BatchFailed,
     Conductor,
     Context,
     Emitted,
@@ -51,6 +54,7 @@ class Notes(TableRow, table="public.notes"):
 
 sell = define_task("sell", payload=Order, returns=str)
 pack = define_task("pack", payload=Order, returns=str, queue="packing")
+note = define_task("note", payload=Order)
 sold = define_event("order.sold", payload=Order)
 
 
@@ -95,7 +99,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
 
 @pytest.fixture
 async def conductor(queue: Queue) -> AsyncIterator[Conductor[None]]:
-    conductor = Conductor(queue.database.dsn, tasks=[sell, pack], events=[sold])
+    conductor = Conductor(queue.database.dsn, tasks=[sell, pack, note], events=[sold])
     yield conductor
     await conductor.close()
 
@@ -241,6 +245,27 @@ async def test_an_event_carries_the_trace_to_its_subscribers(
     emitted = next(s for s in spans.named("send order.sold") if s.parent is None)
     assert attributes(emitted)["messaging.batch.message_count"] == 2
     assert attributes(emitted)["conductor.event"] == "order.sold"
+
+
+async def test_a_batch_is_a_trace_of_its_own_linked_to_where_its_jobs_came_from(
+    queue: Queue, conductor: Conductor[None], spans: Spans
+) -> None:
+    @conductor.task(note, batch=Batch(size=3, wait_s=10), max_attempts=1)
+    async def noting(events: Sequence[Invocation[Order]], ctx: BatchContext[None]) -> None:
+        raise BatchFailed({1: ValueError(SECRET)})
+
+    async with Orchestrator(conductor, metrics_port=None) as orchestrator:
+        for _ in range(2):
+            await conductor.invoke(note, Order())
+        await queue.rows("select conductor.invoke('note', payload => '{}')")
+        await orchestrator.drain()
+    processed = spans.one("process default")
+    assert processed.parent is None
+    made = {span.context.span_id for span in spans.named("send default")}
+    assert {link.context.span_id for link in processed.links} == made
+    shown = attributes(processed)
+    assert (shown["messaging.batch.message_count"], shown["conductor.batch.failed"]) == (3, 1)
+    assert (shown["conductor.outcome"], shown["conductor.task"]) == ("mixed", "note")
 
 
 async def test_a_context_that_is_given_is_kept_and_a_bad_one_harms_nobody(

@@ -57,6 +57,10 @@ from (
     (select j.queue, j.task, 'suspect' from conductor.jobs j
      where j.state = 'suspect' limit %(bound)s)
     union all
+    (select j.queue, j.task, 'parked' from conductor.jobs j
+     where j.state = 'parked'
+     order by j.queue, j.task, j.key limit %(bound)s)
+    union all
     (select j.queue, j.task,
          case when j.state = 'waiting' then 'waiting' when j.attempt > 0 then 'retrying'
              else 'scheduled' end
