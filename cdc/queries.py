@@ -206,7 +206,7 @@ BACKEND_PID: Final = sql.SQL("select pg_backend_pid() as pid")
 PROGRESS: Final = sql.SQL("""
     select slot, generation, state, epoch, routed_lsn::text, acknowledged_lsn::text, source,
         database, system_identifier, timeline, plugin, marker_nonce::text, sink_pid, leader,
-        updated_at::text
+        updated_at::text, emits
     from conductor.progress
     where slot = %(slot)s
 """)

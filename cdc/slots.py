@@ -72,6 +72,7 @@ class ProgressRow:
     sink_pid: int | None
     leader: str | None
     updated_at: str
+    emits: bool = False  # it routes what is emitted through the WAL
 
 
 @dataclass(frozen=True, slots=True)

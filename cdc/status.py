@@ -95,6 +95,7 @@ def _positions(situation: Situation) -> dict[str, Any]:
         "generation": None if progress is None else progress.generation,
         "epoch": None if progress is None else progress.epoch,
         "state": None if progress is None else progress.state,
+        "routes_events": progress is not None and progress.emits,
         "server_lsn": str(server_lsn),
         "routed_lsn": None if progress is None else str(progress.routed_lsn),
         "acknowledged_lsn": None if progress is None else str(progress.acknowledged_lsn),

@@ -21,6 +21,7 @@ from conductor.migrations import migrate
 from tests.integration.conftest import Queue
 from tests.integration.sidecar import (
     captured,
+    cdc,
     drop_slot,
     eventually,
     query,
@@ -263,6 +264,7 @@ async def test_one_slot_of_a_database_routes_them(migrated: ScratchDatabase) -> 
             query(migrated.dsn, EMIT, "x", "1")
             await eventually(lambda: jobs(migrated), "the job")
             assert [row["slot"] for row in query(migrated.dsn, owners)] == [migrated.name]
+            assert json.loads(cdc(migrated, "status", "--json").stdout)["routes_events"] is True
     drop_slot(migrated)
     assert "is gone" in refusal(migrated.dsn, EMIT, "x", "2")
     async with running(migrated, slot=other, publication="other"):
