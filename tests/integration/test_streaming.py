@@ -252,6 +252,30 @@ async def test_what_is_open_is_sent_again_after_a_lost_connection(
         assert jobs[mode] == jobs["off"]
 
 
+async def test_prepared_transactions_come_when_they_are_committed(shop: ScratchDatabase) -> None:
+    def prepare(name: str, *numbers: int) -> None:
+        with psycopg.connect(shop.dsn) as connection:
+            connection.execute(MANY, numbers)
+            connection.execute(f"prepare transaction '{shop.name}_{name}'".encode())
+
+    async with sidecars(shop, *WATCHED) as found:
+        prepare("one", 1, 3000)
+        prepare("two", 10_001, 13_000)
+        try:
+            run(shop, "insert into shop.users (id) values (1)")
+            before = await routed(shop)
+            run(shop, f"commit prepared '{shop.name}_two'")
+        finally:
+            run(shop, f"rollback prepared '{shop.name}_one'")
+        run(shop, "insert into shop.users (id) values (2)")
+        jobs = await routed(shop)
+    assert len(before["off"]) == 1
+    assert len(jobs["off"]) == 3002
+    for mode in found[1:]:
+        assert jobs[mode] == jobs["off"]
+        assert streamed(shop, mode) >= 2
+
+
 async def test_a_sidecar_that_dies_anywhere_loses_and_repeats_nothing(
     shop: ScratchDatabase,
 ) -> None:
