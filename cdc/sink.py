@@ -98,9 +98,10 @@ class Sink:
     async def open(cls, dsn: str, slot: str, *, leader: str) -> "Sink":
         """Connect and raise the epoch: from here on no earlier leader can commit.
 
-        Call it while holding the replication slot. A predecessor's backend that still stands in
-        a transaction would keep the row locked, so it is ended first. Raises `QueueUnavailable`,
-        or `FenceLost` when the slot has no progress row.
+        Call it while holding the replication slot, and never through a pooler that lends backends
+        to others (`pooling` tells): its session commits asynchronously. A predecessor's backend
+        that still stands in a transaction would keep the row locked, so it is ended first. Raises
+        `QueueUnavailable`, or `FenceLost` when the slot has no progress row.
         """
         name = f"cdc sink {slot}"[:63]
         async with _queue_errors():
