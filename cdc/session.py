@@ -202,7 +202,8 @@ class Session:
             situation = await self._look(parts)
             if situation is not None:
                 try:
-                    await self._prepare(parts, situation)
+                    if not await self._prepare(parts, situation):
+                        continue
                     await self._start(parts.stream)
                     break
                 except SlotBusy as error:
@@ -241,19 +242,23 @@ class Session:
                 raise problem
         return situation
 
-    async def _prepare(self, parts: _Parts, situation: Situation) -> None:
-        """Bring publication, then slot and progress into being."""
+    async def _prepare(self, parts: _Parts, situation: Situation) -> bool:
+        """Bring publication, then slot and progress into being; False: look again first."""
         loss = self._loss_to_accept
         if loss is not None:
-            await self._accept(parts, loss)
-            return
+            return await self._accept(parts, loss)
         await self._reconcile(parts)
         if situation.progress is None or situation.progress.state == "creating":
             start = await parts.slots.create(parts.stream, parts.listener)
             self._log.info("slot_created", lsn=_text(start))
+        return True
 
-    async def _accept(self, parts: _Parts, loss: Loss) -> None:
-        """Start over with a new slot, if there is still something that only one cures."""
+    async def _accept(self, parts: _Parts, loss: Loss) -> bool:
+        """Start over with a new slot, if there is still something that only one cures.
+
+        Else the loss was accepted before, perhaps by an attempt that ended before it had a slot:
+        what is there by now has to be looked at like anything else.
+        """
 
         async def mend() -> CdcError | None:
             return (await self._reconcile(parts, tolerate_drift=True)).loss
@@ -262,8 +267,9 @@ class Session:
         self._loss_to_accept = None
         if start is None:
             self._log.info("loss_is_over", loss=str(loss.error))
-        else:
-            self._log.warning("slot_recreated", lsn=_text(start), after=str(loss.error))
+            return False
+        self._log.warning("slot_recreated", lsn=_text(start), after=str(loss.error))
+        return True
 
     async def _reconcile(self, parts: _Parts, *, tolerate_drift: bool = False) -> Reconciled:
         book = parts.book

@@ -230,6 +230,34 @@ async def test_a_missing_slot_stops_and_leaves_a_gap(shop: ScratchDatabase) -> N
     assert len(generations) == 2
 
 
+async def test_a_new_slot_that_has_to_wait_for_a_writer_is_tried_again(
+    shop: ScratchDatabase,
+) -> None:
+    async with capturing(shop):
+        insert(shop, 1)
+        await routed(shop, 1)
+    drop_slot(shop)
+    tries = (
+        "select count(*) from pg_stat_activity"
+        " where query like 'CREATE_REPLICATION_SLOT%%' and state = 'active' and datname = %s"
+    )
+    with psycopg.connect(shop.dsn) as writer:
+        writer.execute("insert into t values (2)")
+        async with running(shop, gap_policy="recreate", slot_creation_deadline_s=0.6):
+            for wanted in (1, 0, 1):
+                await eventually(
+                    lambda wanted=wanted: value(shop.admin_dsn, tries, shop.name) == wanted,
+                    "another try",
+                )
+            writer.commit()
+            streams = "select state = 'streaming' from conductor.progress"
+            await eventually(lambda: value(shop.dsn, streams), "the slot")
+            insert(shop, 3)
+            await routed(shop, 2)
+    assert ids(shop) == [1, 3]
+    assert gaps(shop) == [("slot_missing", "recreate", False)]
+
+
 async def test_a_slot_that_somebody_else_consumed_stops(shop: ScratchDatabase) -> None:
     async with capturing(shop):
         pass
