@@ -39,12 +39,13 @@ def decode_marker(content: bytes, *, slot: str, nonce: str) -> Marker | None:
     """
     try:
         fields = json.loads(content)
-        marker = Marker(
-            slot=fields["slot"],
-            nonce=fields["nonce"],
+        if (fields["slot"], fields["nonce"]) != (slot, nonce):
+            return None
+        return Marker(
+            slot=slot,
+            nonce=nonce,
             start=tuple(int(i) for i in fields["start"]),
             end=tuple(int(i) for i in fields["end"]),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    return marker if (marker.slot, marker.nonce) == (slot, nonce) else None

@@ -122,9 +122,10 @@ class Spool:
         try:
             self._write_tail()
         except OSError as error:
+            # No name of the folder when there is none that can be written: asking would fail again.
+            where = f" in {tempfile.tempdir}" if tempfile.tempdir else ""
             raise SpoolFailed(
-                f"{size} bytes of transaction {self.xid} cannot be kept in "
-                f"{tempfile.gettempdir()}: {error.strerror}"
+                f"{size} bytes of transaction {self.xid} cannot be kept{where}: {error.strerror}"
             ) from error
         self._file_bytes += size
         self._memory.disk_bytes += size

@@ -95,7 +95,11 @@ def _judge(condition: str | None, value: Any) -> tuple[str, str] | None:
     except filters.FilterFailed as error:
         reason = {"type": "FilterFailed", "message": str(error)}
         return "failed", orjson.dumps(reason).decode()
-    return "completed", orjson.dumps(value).decode()
+    try:
+        return "completed", orjson.dumps(value).decode()
+    except orjson.JSONEncodeError as error:  # it reads what is nested deeper than it writes
+        reason = {"type": "EventUnreadable", "message": str(error)}
+        return "failed", orjson.dumps(reason).decode()
 
 
 def _by_column(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2s
 from typing import Any, Final, Literal
 
-from orjson import OPT_SORT_KEYS, dumps, loads
+from orjson import OPT_SORT_KEYS, JSONEncodeError, dumps, loads
 
 from conductor.contract import encode_head
 
@@ -174,7 +174,10 @@ def matched_values(fields: str, message: Any) -> str | None:
     names: list[str] = loads(fields)
     if not isinstance(message, dict) or not message.keys() >= set(names):
         return None
-    return _json([message[name] for name in names])
+    try:
+        return _json([message[name] for name in names])
+    except JSONEncodeError:  # nobody can wait for what is nested too deep to be written
+        return None
 
 
 def _json(value: Any) -> str:

@@ -70,5 +70,9 @@ def judge(waiting: Waiting, message: Message) -> Wakeup | None:
     except FilterFailed as error:
         reason = to_json({"type": "FilterFailed", "message": str(error)}).decode()
         return Wakeup(waiting.job, waiting.name, FAILED, reason)
-    payload = orjson.dumps(message.payload).decode()
+    try:
+        payload = orjson.dumps(message.payload).decode()
+    except orjson.JSONEncodeError as error:  # it reads what is nested deeper than it writes
+        reason = to_json({"type": "EventUnreadable", "message": str(error)}).decode()
+        return Wakeup(waiting.job, waiting.name, FAILED, reason)
     return Wakeup(waiting.job, waiting.name, COMPLETED, payload)

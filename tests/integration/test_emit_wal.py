@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from cdc.letters import redrive_letters
 from cdc.metrics import Metrics
 from conductor import Conductor, Context, Orchestrator, SyncConductor, define_event, define_task
-from conductor.errors import EmitRefused
+from conductor.errors import EmitRefused, JobFailed
 from conductor.migrations import migrate
 from tests.integration.conftest import Queue
 from tests.integration.sidecar import (
@@ -345,6 +345,31 @@ async def test_a_job_waits_for_an_event_that_is_emitted_through_the_wal(queue: Q
             await queue.until(waiting, 1)
             await conductor.emit(paid, Paid(order=2, amount=7), via="wal")
             assert await two.result(timeout_s=20) == 7
+    drop_slot(queue.database)
+    await conductor.close()
+
+
+async def test_an_event_nested_too_deep_fails_who_waits_and_the_stream_goes_on(
+    queue: Queue,
+) -> None:
+    tree = define_event("tree", payload=Any)
+    conductor = Conductor(queue.database.dsn, tasks=[wait], events=[tree])
+
+    @conductor.task(wait, max_attempts=1)
+    async def handler(event: Any, ctx: Context[None]) -> Any:
+        return await ctx.wait_for_event("grown", tree)
+
+    async with running(queue.database):
+        await captured(queue.database, on_event(queue.database.dsn, "tree"))
+        async with Orchestrator(conductor):
+            one = await conductor.invoke(wait, 1)
+            await queue.until("select exists (select from conductor.jobs where state = 'waiting')")
+            query(queue.database.dsn, EMIT, "tree", "[" * 500 + "]" * 500)
+            with pytest.raises(JobFailed, match="Recursion limit"):
+                await one.result(timeout_s=20)
+        query(queue.database.dsn, EMIT, "tree", "1")
+        routed = "select count(*) = 2 from conductor.jobs where task = 'told'"
+        await queue.until(routed)
     drop_slot(queue.database)
     await conductor.close()
 

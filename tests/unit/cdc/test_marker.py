@@ -30,6 +30,8 @@ def test_a_marker_of_another_slot_or_nonce_is_none(slot: str, nonce: str) -> Non
         b'{"slot": "a", "nonce": "nonce"}',
         json.dumps({"slot": "a", "nonce": "nonce", "start": ["x"], "end": []}).encode(),
         json.dumps({"slot": "a", "nonce": "nonce", "start": 1, "end": []}).encode(),
+        b'{"slot": "a", "nonce": "nonce", "start": [1e400], "end": []}',
+        b"[" * 100_000,
     ],
 )
 def test_anything_else_is_none(content: bytes) -> None:

@@ -351,6 +351,14 @@ def test_a_folder_that_cannot_be_written_to_is_named(
         spool.append(7, bytes(100))
 
 
+def test_no_folder_that_can_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
+    spool = Spool(7, SpoolMemory(10))
+    with pytest.raises(SpoolFailed, match="cannot be kept: No usable"):
+        spool.append(7, bytes(100))
+
+
 def test_a_message_larger_than_memory_allows_comes_whole() -> None:
     memory = SpoolMemory(1000)
     spool = Spool(1, memory)

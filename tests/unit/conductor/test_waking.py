@@ -65,3 +65,12 @@ def test_topics_tell_definitions_apart() -> None:
     assert stored.waits
     assert change_topic(one) == change_topic(stored) != change_topic(other)
     assert "waits" not in one.to_json()
+
+
+def test_what_is_nested_deeper_than_can_be_written_fails_who_waits_for_it_and_nobody_else() -> None:
+    deep = loads(b'{"order": 5, "tree": ' + b"[" * 500 + b"]" * 500 + b"}")
+    word = judge(Waiting(0, 7, "paid", None), message(deep))
+    assert word is not None
+    assert (word.outcome, loads(word.result)["type"]) == ("failed", "EventUnreadable")
+    assert matched_values('["order"]', deep) == "[5]"
+    assert matched_values('["tree"]', deep) is None
