@@ -205,7 +205,7 @@ def _schema(codec: Codec[Any]) -> dict[str, Any] | None:
 
 
 async def register(connections: Connections, registration: Registration) -> list[int]:
-    """Write a registration and return the ids of its change subscriptions.
+    """Write a registration and return the ids of its subscriptions.
 
     Raises UnknownTable, UnknownColumn or RegistrationRefused before anything is written, and
     DatabaseUnavailable or MigrationMismatch.
@@ -322,7 +322,7 @@ async def _write(store: RegistrationStore, registration: Registration) -> None:
 
 
 async def _subscribe(store: RegistrationStore, registration: Registration) -> list[int]:
-    """Keep, retire and add subscriptions; returns the ids of the live ones for changes."""
+    """Keep, retire and add subscriptions; returns the ids of the live ones."""
     wanted = registration.subscription_rows()
     live = await store.live_subscriptions(registration.app, registration.task_names)
     waits = {row.trigger_of for row in wanted if row.trigger.startswith(_WAIT)}  # by their names
@@ -335,7 +335,7 @@ async def _subscribe(store: RegistrationStore, registration: Registration) -> li
     await store.keep_subscriptions(sorted(kept.values()), registration.version)
     await store.add_subscriptions(registration.app, registration.version, added)
     now_live = await store.live_subscriptions(registration.app, registration.task_names)
-    return [number for number, row in now_live if row.kind == "change"]
+    return [number for number, _ in now_live]
 
 
 async def wait_captured(
@@ -343,6 +343,7 @@ async def wait_captured(
 ) -> None:
     """Wait until every slot of their source routes these subscriptions.
 
+    Those of events are waited for where a sidecar at work routes what is emitted through the WAL.
     From then on every commit that matches becomes a job. Raises CaptureTimeout, which says what
     is missing.
     """

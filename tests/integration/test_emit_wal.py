@@ -15,7 +15,16 @@ from pydantic import BaseModel
 
 from cdc.letters import redrive_letters
 from cdc.metrics import Metrics
-from conductor import Conductor, Context, Orchestrator, SyncConductor, define_event, define_task
+from conductor import (
+    Conductor,
+    Context,
+    Emitted,
+    OnEvent,
+    Orchestrator,
+    SyncConductor,
+    define_event,
+    define_task,
+)
 from conductor.errors import EmitRefused, JobFailed
 from conductor.migrations import migrate
 from tests.integration.conftest import Queue
@@ -370,6 +379,29 @@ async def test_an_event_nested_too_deep_fails_who_waits_and_the_stream_goes_on(
         query(queue.database.dsn, EMIT, "tree", "1")
         routed = "select count(*) = 2 from conductor.jobs where task = 'told'"
         await queue.until(routed)
+    drop_slot(queue.database)
+    await conductor.close()
+
+
+async def test_started_means_heard_as_well(queue: Queue) -> None:
+    conductor = Conductor(queue.database.dsn, events=[paid])
+
+    @conductor.task("told", OnEvent(paid))
+    async def told(_event: Emitted[Paid], _ctx: Context[None]) -> None: ...
+
+    async with running(queue.database):
+        await queue.until(
+            "select exists (select from conductor.progress p join pg_stat_activity a"
+            " on a.pid = p.sink_pid where p.emits)"
+        )
+        orchestrator = Orchestrator(conductor)
+        await orchestrator.start(wait_captured_s=30)
+        await conductor.emit(paid, Paid(order=1), via="wal")
+        await queue.until("select count(*) = 1 from conductor.history where task = 'told'")
+        await orchestrator.stop()
+    again = Orchestrator(conductor)
+    await again.start(wait_captured_s=30)  # nobody streams: the queue needs no sidecar
+    await again.stop()
     drop_slot(queue.database)
     await conductor.close()
 

@@ -122,16 +122,21 @@ select pg_catalog.pg_notify('conductor_subscriptions', %(app)s)
 
 -- name: uncaptured
 -- Change subscriptions that a slot of their source does not route yet; slot is null when there is
--- no such slot. `led`: somebody streams from it now (its sink's backend is there).
-select s.id, s.task, s.source, s.definition ->> 'schema' as schema, s.definition ->> 'table' as table,
-    p.slot, p.updated_at as seen_at,
-    exists (
+-- no such slot. `led`: somebody streams from it now (its sink's backend is there). Of events likewise,
+-- where a slot routes those that are emitted through the WAL, and is led: the queue needs no slot.
+select s.id, s.task, s.source, coalesce(s.definition ->> 'schema', 'event') as schema,
+    coalesce(s.definition ->> 'table', s.definition ->> 'event') as table, p.slot,
+    p.updated_at as seen_at, coalesce(p.led, false) as led
+from conductor.subscriptions s
+left join (
+    select p.*, exists (
         select from pg_catalog.pg_stat_activity b
         where b.pid = p.sink_pid and b.application_name = left('cdc sink ' || p.slot, 63)) as led
-from conductor.subscriptions s
-left join conductor.progress p on p.source = s.source
+    from conductor.progress p
+) p on case s.kind when 'change' then p.source = s.source else p.emits and p.led end
 left join conductor.activations a on a.subscription = s.id and a.slot = p.slot
 where s.id = any(%(ids)s::bigint[]) and s.retired_at is null and a.start_lsn is null
+    and (s.kind = 'change' or p.slot is not null)
 order by s.id
 
 -- name: mark_seen
