@@ -9,7 +9,8 @@ their digits, JSON its text. What becomes of two changes::
     …,      delete  ->  delete
 
 A large value that an update did not touch is not in the WAL (``unchanged``); it is taken from the
-change before it, if that has it. Pure: payloads in, payloads out.
+change before it, if that has it and every change of the row gets here. Pure: payloads in, payloads
+out.
 """
 
 import re
@@ -36,15 +37,17 @@ def fold(specs: Iterable[JobSpec]) -> list[JobSpec]:
         name = spec.head[-8:], spec.key
         before = folded.get(name)
         if before is not None:
-            payload = merge(before.payload, spec.payload)
-            folded[name] = replace(spec, payload=payload)
+            payload = merge(before.payload, spec.payload, fills=spec.fills)
+            folded[name] = replace(spec, payload=payload, fills=spec.fills and before.fills)
         else:
             folded[name] = spec
     return list(folded.values())
 
 
-def merge(pending: bytes, latest: bytes) -> bytes:
+def merge(pending: bytes, latest: bytes, *, fills: bool = True) -> bytes:
     """Return the payload that stands for two changes of one row, given in their order.
+
+    ``fills``: nothing has become of the row in between, so one has what the other lacks.
 
     >>> merge(b'{"op":"insert","new":{"a":1}}', b'{"op":"update","new":{"a":2}}')
     b'{"op":"insert","new":{"a":2}}'
@@ -52,7 +55,7 @@ def merge(pending: bytes, latest: bytes) -> bytes:
     before, after = members(pending), members(latest)
     if after[b'"op"'] == b'"delete"' or before[b'"op"'] == b'"delete"':
         return latest
-    filled = _filled(members(before[b'"new"']), after)
+    filled = _filled(members(before[b'"new"']), after) if fills else {}
     merged = after | filled
     if before[b'"op"'] == b'"insert"':
         merged[b'"op"'] = b'"insert"'

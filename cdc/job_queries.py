@@ -23,26 +23,30 @@ CALL_LANES: Final = sql.SQL("""
 """)
 
 COALESCING_JOBS: Final = sql.SQL("""
-    select w.place, j.id, j.payload::text
+    select w.place, j.at::text, j.payload::text
     from unnest(%(subscriptions)s::bigint[], %(keys)s::text[], %(lsns)s::pg_lsn[],
         %(ordinals)s::bigint[]) with ordinality as w (subscription, key, lsn, ordinal, place)
     cross join lateral (
-        select c.id, c.payload
+        select c.ctid as at, c.payload
         from conductor.jobs c
         where c.coalescing and c.fence = 0 and c.subscription = w.subscription and c.key = w.key
             and (c.source_lsn, c.source_ordinal) < (w.lsn, w.ordinal)
-        order by c.id desc
+        order by c.source_lsn desc, c.source_ordinal desc
         limit 1
         for update skip locked
     ) j
 """)
-"""Jobs that have not begun and can take these changes in: at most one for each."""
+"""Jobs that have not begun and can take these changes in: the latest before each, if any; locked.
+
+Not in the order of the ids: the server would walk the primary key for a key that is common.
+"""
 
 RENEW_JOBS: Final = sql.SQL("""
     update conductor.jobs j
     set payload = r.payload, source_lsn = r.lsn, source_ordinal = r.ordinal
     from unnest(
-        %(jobs)s::bigint[], %(payloads)s::json[], %(lsns)s::pg_lsn[], %(ordinals)s::bigint[]
-    ) as r (id, payload, lsn, ordinal)
-    where j.id = r.id
+        %(ats)s::text[]::tid[], %(payloads)s::json[], %(lsns)s::pg_lsn[], %(ordinals)s::bigint[]
+    ) as r (at, payload, lsn, ordinal)
+    where j.ctid = r.at and j.ctid = any (%(ats)s::text[]::tid[])
 """)
+"""Found by where they stand, as all that was just locked is."""

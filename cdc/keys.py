@@ -14,7 +14,7 @@ class RowKey:
     None given: those of the replica identity, unless that is the whole row.
     """
 
-    __slots__ = ("_columns", "_missing")
+    __slots__ = ("_columns", "_missing", "identifies")
 
     def __init__(self, columns: Sequence[str], shape: RelationShape) -> None:
         names = shape.column_names
@@ -22,6 +22,8 @@ class RowKey:
         indexes = [names.index(n) for n in columns if n in names] if columns else identity
         self._columns = [(i, names[i], shape.converters[i]) for i in indexes]
         self._missing = [name for name in columns if name not in names]
+        self.identifies = bool(shape.key_indexes) and set(shape.key_indexes).issubset(indexes)
+        """Whether two rows of the table at one time never have the same key."""
 
     def read(self, row: Row) -> str:
         """Return a row's key. Raises ValueUndecodable when the WAL does not tell it."""

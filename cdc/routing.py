@@ -362,6 +362,7 @@ class _Route:
         "changed",
         "coalesce_us",
         "copy_head",
+        "fills",
         "head_truncate",
         "insert",
         "key",
@@ -384,6 +385,14 @@ class _Route:
         self.ordered, self.coalesce_us = wanted.ordered, wanted.coalesce_us
         has_key = wanted.ordered or self.coalesce_us
         self.key_of = RowKey(wanted.key, shape) if has_key else None
+        # Else a change of the row that it does not get may have set what a later one leaves out.
+        self.fills = (
+            self.key_of is not None
+            and self.key_of.identifies
+            and wanted.when is None
+            and wanted.changed is None
+            and {"insert", "update"} <= wanted.operations
+        )
         self._captured = frozenset(captured)
         self.subscription = subscription.id
         self.operations = wanted.operations
@@ -411,11 +420,15 @@ class _Route:
         """Return the template of a delete, by what the WAL holds of the row."""
         return self._delete_by_row if old_kind == "O" else self._delete_by_key
 
-    def give_key(self, spec: JobSpec, row: Row) -> None:
-        """Let a job have the key of a row: of the new one, or of one that was deleted."""
+    def give_key(self, spec: JobSpec, row: Row, *, moved: bool) -> None:
+        """Let a job have the key of a row: of the new one, or of one that was deleted.
+
+        ``moved``: the row had another key before, and so other changes.
+        """
         if self.key_of is not None:
             spec.key = self.key_of.read(row)
             spec.ordered, spec.coalesce_us = self.ordered, self.coalesce_us
+            spec.fills = self.fills and not moved
 
     def only_captured(self, change: Change) -> Change:
         """Return the change with the columns blanked that this subscription does not capture."""
@@ -553,12 +566,13 @@ def _give_keys(
     if isinstance(change, Truncate):
         return
     by_head = {route.copy_head: route for route in routes}
+    moved = isinstance(change, Update) and change.old_kind == "K"
     if isinstance(change, Update):
         row, _ = _compare(shape, change)
     else:
         row = change.old if isinstance(change, Delete) else change.new
     for spec in specs:
-        by_head[spec.head].give_key(spec, row)
+        by_head[spec.head].give_key(spec, row, moved=moved)
 
 
 def _compare(shape: RelationShape, update: Update) -> tuple[Row, list[str] | None]:

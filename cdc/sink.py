@@ -357,15 +357,16 @@ async def _coalesce(
             "ordinals": [spec.ordinal for spec in folded],
         },
     )
-    pending = {int(place): (job, payload) for place, job, payload in await cursor.fetchall()}
+    pending = {int(place): (at, payload) for place, at, payload in await cursor.fetchall()}
     if pending:
-        found = [(folded[place - 1], job, payload) for place, (job, payload) in pending.items()]
+        found = [(folded[place - 1], at, payload) for place, (at, payload) in pending.items()]
         await cursor.execute(
             job_queries.RENEW_JOBS,
             {
-                "jobs": [job for _, job, _ in found],
+                "ats": [at for _, at, _ in found],
                 "payloads": [
-                    merge(payload.encode(), spec.payload).decode() for spec, _, payload in found
+                    merge(payload.encode(), spec.payload, fills=spec.fills).decode()
+                    for spec, _, payload in found
                 ],
                 "lsns": [_commit_lsn(spec) for spec, _, _ in found],
                 "ordinals": [spec.ordinal for spec, _, _ in found],

@@ -71,6 +71,7 @@ class JobSpec:
     key: str | None = None
     ordered: bool = False  # it stands in the lane of its key
     coalesce_us: int = 0  # how long it waits for later changes of its key to go into it
+    fills: bool = True  # what the WAL left out of it may come from the change of its key before it
 
 
 def _text(value: str | None) -> bytes:

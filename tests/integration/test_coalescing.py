@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from cdc import job_queries
 from cdc.letters import redrive_letters
 from cdc.sink import Batch, Sink
 from conductor import Conductor, Context, OnChange, Orchestrator
@@ -135,6 +136,50 @@ async def test_a_refused_job_is_a_letter_and_comes_back_as_what_it_was(
     assert outcome.result == "routed"
     assert [row[:2] for row in await shown(queue)] == [("b", "scheduled"), ("a", "scheduled")]
     assert await queue.value("select bool_and(coalescing) from conductor.jobs")
+
+
+async def test_the_latest_of_two_pending_jobs_takes_a_change_in(queue: Queue, write: Write) -> None:
+    await write(job(5, "a"))
+    await write(job(3, "a"))  # routed late
+    await write(job(6, "a"))
+    assert [row[2] for row in await shown(queue)] == ["6", "3"]
+
+
+async def test_a_value_that_may_be_an_old_one_is_not_taken(queue: Queue, write: Write) -> None:
+    first, second = job(0, "a", "insert"), job(1, "a", fills=False)
+    first.payload = b'{"op":"insert","new":{"n":0,"big":"old"}}'
+    second.payload = b'{"op":"update","new":{"n":1},"unchanged":["big"]}'
+    await write(first)
+    await write(second)
+    assert await queue.column("select payload from conductor.jobs") == [
+        {"op": "insert", "new": {"n": 1}, "unchanged": ["big"]}
+    ]
+
+
+@pytest.mark.parametrize("statistics", ["empty", "common"])
+async def test_pending_jobs_are_found_by_their_keys(queue: Queue, statistics: str) -> None:
+    """Whatever the server believes: it scans neither the table nor its primary key."""
+    rows = (
+        "insert into conductor.jobs (queue, task, trigger, payload, subscription, key, coalescing,"
+        " state, source_lsn, source_ordinal) select 'q', 't', 'change', '{}', 1, 'k' || n % 20,"
+        " true, 'scheduled', '0/1', n from generate_series(1, 20000) n"
+    )
+    many = {
+        "subscriptions": [1] * 500,
+        "keys": [f"key-{n}" for n in range(500)],
+        "lsns": ["0/1"] * 500,
+        "ordinals": [0] * 500,
+    }
+    with psycopg.connect(queue.database.dsn) as connection:
+        if statistics == "common":
+            connection.execute(rows)
+        connection.execute("analyze conductor.jobs")
+        if statistics == "empty":
+            connection.execute(rows)
+        explain = psycopg.sql.SQL("explain ") + job_queries.COALESCING_JOBS
+        plan = "\n".join(line for (line,) in connection.execute(explain, many).fetchall())
+    assert " jobs_coalescing " in plan
+    assert "jobs_pkey" not in plan
 
 
 @pytest.mark.parametrize("ordered", [False, True])

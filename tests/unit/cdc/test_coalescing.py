@@ -87,6 +87,13 @@ def test_what_no_change_had_stays_unknown() -> None:
     assert (merged["new"], merged["unchanged"]) == ({"note": "x", "a": 1}, ["big"])
 
 
+def test_what_may_have_changed_in_between_is_not_filled_in() -> None:
+    first = change("insert", new='{"big":"old","a":1}')
+    second = change("update", new='{"a":2}', unchanged='["big"]')
+    merged = json.loads(merge(first, second, fills=False))
+    assert (merged["op"], merged["new"], merged["unchanged"]) == ("insert", {"a": 2}, ["big"])
+
+
 def test_two_updates_are_one_from_the_first_old_row_to_the_last() -> None:
     first = change("update", new='{"a":2,"b":1}', old='{"a":1,"b":1}', changed='["a"]')
     second = change("update", new='{"a":2,"b":3}', old='{"a":2,"b":1}', changed='["b"]')
@@ -139,3 +146,14 @@ def test_changes_are_folded_by_subscription_and_key() -> None:
         (other, "a", 4),
     ]
     assert [json.loads(s.payload)["new"]["a"] for s in folded] == [5, 1, 4]
+
+
+@pytest.mark.parametrize("gap", [1, 2])
+def test_a_folded_change_fills_only_if_all_of_it_does(gap: int) -> None:
+    def spec(number: int) -> JobSpec:
+        payload = change("update", new=f'{{"a":{number}}}', unchanged='["big"]')
+        position = encode_position(1, 0x100)
+        return JobSpec(HEADS[0], position, number, payload, "a", fills=number != gap)
+
+    assert [s.fills for s in fold([spec(1), spec(2)])] == [False]
+    assert [s.fills for s in fold([spec(3), spec(4)])] == [True]

@@ -428,6 +428,26 @@ def test_a_key_that_nobody_can_tell_is_a_dead_letter_of_its_own_subscription(
     assert "no 'gone'" in routed.dead_letters[1].error
 
 
+@pytest.mark.parametrize(
+    "options, old_kind, fills",
+    [
+        ({}, None, True),
+        ({}, "K", False),
+        ({"when": "new.id > 1"}, None, False),
+        ({"operations": ["update"]}, None, False),
+        ({"key": ["email"]}, None, False),
+        ({"key": ["email", "id"]}, None, True),
+    ],
+)
+def test_a_change_is_filled_in_only_if_no_other_can_be_missing(
+    shape: RelationShape, options: dict[str, Any], old_kind: Any, fills: bool
+) -> None:
+    old: Any = [b"6", None, None] if old_kind else None
+    update = Update(OID, old_kind, old, [b"7", b"b", UNCHANGED])
+    (spec,) = route(shape, update, subscribe(1, coalesce_s=1, **options)).specs
+    assert spec.fills is fills
+
+
 def test_a_whole_row_is_no_key() -> None:
     shape = describe(RelationCache(), identity="f")
     routed = route(
