@@ -102,7 +102,7 @@ class Batch:
                 raise OptionInvalid(f"{len(keys)} keys for {len(self.payloads)} payloads")
             for key in keys or ():
                 check_option(name, key)
-        if self.ordered:
+        if self.ordered and self.payloads:
             check_ordered(
                 self.task,
                 self.keys or [None],

@@ -104,6 +104,7 @@ class Maintenance:
         ):
             while await _alone(connection, partial(purge, batch=_BATCH)):
                 pass
+        await _alone(connection, MaintenanceStore.open_stray_lanes)
         await _alone(connection, MaintenanceStore.call_stalled_lanes)
         await retire_abandoned(connection, ABANDONED_AFTER_S)
         await retire_unawaited(connection)

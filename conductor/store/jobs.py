@@ -148,6 +148,7 @@ class Exchange:
     jobs: list[ClaimedJob] = field(default_factory=list)
     suspects: list[ClaimedJob] = field(default_factory=list)
     woken: list[str] = field(default_factory=list)
+    lanes_left: bool = False  # to look at
     error: psycopg.Error | None = None
 
 
@@ -271,6 +272,7 @@ def _note(exchange: Exchange, query: bytes, rows: list[Row], queue: str) -> None
         return
     now_s = monotonic()
     if query is _OFFER:
+        exchange.lanes_left = any(more for _, more in rows)
         return
     jobs = [_claimed(row, queue, now_s) for row in rows]
     if query is _CLAIM:

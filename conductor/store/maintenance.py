@@ -14,6 +14,7 @@ from psycopg.sql import SQL, Identifier, Literal
 from conductor import sql
 
 _QUERIES: Final = sql.load("maintenance")
+_OPEN_LANES: Final = sql.load("registration")["open_lanes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,12 @@ class MaintenanceStore:
     async def call_stalled_lanes(self) -> None:
         """Have lanes looked at in which somebody waits and nobody has the turn."""
         await self._connection.execute(_QUERIES["call_stalled_lanes"])
+
+    async def open_stray_lanes(self) -> None:
+        """Let the jobs go that were put into lanes of tasks which are not ordered any more."""
+        cursor = await self._connection.execute(_QUERIES["stray_lanes"])
+        for queue, task in await cursor.fetchall():
+            await self._connection.execute(_OPEN_LANES, {"queues": [queue], "tasks": [task]})
 
     async def purge_steps(self, batch: int) -> int:
         """Delete steps of jobs that are gone; returns how many."""

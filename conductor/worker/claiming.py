@@ -206,14 +206,18 @@ class Claiming:
         *,
         now_s: float,
         duration_s: float,
+        lanes_left: bool = False,
     ) -> None:
-        """Take note of what a claim came back with; puts the jobs in claim order."""
+        """Take note of what a claim came back with; puts the jobs in claim order.
+
+        ``lanes_left``: there are lanes that it has not looked at yet.
+        """
         jobs.sort(key=_order)
         more = len(jobs) >= planned.claim.limit
         self._cursors.advance(jobs, more=more)
         self._scans.ran(planned.scan, now_s, duration_s)
         busy = bool(jobs or suspects) or planned.riding
-        self.polling.found(now_s, busy=busy, more=more or bool(suspects))
+        self.polling.found(now_s, busy=busy, more=more or bool(suspects) or lanes_left)
         if planned.claim.suspect_crashes is not None and not suspects:
             self._suspects_due_s = now_s + SUSPECTS_INTERVAL_S
 

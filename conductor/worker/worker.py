@@ -247,7 +247,12 @@ class Worker:
         if planned is None:
             return
         self._claiming.claimed(
-            planned, reply.jobs, reply.suspects, now_s=monotonic(), duration_s=duration_s
+            planned,
+            reply.jobs,
+            reply.suspects,
+            now_s=monotonic(),
+            duration_s=duration_s,
+            lanes_left=reply.lanes_left,
         )
         if self._stopping:
             self._slots.refuse(reply.suspects + reply.jobs)

@@ -21,8 +21,10 @@ from conductor.contract import JobSpec, encode_head, encode_position
 from conductor.definitions import Task
 from conductor.errors import OptionInvalid
 from conductor.gauges import Gauges
+from conductor.maintenance import Maintenance
 from conductor.metrics import HALTED_LANES, Metrics
 from conductor.retry import RetryPolicy
+from conductor.store.jobs import OFFER_BATCH, Claim, JobStore
 from conductor.store.operations import OperationStore
 from tests.integration.conftest import Queue
 from tests.integration.lane_worker import application, note
@@ -396,6 +398,10 @@ async def test_ordered_jobs_have_a_key_and_no_time(yard: Yard, options: Any) -> 
         await yard.app.invoke(work, 1, **options)
 
 
+async def test_no_jobs_need_no_keys(yard: Yard) -> None:
+    assert await yard.app.invoke_many(work, [], keys=[]) == []
+
+
 async def test_a_schedule_has_no_key(yard: Yard) -> None:
     with pytest.raises(OptionInvalid, match="a schedule has none"):
         await yard.app.schedule("s", work, Cron("* * * * *"), 1)
@@ -444,6 +450,49 @@ async def test_a_task_that_is_ordered_no_more_opens_its_lanes(yard: Yard) -> Non
     async with app:
         await Orchestrator(app).drain()
     assert sorted(yard.ran) == [1, 2, 3]
+
+
+async def test_jobs_of_a_client_that_still_orders_them_are_let_go(
+    yard: Yard, queue: Queue, metrics: Metrics
+) -> None:
+    free = define_task("work", payload=Any)
+    app = Conductor(yard.dsn, tasks=[free])
+
+    @app.task(free)
+    async def handler(event: Invocation[Any], _ctx: Context[None]) -> None:
+        yard.ran.append(event.payload)
+
+    async with app:
+        async with Orchestrator(app):
+            pass
+        await yard.put("a", 1, 2)
+        await Maintenance(queue.connections, metrics).tick()
+        assert {state for _, state in await yard.states()} == {"ready"}
+        await Orchestrator(app).drain()
+    assert sorted(yard.ran) == [1, 2]
+
+
+async def test_maintenance_leaves_lanes_of_ordered_tasks_alone(
+    yard: Yard, queue: Queue, metrics: Metrics
+) -> None:
+    await yard.register(yard.note)
+    await yard.put("a", 1, 2)
+    await Maintenance(queue.connections, metrics).tick()
+    assert {state for _, state in await yard.states()} == {"parked"}
+
+
+async def test_a_claim_says_when_lanes_are_left_to_look_at(yard: Yard, queue: Queue) -> None:
+    await yard.put("a", *range(3))
+    await yard.queue.rows(
+        "insert into conductor.lane_calls (queue, task, key)"
+        " select 'default', 'work', 'a' from generate_series(2, %s)",
+        OFFER_BATCH + 1,
+    )
+    claim = Claim("default", ["work"], [], limit=0, has_lanes=True)
+    async with queue.connections.lend() as connection:
+        store = JobStore(connection)
+        left = [(await store.exchange(0, [], claim)).lanes_left for _ in range(3)]
+    assert left == [True, False, False]
 
 
 async def test_a_lane_that_a_hand_has_emptied_is_found(yard: Yard) -> None:

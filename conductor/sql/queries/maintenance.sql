@@ -54,6 +54,27 @@ where k.ctid = any (array(
     limit %(batch)s
     for update skip locked))
 
+-- name: stray_lanes
+-- Tasks that are not ordered (any more), of which jobs stand in lanes: from a client of an earlier
+-- version, or by a trigger as it was, after the task was registered. Skips from task to task.
+with recursive parked as (
+    (select j.queue, j.task from conductor.jobs j where j.state = 'parked'
+     order by j.queue, j.task limit 1)
+    union all
+    select n.queue, n.task
+    from parked p
+    cross join lateral (
+        select j.queue, j.task from conductor.jobs j
+        where j.state = 'parked' and (j.queue, j.task) > (p.queue, p.task)
+        order by j.queue, j.task limit 1
+    ) n
+)
+select p.queue, p.task
+from parked p
+where not (
+    select t.ordered from conductor.tasks t
+    where t.name = p.task and t.queue = p.queue order by t.registered_at desc limit 1)
+
 -- name: call_stalled_lanes
 select conductor.call_stalled_lanes()
 

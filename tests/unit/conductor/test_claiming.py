@@ -145,6 +145,14 @@ def test_a_claim_is_planned_when_there_is_room_and_it_is_time() -> None:
     assert planned.claim.suspect_crashes == 1
 
 
+def test_lanes_that_are_left_are_looked_at_at_once() -> None:
+    claiming = Claiming("q", ["t"], has_lanes=True)
+    planned = claiming.plan(1.0, room=10, riding=False, suspect_crashes=2)
+    assert planned is not None
+    claiming.claimed(planned, [], [], now_s=1.0, duration_s=0.001, lanes_left=True)
+    assert claiming.plan(1.0, room=10, riding=False, suspect_crashes=2) is not None
+
+
 def test_claimed_jobs_come_in_claim_order() -> None:
     claiming = Claiming("q", ["t"])
     planned = claiming.plan(1.0, room=10, riding=False, suspect_crashes=2)
