@@ -81,6 +81,11 @@ class EventRouter:
         self.counts = 0, 0
         """How many events a subscription was about, and how many nobody's."""
 
+    @property
+    def are_ours(self) -> bool:
+        """Whether this slot routes them; else another slot of the database does."""
+        return self._secret is not None
+
     def take_counts(self) -> tuple[int, int]:
         """Return the counts, and begin again."""
         counts, self.counts = self.counts, (0, 0)
@@ -96,7 +101,7 @@ class EventRouter:
         `raw` is the message as it came.
         """
         if self._secret is None:
-            return  # another slot of the database routes it
+            return
         try:
             event, emission = _read(message, place, self._generation, self._secret)
         except EmissionInvalid as error:

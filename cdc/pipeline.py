@@ -29,7 +29,7 @@ from cdc.relations import describe_shape
 from cdc.routing import DeadLetter, Routed, Router
 from cdc.sink import DURABLE_EVERY_S, Batch, Sink, Stamp
 from cdc.tracing import TransactionSpans, committed
-from cdc.transactions import TransactionReader
+from cdc.transactions import UNCERTAIN, TransactionReader
 from cdc.wire.frames import XLOG_DATA, XLOG_DATA_HEADER_SIZE, Keepalive, parse_frame
 from cdc.wire.messages import (
     Begin,
@@ -353,6 +353,8 @@ class Pipeline:
         pending.end_lsn = end_lsn
 
     def _set_aside(self, error: UndecodableMessage, payload: bytes) -> None:
+        if payload[:1] == UNCERTAIN and not self._events.are_ours:
+            return  # the slot that routes it sets it aside
         self._pending.routed.dead_letters.append(
             DeadLetter(
                 commit_lsn=error.commit_lsn,

@@ -1,8 +1,9 @@
 """Where messages of open transactions wait for their commit: in memory, beyond a bound on disk.
 
 A `Spool` is a stack of records, one an open transaction: appended in the order of the stream, cut
-off at the end when a subtransaction is rolled back, read from the beginning once. All spools of a
-session share one `SpoolMemory`: beyond its bound the largest go to a file, which has no name and
+off at the end when a subtransaction is rolled back, read from the beginning once. A cut steps back
+by whole runs of records of one kind, so that one of millions of rows holds up nobody. All spools of
+a session share one `SpoolMemory`: beyond its bound the largest go to a file, which has no name and
 so ends with the process, whatever becomes of it. Nothing is kept in memory for each record.
 
 Logical messages are the exception to the order: in a piece the server gives them the id of the
@@ -23,7 +24,7 @@ MEMORY_BYTES: Final = 8 << 20
 
 _READ_BYTES: Final = 256 << 10
 _HEAD: Final = Struct("<I")  # length of the message
-_TAIL: Final = Struct("<II")  # its subtransaction, and the length again: the way back
+_TAIL: Final = Struct("<IQ")  # its subtransaction, and where the run began: the way back
 _XIDS: Final = 1 << 32
 _LOGICAL_MESSAGE: Final = b"M"
 
@@ -69,7 +70,16 @@ class Spool:
     [(b'Ione', True)]
     """
 
-    __slots__ = ("_file", "_file_bytes", "_memory", "_tail", "_uncertain", "xid")
+    __slots__ = (
+        "_file",
+        "_file_bytes",
+        "_memory",
+        "_run",
+        "_run_start",
+        "_tail",
+        "_uncertain",
+        "xid",
+    )
 
     def __init__(self, xid: int, memory: SpoolMemory) -> None:
         self.xid = xid
@@ -78,6 +88,8 @@ class Spool:
         self._file_bytes = 0
         self._tail = bytearray()  # what comes after the file
         self._uncertain: list[tuple[int, int]] = []  # from where to where, in order
+        self._run: tuple[int, bool] | None = None  # of whom, and whether of logical messages
+        self._run_start = 0
         memory.add(self)
 
     @property
@@ -87,7 +99,10 @@ class Spool:
 
     def append(self, subxid: int, message: bytes) -> None:
         """Add a message of a subtransaction."""
-        record = _HEAD.pack(len(message)) + message + _TAIL.pack(subxid, len(message))
+        run = subxid, message[:1] == _LOGICAL_MESSAGE
+        if run != self._run:
+            self._run, self._run_start = run, self._file_bytes + len(self._tail)
+        record = _HEAD.pack(len(message)) + message + _TAIL.pack(subxid, self._run_start)
         self._tail += record
         self._memory.held_bytes += len(record)
         self._memory.make_room()
@@ -106,13 +121,14 @@ class Spool:
             if self._uncertain and self._uncertain[-1][1] == start:
                 start = self._uncertain.pop()[0]
                 continue
-            before, of, is_message = self._record_before(start)
+            before, of, is_message = self._run_before(start)
             if (of - self.xid) % _XIDS >= least:
                 end = before
             elif not (is_message and of == self.xid):
                 break
             start = before
         self._truncate(end)
+        self._run = None
         if start < end:
             self._uncertain.append((start, end))
 
@@ -175,10 +191,9 @@ class Spool:
             yield self._read(start, min(_READ_BYTES, self._file_bytes - start))
         yield bytes(self._tail)
 
-    def _record_before(self, end: int) -> tuple[int, int, bool]:
-        """Return where the record begins that ends here, whose it is, and if it is a message."""
-        subxid, length = _TAIL.unpack(self._read(end - _TAIL.size, _TAIL.size))
-        start = end - _TAIL.size - length - _HEAD.size
+    def _run_before(self, end: int) -> tuple[int, int, bool]:
+        """Return where the run begins that ends here, whose it is, and if it is of messages."""
+        subxid, start = _TAIL.unpack(self._read(end - _TAIL.size, _TAIL.size))
         return start, subxid, self._read(start + _HEAD.size, 1) == _LOGICAL_MESSAGE
 
     def _read(self, start: int, size: int) -> bytes:

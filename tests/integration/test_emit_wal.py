@@ -230,30 +230,37 @@ async def test_pieces_of_a_large_transaction_hold_them_too(migrated: ScratchData
         migrated.admin_dsn, f"alter database {migrated.name} set logical_decoding_work_mem = '64kB'"
     )
     query(migrated.dsn, "create table item (id int primary key)")
+    other = f"{migrated.name}_2"
     async with running(migrated, streaming="on"):
         await captured(migrated, subscribe(migrated.dsn, "public.item", ["insert"]))
         await captured(migrated, on_event(migrated.dsn, "x"))
-        with psycopg.connect(migrated.dsn) as connection:
-            connection.execute(MANY, (1, 2000))
-            connection.execute("insert into item values (1)")
-            connection.execute("savepoint a")
-            connection.execute("insert into item values (2)")
-            connection.execute(MANY, (2001, 4000))
-            connection.execute("rollback to a")
-            connection.execute(MANY, (4001, 6000))
-        await eventually(lambda: len(jobs(migrated)) >= 4001, "the jobs")
-        assert numbers(migrated) == [*range(1, 2001), *range(4001, 6001)]
-        assert letters(migrated) == []
-        # With nothing between, the server does not tell what was rolled back: none of it is routed.
-        with psycopg.connect(migrated.dsn) as connection:
-            connection.execute(MANY, (10_001, 10_100))
-            connection.execute("savepoint a")
-            connection.execute(MANY, (12_001, 14_000))
-            connection.execute("rollback to a")
-            connection.execute(MANY, (14_001, 16_000))
-        await eventually(lambda: len(jobs(migrated)) >= 6001, "the jobs")
+        async with running(migrated, streaming="on", slot=other, publication="other"):
+            await eventually(lambda: leads(migrated, other), "the second sidecar")
+            with psycopg.connect(migrated.dsn) as connection:
+                connection.execute(MANY, (1, 2000))
+                connection.execute("insert into item values (1)")
+                connection.execute("savepoint a")
+                connection.execute("insert into item values (2)")
+                connection.execute(MANY, (2001, 4000))
+                connection.execute("rollback to a")
+                connection.execute(MANY, (4001, 6000))
+            await eventually(lambda: len(jobs(migrated)) >= 4001, "the jobs")
+            assert numbers(migrated) == [*range(1, 2001), *range(4001, 6001)]
+            assert letters(migrated) == []
+            # With nothing between, the server does not tell what was rolled back: none is routed.
+            with psycopg.connect(migrated.dsn) as connection:
+                connection.execute(MANY, (10_001, 10_100))
+                connection.execute("savepoint a")
+                connection.execute(MANY, (12_001, 14_000))
+                connection.execute("rollback to a")
+                connection.execute(MANY, (14_001, 16_000))
+            await eventually(lambda: len(jobs(migrated)) >= 6001, "the jobs")
+            end = value(migrated.admin_dsn, "select pg_current_wal_insert_lsn()::text")
+            behind = "select count(*) from conductor.progress where acknowledged_lsn < %s"
+            await eventually(lambda: value(migrated.dsn, behind, end) == 0, "both to catch up")
     assert numbers(migrated)[4000:] == [*range(14_001, 16_001)]
     assert len(letters(migrated)) > 100
+    assert {letter["slot"] for letter in letters(migrated)} == {migrated.name}  # who routes them
     assert "a part of the transaction was rolled back" in letters(migrated)[0]["error"]
     assert value(
         migrated.admin_dsn,

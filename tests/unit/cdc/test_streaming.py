@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections import deque
 from collections.abc import Iterator
@@ -340,6 +341,24 @@ def test_memory_is_bounded_and_the_rest_is_on_disk() -> None:
     assert list(large.drain()) == [(bytes(100), True)]
     assert list(small.drain()) == [(b"small", True)]
     assert (memory.held_bytes, memory.disk_bytes) == (0, 0)
+
+
+def test_a_part_is_rolled_back_in_few_steps_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(7, SpoolMemory(1000))
+    spool.append(7, b"Ifirst")
+    for _ in range(3000):
+        spool.append(9, b"Igone")
+    reads: list[int] = []
+
+    def read(descriptor: int, size: int, offset: int) -> bytes:
+        reads.append(offset)
+        return pread(descriptor, size, offset)
+
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", read)
+    spool.cut(9)
+    assert len(reads) < 10
+    assert list(spool.drain()) == [(b"Ifirst", True)]
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(
