@@ -500,7 +500,8 @@ async def test_a_lane_that_a_hand_has_emptied_is_found(yard: Yard) -> None:
     await yard.put("b", 3)
     await yard.queue.rows("select conductor.offer_heads('default', 10)")
     await yard.queue.rows("delete from conductor.jobs where id = %s", first)
-    assert await yard.queue.value("select conductor.call_stalled_lanes()") == 1
+    for called in (1, 0):  # not again before somebody has looked
+        assert await yard.queue.value("select conductor.call_stalled_lanes()") == called
     await yard.queue.rows("select conductor.offer_heads('default', 10)")
     assert (second, "ready") in await yard.states()
     assert await yard.queue.value("select conductor.call_stalled_lanes()") == 0
