@@ -148,6 +148,7 @@ def route_again(letter: Letter, subscriptions: Iterable[Subscription]) -> Routed
             spec = JobSpec(s.head, position, letter.ordinal, letter.raw, key)
             if key is not None and isinstance(s.filter, ChangeFilter):
                 spec.ordered, spec.coalesce_us = s.filter.ordered, s.filter.coalesce_us
+                spec.fills = False  # nobody knows what has become of the row before it
             routed.specs.append(spec)
         return routed
     change = decode(letter.raw)

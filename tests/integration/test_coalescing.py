@@ -130,11 +130,15 @@ async def test_a_refused_job_is_a_letter_and_comes_back_as_what_it_was(
     bad.payload = b"{no json"
     await write(job(0, "b"), bad)
     assert await queue.value("select relation from conductor.dead_letters") == {"key": "a"}
-    fixed = psycopg.types.json.Json({"op": "update", "new": {"n": 1}})
+    await write(job(0, "a", "insert"))
+    fixed = psycopg.types.json.Json({"op": "update", "new": {}, "unchanged": ["n"]})
     await queue.rows("update conductor.dead_letters set raw = convert_to(%s::text, 'utf8')", fixed)
     (outcome,) = await redrive_letters(settings_for(queue.database, slot="s"), None)
     assert outcome.result == "routed"
-    assert [row[:2] for row in await shown(queue)] == [("b", "scheduled"), ("a", "scheduled")]
+    assert [row[:3] for row in await shown(queue)] == [
+        ("b", "scheduled", "0"),
+        ("a", "scheduled", None),  # it went into that of before, and took no value from it
+    ]
     assert await queue.value("select bool_and(coalescing) from conductor.jobs")
 
 
