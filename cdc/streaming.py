@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from cdc.emission import is_emission
-from cdc.errors import ProtocolError
+from cdc.errors import ProtocolError, ServerDecodeError
 from cdc.spool import Spool, SpoolMemory
 from cdc.transactions import UNCERTAIN
 from cdc.wire.encoding import encode
@@ -29,6 +29,10 @@ from cdc.wire.streamed import TAGS, decode_streamed, split_xid
 
 _HEADER: Final = bytes([XLOG_DATA]) + bytes(XLOG_DATA_HEADER_SIZE - 1)  # nobody reads the rest
 _ORIGIN: Final = b"O"
+_UNKNOWN_PLACE: Final = (
+    "it may be in a transaction that has not committed: CDC_STREAMING=off waits for that, and its "
+    "error names the position for `cdc slot skip`"
+)
 
 
 class StreamedTransactions:
@@ -150,7 +154,7 @@ class StreamedStream:
         await asyncio.sleep(0)  # a long replay must not hold up everybody else
         while not (frames := self._take(limit, limit_bytes)):
             self._report()
-            self._received.extend(await self._stream.read(limit, limit_bytes))
+            self._received.extend(await self._receive(limit, limit_bytes))
         self._report()
         return frames
 
@@ -161,6 +165,14 @@ class StreamedStream:
         await self._stream.send_status(
             write_lsn, flush_lsn, apply_lsn, reply_requested=reply_requested
         )
+
+    async def _receive(self, limit: int, limit_bytes: int) -> list[bytes]:
+        try:
+            return await self._stream.read(limit, limit_bytes)
+        except ServerDecodeError as error:
+            if self._memory.transactions:  # perhaps one of these: where it commits is not known yet
+                raise ServerDecodeError(str(error), hint=_UNKNOWN_PLACE) from error
+            raise
 
     def close(self) -> None:
         """Forget what was spooled: the server sends it again, to the next session."""

@@ -196,6 +196,37 @@ async def test_exactly_what_the_server_cannot_decode_is_skipped(start_server: St
     assert ids(shop) == [n for n in range(1, 303) if n != 300]
 
 
+@pytest.mark.pg(15)
+async def test_in_pieces_the_place_of_what_cannot_be_decoded_is_not_known_yet(
+    start_server: StartServer,
+) -> None:
+    server = start_server(settings={"logical_decoding_work_mem": "64kB"})
+    query(
+        server.dsn(),
+        "create database ascii encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0",
+    )
+    dsn = server.dsn("ascii") + "&client_encoding=utf8"
+    migrate(dsn)
+    shop = ScratchDatabase("ascii", dsn, dsn, dsn)
+    query(dsn, "create table t (id int primary key, body text)")
+    subscribe(dsn, "public.t", ["insert"])
+    async with running(shop):
+        await captured(shop, 1)
+    query(
+        dsn,
+        "insert into t select i, case i when 3000 then convert_from('\\xff', 'SQL_ASCII')"
+        " else 'x' end from generate_series(1, 6000) i",
+    )
+    settings = settings_for(shop, streaming="on")
+    with pytest.raises(ServerDecodeError) as caught:
+        await Service(settings, Metrics("test", shop.name)).run()
+    assert "CDC_STREAMING=off" in caught.value.hint
+    assert "stream_change" in str(caught.value)
+    error = await run_into(shop, ServerDecodeError)
+    assert isinstance(error, ServerDecodeError)
+    assert re.search(r"cdc slot skip ascii --to \S+$", error.hint)
+
+
 async def test_the_list_names_conditions(shop: ScratchDatabase) -> None:
     foreign = f"{shop.name}_foreign"
     query(shop.source_dsn, "select pg_create_logical_replication_slot(%s, 'pgoutput')", foreign)
