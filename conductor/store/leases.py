@@ -69,7 +69,10 @@ class WorkerStore:
         await self._connection.execute(_DRAIN, {"worker": worker})
 
     async def is_offered(self, app: str | None, version: str | None, task: str) -> bool:
-        """Return whether a live worker of this version of an application has a task."""
+        """Return whether a task's jobs of this version have somebody to wait for.
+
+        A live worker of it, or the newest version, which may be about to start.
+        """
         values = {"app": app, "version": version, "task": task}
         cursor = await self._connection.execute(_OFFERED, values)
         return await cursor.fetchone() is not None

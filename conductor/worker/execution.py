@@ -53,7 +53,7 @@ class Interruption(Enum):
 class Surroundings:
     """What all runs of a worker share.
 
-    ``is_offered``: whether a live worker of the version that a job was routed for has its task.
+    ``is_offered``: whether the version that a job was routed for works, or is the newest.
     """
 
     tasks: Mapping[str, Task[Any, Any]]
@@ -196,7 +196,7 @@ class Execution(Run):
 
 
 async def has_others(task: Task[Any, Any], job: JobInfo, surroundings: Surroundings) -> bool:
-    """Return whether the version that the job was routed for is another, and works."""
+    """Return whether the version that the job was routed for is another, to be waited for."""
     try:
         return (
             job.version is not None

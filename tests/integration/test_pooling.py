@@ -3,9 +3,11 @@
 import asyncio
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -56,6 +58,12 @@ def pgbouncer() -> PgBouncer:
         pytest.fail(str(error))
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody takes connections: the file is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def pooling(
     pgbouncer: PgBouncer, server: PostgresServer, mode: str, size: int = 20
@@ -85,8 +93,8 @@ def pooling(
             **account.identity,
         )
     try:
-        socket = server.socket_folder / f".s.PGSQL.{port}"
-        wait_until(lambda: socket.exists() or process.poll() is not None, 20, "the pooler's socket")
+        path = server.socket_folder / f".s.PGSQL.{port}"
+        wait_until(lambda: listens(path) or process.poll() is not None, 20, "the pooler's socket")
         assert process.poll() is None, (folder / "log").read_text()
         yield dsn_for(server.dsn(), port=str(port))
     finally:

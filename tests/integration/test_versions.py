@@ -135,6 +135,12 @@ async def test_a_version_has_one_handler(releases: Releases) -> None:
         await releases.make("1", "2", "1")
 
 
+LEFT_ALONE = """
+select count(*) = 1 from conductor.jobs
+where task = 'note' and fence > 0 and state <> 'running' and attempt = 0
+"""
+
+
 async def test_a_job_of_a_trigger_that_is_missing_is_left_to_its_version(queue: Queue) -> None:
     ran: list[str | None] = []
 
@@ -160,8 +166,16 @@ async def test_a_job_of_a_trigger_that_is_missing_is_left_to_its_version(queue: 
         assert ran == ["2 by 2"] * 40
         await two.stop()
         assert one.is_started
-        await new.emit(go, 0)  # nobody is left who could
+        await new.emit(go, 0)  # the newest version may be about to come
+        await queue.until(LEFT_ALONE)
+        two = await stack.enter_async_context(Orchestrator(new))
         await queue.until("select count(*) = 41 from conductor.history where task = 'note'")
+        assert ran == ["2 by 2"] * 41
+        await two.stop()
+        await new.emit(go, 0)
+        await queue.until(LEFT_ALONE)
+        await stack.enter_async_context(Orchestrator(old))  # a rollback: nobody is left who could
+        await queue.until("select count(*) = 42 from conductor.history where task = 'note'")
     (failed,) = await queue.rows("select error from conductor.history where outcome = 'failed'")
     assert failed["error"]["type"] == "TriggerMissing"
 

@@ -18,11 +18,17 @@ where w.id = %(worker)s
     and not exists (select from conductor.jobs j where j.state = 'running' and j.worker = w.id)
 
 -- name: offered_by
--- A live worker of this version of an application that has the task.
-select w.id
-from conductor.workers w
-where w.app = %(app)s and w.version = %(version)s and %(task)s = any (w.tasks) and w.renewals >= 0
-limit 1
+-- Whether jobs that were routed for this version of a task have somebody to wait for: a live worker of
+-- it, or the newest version, which may be about to start (its triggers are stamped before it works)
+-- and is never given up.
+select true
+where exists (
+        select from conductor.workers w
+        where w.app = %(app)s and w.version = %(version)s and %(task)s = any (w.tasks)
+            and w.renewals >= 0)
+    or exists (
+        select from conductor.tasks t
+        where t.app = %(app)s and t.name = %(task)s and t.version = %(version)s)
 
 -- name: renew_leases
 -- Renews the leases of one process; those not returned are gone.
