@@ -134,8 +134,13 @@ def is_over(database: ScratchDatabase) -> bool:
     return (failed, letters) == (8, 1)
 
 
+def is_ours(line: dict[str, Any]) -> bool:
+    """Not a library's, whose sentences are its own: the pool's about a lost connection."""
+    return line.get("logger", "cdc").partition(".")[0] in {"cdc", "conductor"}
+
+
 def test_every_line_has_a_listed_name_and_none_the_secret(logs: list[dict[str, Any]]) -> None:
-    names = {line["event"] for line in logs}
-    assert {line["event"] for line in logs if line["event"] not in NAMES} == set()
+    names = {line["event"] for line in logs if is_ours(line)}
+    assert names - NAMES == set()
     assert names >= {"leading", "started", "events_unreadable", "event_filters_failed"}
     assert all(line["timestamp"].endswith("Z") and line["level"] for line in logs)

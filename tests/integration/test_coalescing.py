@@ -203,16 +203,20 @@ async def test_bursts_of_a_row_are_few_jobs_and_no_value_is_lost(
     orchestrator = Orchestrator(app)
     async with app, running(queue.database):
         await orchestrator.start(wait_captured_s=30)
-        await queue.rows("insert into pages values (1, 0, repeat('x', 100000))")
-        for views in range(1, 100):  # none of them touches the body: it is not in the WAL
+        # No update touches the body: it is not in the WAL.
+        await queue.rows(
+            "do $$ begin insert into pages values (1, 0, repeat('x', 100000));"
+            " for n in 1 .. 50 loop update pages set views = n; end loop; end $$"
+        )
+        for views in range(51, 100):
             await queue.rows("update pages set views = %s", views)
         await queue.until("select count(*) > 0 from conductor.history")
         done = "select count(*) = 0 from conductor.jobs"
         await queue.until(done)
         await orchestrator.stop()
     drop_slot(queue.database)
-    assert len(seen) < 20
+    assert len(seen) <= 50  # the first 51 changes are one job, on a machine of any speed
     assert seen[0][0] == "insert"
-    assert seen[0][1] > 0
+    assert seen[0][1] >= 50
     assert seen[0][2] == 100_000
     assert seen[-1][1] == 99

@@ -83,6 +83,7 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
+@pytest.mark.pg(18)
 def test_the_module_passes_the_type_checkers_and_the_formatter(
     shop: ScratchDatabase, tmp_path: Path
 ) -> None:
