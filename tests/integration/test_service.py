@@ -119,6 +119,8 @@ async def test_any_lost_connection_loses_and_doubles_nothing(shop: ScratchDataba
         for number in range(1, 201):
             insert(shop, number)
             if number % 25 == 0:
+                # Somebody leads again.
+                await eventually(lambda n=number: len(ids(shop)) > n - 25, f"job {number - 24}")
                 victim = next(victims)
                 await eventually(lambda v=victim: terminate(shop, v), f"terminating {victim}")
         await routed(shop, 200)

@@ -271,7 +271,9 @@ async def test_events_and_timeouts_race_for_one_step(till: Till) -> None:
     rng = random.Random(7)
 
     async def pay_about_then(order: int) -> None:
-        await asyncio.sleep(timeout_s * rng.uniform(0.5, 1.5))
+        if order % 10 == 0:  # on a machine of any speed some are late, and some are not
+            return
+        await asyncio.sleep(timeout_s * rng.uniform(0.5, 1.5) if order % 10 > 1 else 0)
         for amount in (1, 2):  # the second finds nobody, or who has not given up yet
             await till.pay(order, amount=amount)
 
