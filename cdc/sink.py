@@ -405,7 +405,7 @@ async def insert_dead_letters(
                 None if letter.relation is None else json.dumps(letter.relation)
                 for letter in letters
             ],
-            "errors": [letter.error for letter in letters],
+            "errors": [letter.error.replace("\0", "") for letter in letters],  # text cannot hold it
             "raws": [letter.raw for letter in letters],
         },
     )

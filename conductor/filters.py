@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from conductor.errors import FilterFailed, FilterInvalid, UnknownColumn, nearest
-from conductor.texts import flaw_of
+from conductor.texts import clean, flaw_of
 
 if TYPE_CHECKING:
     import cel
@@ -278,6 +278,6 @@ def _tokens(source: str) -> Iterator[Token]:
 def _reason(error: BaseException) -> str:
     """Return one line of an error; a KeyError's is only the key."""
     if isinstance(error, KeyError):
-        return f"no such key: {error.args[0]!r}"
+        return clean(f"no such key: {error.args[0]!r}")
     first = str(error).partition("\n| ")[0]
-    return " ".join(first.partition(". CEL does not coerce")[0].split())
+    return clean(" ".join(first.partition(". CEL does not coerce")[0].split()))

@@ -266,3 +266,16 @@ async def test_a_filter_that_fails_leaves_a_failed_job_of_its_task(
     assert "no such key: 'age'" in failed["error"]["message"]
     assert "is not CEL" in broken["error"]["message"]
     assert "conductor_events_refused_total 2.0" in generate_latest(metrics.registry).decode()
+
+
+async def test_a_filter_that_fails_over_a_nul_stops_no_other_event(
+    queue: Queue, metrics: Metrics
+) -> None:
+    """The library quotes the pattern that it cannot compile, and PostgreSQL cannot hold that."""
+    await subscribe(queue, "greet", "said", when='"a".matches(event.x)')
+    for pattern in ("(\0", "a"):
+        await emit(queue, "said", {"x": pattern})
+    await drain(dispatcher(queue, metrics))
+    assert [row["task"] for row in await queue.rows(JOBS)] == ["greet"]
+    (failed,) = await queue.rows("select * from conductor.history")
+    assert failed["error"]["type"] == "FilterFailed"

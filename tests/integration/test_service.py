@@ -136,6 +136,21 @@ async def test_any_lost_connection_loses_and_doubles_nothing(shop: ScratchDataba
     assert identities == []
 
 
+async def test_a_filter_that_fails_over_a_nul_is_a_dead_letter(new_database: NewDatabase) -> None:
+    """The library quotes the pattern that it cannot compile, and PostgreSQL cannot hold that."""
+    shop = new_database(migrated=True)
+    query(shop.dsn, "create table t (id int primary key, doc json)")
+    subscribe(shop.dsn, "public.t", ["insert"], when='"a".matches(new.doc.x)')
+    async with capturing(shop) as (service, _):
+        for number, pattern in enumerate(("(\\u0000", "a"), 1):
+            query(shop.dsn, "insert into t values (%s, %s)", number, f'{{"x": "{pattern}"}}')
+        await routed(shop, 1)
+        assert metric(service, "cdc_reconnects_total", cause="queue") == 0
+    assert ids(shop) == [2]
+    (letter,) = query(shop.dsn, "select error from conductor.dead_letters")
+    assert letter["error"].startswith("FilterFailed")
+
+
 async def test_a_server_that_crashes_loses_and_doubles_nothing(start_server: StartServer) -> None:
     server = start_server(durable=True)
     migrate(server.dsn())
