@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -61,8 +62,9 @@ def table(results: Sequence[Result], about: dict[str, str | int | None]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        f"`make bench ARGS=--write`, {str(about['at'])[:10]}: {where}. Server, sidecar, worker and",
-        "load share the machine, durable commits throughout: read the ratios.",
+        f'`make bench ARGS="{" ".join(sys.argv[1:])}"`, {str(about["at"])[:10]}: {where}.',
+        "Server, sidecar, worker and load share the machine, durable commits throughout: read the",
+        "ratios.",
         "",
         "| what | measured | value | budget |",
         "|---|---|---|---|",
