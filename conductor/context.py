@@ -26,7 +26,7 @@ from conductor.durable import Deadline, Run, child_document, group, is_over
 from conductor.enqueue import LAST_INSTANT
 from conductor.errors import FenceLost, JobCancelled, OptionInvalid, StepOrderChanged
 from conductor.job import JobHandle
-from conductor.replay import UNSET, decode_step, encode_step, step_codec
+from conductor.replay import UNSET, decode_step, encode_step, inside, step_codec
 from conductor.triggers import Cron, OnChange
 
 if TYPE_CHECKING:
@@ -127,9 +127,10 @@ class Context(BaseContext[D]):
                 await asyncio.sleep(0)
                 return decode_step(codec, name, stored.result)
             with tracing.step(name, "step"):
-                value = fn()
-                if isawaitable(value):
-                    value = await value
+                with inside(f"step {name!r}"):
+                    value = fn()
+                    if isawaitable(value):
+                        value = await value
                 document = encode_step(codec, name, value)
                 await run.write(run.result(name, place, "step", document))
             return decode_step(codec, name, document)

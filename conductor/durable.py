@@ -32,7 +32,7 @@ from conductor.errors import (
     WaitUnavailable,
     WaitUndeclared,
 )
-from conductor.replay import Replay, check_step_name
+from conductor.replay import Replay, check_step_name, enclosing
 from conductor.store.steps import (
     Call,
     NewJob,
@@ -42,7 +42,7 @@ from conductor.store.steps import (
     Wanted,
     Write,
 )
-from conductor.transactions import CommitUnknown, in_transaction
+from conductor.transactions import CommitUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -159,8 +159,8 @@ class Run:
     async def reach(self, name: str, kind: str) -> tuple[int | None, StoredStep | None]:
         """Come to a step: return its place and what an earlier run stored."""
         check_step_name(name)
-        if in_transaction.get():
-            raise StepMisplaced(f"{kind} {name!r} was reached inside a transaction")
+        if around := enclosing.get():
+            raise StepMisplaced(f"{kind} {name!r} was reached inside {around}")
         names = group.get()
         if names is not None:
             names.add(name)

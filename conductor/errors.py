@@ -319,9 +319,12 @@ class StepRefused(ConductorError):
 
 
 class StepMisplaced(ConductorError):
-    """A step was reached inside a transaction of `ctx.transaction`, which is a step itself."""
+    """A step or a wait was reached inside another step or a transaction, which is a step itself.
 
-    hint = "Do it before or after the transaction."
+    A wait in there would never end: the job cannot be put down while a step of it runs.
+    """
+
+    hint = "Do it before or after."
 
 
 class WaitUndeclared(ConductorError):

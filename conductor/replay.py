@@ -6,6 +6,8 @@ Pure: stored steps in, places and decisions out.
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from pydantic import JsonValue
@@ -14,7 +16,7 @@ from conductor.codec import INVALID, Codec, explain
 from conductor.errors import OptionInvalid, ResultInvalid, StepNameReused, StepOrderChanged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import CodeType
 
     from conductor.store.steps import StoredStep
@@ -80,51 +82,67 @@ class Replay:
             )
 
 
-_CODECS: Final[dict[CodeType, Codec[Any]]] = {}  # by function; as many as there are in the source
+enclosing: Final[ContextVar[str]] = ContextVar("enclosing", default="")
+"""What of the handler runs now that no step may be reached in; empty: nothing of the kind."""
 
 
-def _annotated_codec(fn: Callable[..., Any], code: CodeType) -> Codec[Any]:
-    codec = _CODECS.get(code)
-    if codec is None:
-        try:
-            form = get_type_hints(fn)["return"]
-        except NameError as error:
-            raise TypeError(
-                f"cannot read the return annotation ({error}): give `returns`"
-            ) from error
-        codec = _CODECS[code] = Codec(form)
-    return codec
+@contextmanager
+def inside(what: str) -> Iterator[None]:
+    """Mark what runs here, and what it starts, as a step's own work."""
+    token = enclosing.set(what)
+    try:
+        yield
+    finally:
+        enclosing.reset(token)
 
 
-_GIVEN_CODECS: Final[dict[tuple[Any, str], Codec[Any]]] = {}
-_MOST_GIVEN_CODECS: Final = 1_000  # types made at run time must not fill the memory
+_CODECS: Final[dict[tuple[Any, str], Codec[Any]]] = {}
+_MOST_CODECS: Final = 1_000  # types made at run time must not fill the memory
+_HINTS: Final[dict[CodeType, Any]] = {}  # annotations that are text; as many as in the source
 
 
-def _given_codec(form: Any) -> Codec[Any]:
+def _annotation(fn: Callable[..., Any], code: CodeType) -> Any:
+    """Return the type that a function says it returns.
+
+    Only text belongs to the code alone: functions of one factory share that, and not their types.
+    """
+    written = fn.__annotations__["return"]
+    if isinstance(written, str) and code in _HINTS:
+        return _HINTS[code]
+    try:
+        form = get_type_hints(fn)["return"]
+    except NameError as error:
+        raise TypeError(f"cannot read the return annotation ({error}): give `returns`") from error
+    if isinstance(written, str):
+        _HINTS[code] = form
+    return form
+
+
+def _codec_of(form: Any) -> Codec[Any]:
     """Return the codec of a type; building its validator takes longer than all else of a step.
 
     ``int | str`` equals ``str | int`` and validates in another order: the text tells them apart.
     """
     key = (form, "" if isinstance(form, type) else repr(form))
     try:
-        codec = _GIVEN_CODECS.get(key)
+        codec = _CODECS.get(key)
     except TypeError:  # unhashable: the metadata of an Annotated
         return Codec(form)
     if codec is None:
-        if len(_GIVEN_CODECS) >= _MOST_GIVEN_CODECS:
-            _GIVEN_CODECS.clear()
-        codec = _GIVEN_CODECS[key] = Codec(form)
+        if len(_CODECS) >= _MOST_CODECS:
+            _CODECS.clear()
+        codec = _CODECS[key] = Codec(form)
     return codec
 
 
 def step_codec(fn: Callable[..., Any], returns: Any) -> Codec[Any]:
     """Return how a step's result is stored: by ``returns``, else fn's annotation, else as JSON."""
     if returns is not UNSET:
-        return _given_codec(returns)
+        return _codec_of(returns)
     code: CodeType | None = getattr(fn, "__code__", None)
     if code is None or "return" not in getattr(fn, "__annotations__", ()):
         return _JSON
-    return _annotated_codec(fn, code)
+    return _codec_of(_annotation(fn, code))
 
 
 def encode_step(codec: Codec[Any], name: str, value: Any) -> bytes:

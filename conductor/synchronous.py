@@ -20,7 +20,7 @@ from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import Deadline, Run, child_document, is_over
 from conductor.errors import JobCancelled
 from conductor.job import JobHandle
-from conductor.replay import UNSET, decode_step, encode_step, step_codec
+from conductor.replay import UNSET, decode_step, encode_step, inside, step_codec
 from conductor.transactions import CommitUnknown
 from conductor.triggers import Cron, OnChange
 
@@ -69,7 +69,9 @@ class SyncContext(BaseContext[D]):
         if stored is not None:
             return decode_step(codec, name, stored.result)
         with tracing.step(name, "step"):
-            document = encode_step(codec, name, fn())
+            with inside(f"step {name!r}"):
+                value = fn()
+            document = encode_step(codec, name, value)
             self._await(run.write(run.result(name, place, "step", document)))
         return decode_step(codec, name, document)
 

@@ -8,21 +8,20 @@ opened when needed. This module must not know what a step means.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from conductor.errors import FenceLost
+from conductor.replay import inside
 from conductor.sql import load
 from conductor.store.arrays import register_arrays
 from conductor.store.sessions import connection_settings, prepare
 from conductor.store.steps import write_statement
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
     from psycopg import AsyncConnection, Connection
 
@@ -34,7 +33,6 @@ _WAIT_S: Final = 600.0  # for a connection: others' transactions go first
 
 _LIMIT: Final = load("steps")["limit_idle"]
 
-in_transaction: ContextVar[bool] = ContextVar("in_transaction", default=False)
 """True in the function of a `ctx.transaction`."""
 
 
@@ -81,7 +79,7 @@ class Transactions:
             try:
                 async with connection.transaction():
                     await connection.execute(_LIMIT, self._limit)
-                    with _marked():
+                    with inside("a transaction"):
                         step.result = await work(connection)
                     cursor = await connection.execute(*write_statement(self._worker(), [step]))
                     _check(step, written=await cursor.fetchone())
@@ -102,7 +100,7 @@ class Transactions:
             try:
                 with connection.transaction():
                     connection.execute(_LIMIT, self._limit)
-                    with _marked():
+                    with inside("a transaction"):
                         step.result = work(connection)
                     cursor = connection.execute(*write_statement(self._worker(), [step]))
                     _check(step, written=cursor.fetchone())
@@ -127,15 +125,6 @@ class Transactions:
             "max_size": self._size,
             "timeout": _WAIT_S,
         }
-
-
-@contextmanager
-def _marked() -> Iterator[None]:
-    token = in_transaction.set(True)
-    try:
-        yield
-    finally:
-        in_transaction.reset(token)
 
 
 def _check(step: StepWrite, *, written: object) -> None:

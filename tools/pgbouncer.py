@@ -11,6 +11,7 @@ from pathlib import Path
 from tools.debs import dependencies, filling, is_installed, unpack
 
 PACKAGE = "pgbouncer"
+SYSTEM = Path("/usr/sbin/pgbouncer")
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 
 
@@ -22,13 +23,13 @@ class PgBouncer:
     libraries: Path | None = None
 
 
-def find_pgbouncer(cache: Path = CACHE) -> PgBouncer:
+def find_pgbouncer(cache: Path = CACHE, system: Path = SYSTEM) -> PgBouncer:
     """Return the system's PgBouncer, the cached one, or a fresh download.
 
     Raises:
         PackagesUnavailable: Debian's package cannot be had here; the message says why in one line.
     """
-    for installed in (shutil.which(PACKAGE), "/usr/sbin/pgbouncer"):
+    for installed in (shutil.which(PACKAGE), system):
         if installed and Path(installed).is_file():
             return PgBouncer(Path(installed))
     home = cache / PACKAGE

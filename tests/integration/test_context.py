@@ -363,6 +363,31 @@ async def test_steps_survive_a_lost_connection(workshop: Workshop) -> None:
     assert rows == [{"outcome": "completed", "attempt": 0, "count": 1000}]
 
 
+@pytest.mark.parametrize("wait", [False, True])
+async def test_no_step_and_no_wait_inside_a_step(workshop: Workshop, wait: bool) -> None:
+    """A wait in there would hold its slot for ever."""
+
+    async def handler(_event: Any, ctx: Any) -> Any:
+        inner = ctx.sleep("inner", 0.01) if wait else ctx.step("inner", lambda: 1)
+        await ctx.step("outer", lambda: inner)
+
+    job = await workshop.invoke()
+    async with workshop.worker([task(handler, max_attempts=1)]):
+        row = await workshop.ended(job)
+    assert row["error"]["type"] == "StepMisplaced"
+    assert "inside step 'outer'" in row["error"]["message"]
+
+
+async def test_no_step_inside_a_step_of_a_thread(workshop: Workshop) -> None:
+    def handler(_event: Any, ctx: Any) -> Any:
+        ctx.step("outer", lambda: ctx.step("inner", lambda: 1))
+
+    job = await workshop.invoke()
+    async with workshop.worker([task(handler, max_attempts=1)]):
+        row = await workshop.ended(job)
+    assert row["error"]["type"] == "StepMisplaced"
+
+
 async def test_a_zombie_writes_no_step(workshop: Workshop) -> None:
     stolen, stopped = asyncio.Event(), asyncio.Event()
 

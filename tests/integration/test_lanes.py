@@ -79,7 +79,7 @@ async def yard(queue: Queue, metrics: Metrics) -> AsyncIterator[Yard]:
 
 
 async def test_many_workers_run_each_key_in_order_and_alone(yard: Yard) -> None:
-    began: dict[str, list[int]] = defaultdict(list)
+    violations: list[str] = []  # an assertion in the handler would only be retried
     running_keys: set[str] = set()
     last_ended: dict[str, int] = defaultdict(int)
     seed = random.randrange(1 << 30)
@@ -87,11 +87,10 @@ async def test_many_workers_run_each_key_in_order_and_alone(yard: Yard) -> None:
 
     async def handler(event: Invocation[Any], ctx: Context[None]) -> None:
         key, number = ctx.job.key or "", event.payload
-        assert key not in running_keys, f"two of {key} at once (seed {seed})"
-        assert last_ended[key] == number - 1, f"{key}: {number} out of order (seed {seed})"
+        if key in running_keys or last_ended[key] != number - 1:
+            violations.append(f"{key}: {number}, after {last_ended[key]}, beside {running_keys}")
         running_keys.add(key)
         try:
-            began[key].append(number)
             await asyncio.sleep(chance.random() / 500)
             if chance.random() < 0.2:
                 raise RuntimeError("for once")
@@ -118,9 +117,9 @@ async def test_many_workers_run_each_key_in_order_and_alone(yard: Yard) -> None:
             await stack.enter_async_context(yard.worker([bound], slots=5))
         await invoke()
         await yard.drained()
+    assert not violations, f"seed {seed}"
     assert last_ended == counts
-    assert {row["outcome"] for row in await yard.queue.rows(
-        "select outcome from conductor.history")} == {"completed"}  # fmt: skip
+    assert await yard.queue.value("select bool_and(outcome = 'completed') from conductor.history")
 
 
 async def test_inserts_race_with_ends_and_no_lane_stands_still(yard: Yard) -> None:

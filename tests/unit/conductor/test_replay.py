@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -87,6 +88,17 @@ def test_the_type_of_a_step() -> None:
 def test_what_the_database_cannot_hold_does_not_name_a_step(name: object) -> None:
     with pytest.raises(OptionInvalid, match="cannot be the name of a step"):
         check_step_name(name)
+
+
+def test_functions_of_one_factory_keep_their_own_types() -> None:
+    def loader(form: Any) -> Callable[[], Any]:
+        def load() -> None: ...
+
+        load.__annotations__["return"] = form  # as without `from __future__ import annotations`
+        return load
+
+    assert step_codec(loader(int), UNSET).form is int
+    assert step_codec(loader(list[str]), UNSET).form == list[str]
 
 
 def test_a_given_type_is_built_once() -> None:

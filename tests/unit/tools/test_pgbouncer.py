@@ -23,9 +23,7 @@ FAKE_DPKG_QUERY = 'for last; do :; done; test "$last" = libtwo && printf install
 
 @pytest.fixture
 def path(tmp_path: Path, write_program: WriteProgram, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with Debian's tools and no PgBouncer."""
-    if Path("/usr/sbin/pgbouncer").exists():
-        pytest.skip("the system has one")
+    """The programs of a machine with Debian's tools and no PgBouncer."""
     folder = tmp_path / "path"
     write_program(folder / "apt-get", FAKE_APT)
     write_program(folder / "dpkg-deb", FAKE_DPKG)
@@ -40,10 +38,10 @@ def path(tmp_path: Path, write_program: WriteProgram, monkeypatch: pytest.Monkey
 def test_it_is_unpacked_once_with_the_libraries_that_the_system_lacks(
     path: Path, tmp_path: Path
 ) -> None:
-    found = find_pgbouncer(tmp_path / "cache")
+    found = find_pgbouncer(tmp_path / "cache", tmp_path / "none")
     assert found.program.is_file()
     assert found.libraries is not None
-    assert find_pgbouncer(tmp_path / "cache") == found
+    assert find_pgbouncer(tmp_path / "cache", tmp_path / "none") == found
     calls = (path / "apt-get.log").read_text().splitlines()
     assert [call.partition("download ")[2] for call in calls] == ["pgbouncer", "libone"]
 
@@ -51,4 +49,4 @@ def test_it_is_unpacked_once_with_the_libraries_that_the_system_lacks(
 def test_where_it_cannot_be_had_that_is_said(path: Path, tmp_path: Path) -> None:
     (path / "apt-get").unlink()
     with pytest.raises(PackagesUnavailable, match="no apt-get"):
-        find_pgbouncer(tmp_path / "cache")
+        find_pgbouncer(tmp_path / "cache", tmp_path / "none")
