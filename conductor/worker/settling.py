@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 
 from conductor.store.jobs import Rescheduled
+from conductor.store.sessions import is_transient
 from conductor.worker.outcomes import refused
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 
 MAX_SETTLE: Final = 1000
 _AUDITS_AFTER_S: Final = (0.0, 5.0, 30.0)  # an old server process may commit a claim rather late
-
-_PASSING_CLASSES: Final = ("08", "25", "40", "42", "53", "55", "57", "58")
-"""SQLSTATE classes: connection, read only, rollback, privileges and schema, resources, not ready,
-shutdown, system. None is the fault of one outcome."""
 
 _LOG: Final = logging.getLogger("conductor.worker")
 
@@ -128,11 +125,9 @@ class Settling:
 
 def _may_pass(error: psycopg.Error) -> bool:
     """Return whether an error is the server's state rather than what it was sent: sent again."""
-    state = error.sqlstate
-    if state is None:
-        return not isinstance(error, psycopg.DataError)
     if isinstance(error, psycopg.errors.CheckViolation):
         # No name: the bounds of the default partition, from which a day was taken meanwhile
         # (ExecPartitionCheckEmitError in PostgreSQL's execMain.c).
         return error.diag.constraint_name is None
-    return state[:2] in _PASSING_CLASSES
+    # Class 42, privileges and schema, is mended by a hand, and never the fault of one outcome.
+    return is_transient(error) or (error.sqlstate or "").startswith("42")
