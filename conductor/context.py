@@ -2,7 +2,7 @@
 
 Handlers replay from the top: after a crash, a retry or a durable wait the handler runs again, and
 what a finished step returned is read instead of computed. Code between steps runs again;
-``finally`` blocks run at every suspension.
+``finally`` blocks run at every suspension, and what they await of the context raises then.
 
 The worker makes contexts; what they do goes through a `conductor.durable.Run`. This module must not
 settle jobs.
@@ -152,6 +152,7 @@ class Context(BaseContext[D]):
 
     async def checkpoint(self) -> None:
         """Let other jobs run; raises JobCancelled when this one is to stop."""
+        await self._run.stay()
         await asyncio.sleep(0)
         raise_if_cancelled(self._run)
 

@@ -127,6 +127,7 @@ class Run:
         "awaitable",
         "cancelled",
         "info",
+        "leaving",
         "path",
         "services",
         "stepped",
@@ -138,6 +139,7 @@ class Run:
         self.path: asyncio.Task[Any] | None = None  # the sequential path; None: a thread's
         self.stepped = info.fence > 1  # it may have steps
         self.cancelled = False
+        self.leaving = False  # put away, given back or another worker's: nothing more is begun
         self.awaitable: frozenset[str] = frozenset()  # topics of changes that are captured for it
         self._replay: Replay | None = None
         self._open = 0  # awaits of the context, parked ones included
@@ -156,8 +158,18 @@ class Run:
 
     # --- steps -------------------------------------------------------------------------------
 
+    async def stay(self) -> None:
+        """Raise CancelledError, as the handler's await did, in a run that is being left.
+
+        A ``finally`` of the handler must not do for good what belongs after its wait.
+        """
+        if self.leaving:
+            await asyncio.sleep(0)  # where a cancellation that is under way arrives
+            raise asyncio.CancelledError
+
     async def reach(self, name: str, kind: str) -> tuple[int | None, StoredStep | None]:
         """Come to a step: return its place and what an earlier run stored."""
+        await self.stay()
         check_step_name(name)
         if around := enclosing.get():
             raise StepMisplaced(f"{kind} {name!r} was reached inside {around}")
@@ -171,6 +183,7 @@ class Run:
                 await self.services.checkpoints.load(self.info.id) if self.info.fence > 1 else []
             )
             replay = self._begin(stored)
+            await self.stay()
         self.stepped = True
         return replay.reach(name, kind, sequential=sequential)
 
@@ -361,6 +374,7 @@ class Run:
         if task is not None:
             self._held.add(task)
         while True:
+            await self.stay()
             await asyncio.get_running_loop().create_future()
 
     def end(self) -> None:

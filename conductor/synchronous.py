@@ -7,6 +7,7 @@ A sleep or a wait leaves the handler by raising. This module must not settle job
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Callable, Coroutine
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, overload
@@ -18,7 +19,7 @@ from conductor.calls import ChildOptions, Expected, Match, ScheduleOptions
 from conductor.context import BaseContext, Timeout, aware, raise_if_cancelled
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import Deadline, Run, child_document, is_over
-from conductor.errors import JobCancelled
+from conductor.errors import FenceLost
 from conductor.job import JobHandle
 from conductor.replay import UNSET, decode_step, encode_step, inside, step_codec
 from conductor.transactions import CommitUnknown
@@ -50,11 +51,13 @@ class SyncContext(BaseContext[D]):
     handler still writes is refused; call `checkpoint` in long loops.
     """
 
-    __slots__ = ("_loop",)
+    __slots__ = ("_loop", "suspension")
 
     def __init__(self, run: Run, deps: D, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(run, deps)
         self._loop = loop
+        self.suspension: Suspension | None = None
+        """Once the handler is being left: what it is left by."""
 
     @overload
     def step(self, name: str, fn: Callable[[], Any], *, returns: TypeForm[T]) -> T: ...
@@ -62,7 +65,7 @@ class SyncContext(BaseContext[D]):
     def step(self, name: str, fn: Callable[[], T]) -> T: ...
     def step(self, name: str, fn: Callable[[], Any], *, returns: Any = UNSET) -> Any:
         """Like `Context.step`, in this thread."""
-        raise_if_cancelled(self._run)
+        self._stay()
         run = self._run
         codec = step_codec(fn, returns)
         place, stored = self._await(run.reach(name, "step"))
@@ -85,7 +88,7 @@ class SyncContext(BaseContext[D]):
 
     def checkpoint(self) -> None:
         """Raise JobCancelled when the job is to stop."""
-        raise_if_cancelled(self._run)
+        self._stay()
 
     @overload
     def invoke(
@@ -206,7 +209,7 @@ class SyncContext(BaseContext[D]):
         self, name: str, fn: Callable[[Connection[Any]], Any], *, returns: Any = UNSET
     ) -> Any:
         """Like `Context.transaction`, in this thread."""
-        raise_if_cancelled(self._run)
+        self._stay()
         run, codec = self._run, step_codec(fn, returns)
         place, stored = self._await(run.reach(name, "transaction"))
         if stored is not None:
@@ -221,18 +224,32 @@ class SyncContext(BaseContext[D]):
                 document: bytes | None = run.transact_blocking(name, place, work)
             except CommitUnknown as unknown:
                 document = self._await(run.find_committed(name, unknown))
+            except FenceLost:
+                self._loop.call_soon_threadsafe(run.abandon)
+                raise
         return decode_step(codec, name, document)
 
     def _settled(self, operation: Coroutine[Any, Any, StoredStep]) -> StoredStep:
         try:
-            raise_if_cancelled(self._run)
-        except JobCancelled:
+            self._stay()
+        except BaseException:
             operation.close()
             raise
         step: StoredStep = self._await(operation)
         if not is_over(step):
-            raise Suspension(step)
+            self.suspension = Suspension(step)
+            raise self.suspension
         return step
 
+    def _stay(self) -> None:
+        """Raise what the handler is being left by: a ``finally`` of it must begin nothing more."""
+        if self.suspension is not None:
+            raise Suspension(self.suspension.step)
+        raise_if_cancelled(self._run)
+
     def _await(self, operation: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(operation, self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(operation, self._loop).result()
+        except concurrent.futures.CancelledError as error:  # the run is being left
+            raise_if_cancelled(self._run)
+            raise RuntimeError("the event loop has cancelled what this thread waits for") from error

@@ -27,7 +27,7 @@ from conductor.events import Change
 from conductor.job import JobHandle, JobInfo
 from conductor.matching import event_topic, matched_values
 from conductor.store.steps import Call, NewJob, ScheduleCall, StepWrite, StoredStep, Write
-from conductor.synchronous import Suspension, SyncContext
+from conductor.synchronous import SyncContext
 from conductor.testing.changes import EPOCH, envelope
 from conductor.triggers import OnChange
 
@@ -256,23 +256,22 @@ class _Run(Run):
             context = SyncContext(self, deps, asyncio.get_running_loop())
             try:
                 return await asyncio.to_thread(task.handler, event, context)
-            except Suspension as suspension:
-                raise _Suspended(suspension.step.wake_at) from None
+            finally:
+                if context.suspension is not None:
+                    raise _Suspended(context.suspension.step.wake_at) from None
         self._task = asyncio.ensure_future(task.handler(event, Context(self, deps)))
         self.path = self._task
         try:
             return await self._task
-        except asyncio.CancelledError:
-            if self._suspended is None:
-                raise
-            raise self._suspended from None
         finally:
             self.end()
+            if self._suspended is not None:  # whatever the handler has made of it
+                raise self._suspended from None
 
     def suspend(self, wake_at: datetime | None, *, waits: bool) -> None:  # noqa: ARG002 - time tells
         """End the run here."""
         self._suspended = _Suspended(wake_at)
-        self.cancelled = True
+        self.cancelled = self.leaving = True
         self._task.cancel()
 
 

@@ -49,6 +49,10 @@ class Interruption(Enum):
     RETURNED = "returned"  # the worker stops: the job runs elsewhere
 
 
+_ENDINGS: Final = (Interruption.CANCELLED, Interruption.TIMED_OUT)
+"""What the handler may still clean up after, with steps: the job or its attempt ends here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What all runs of a worker share.
@@ -142,6 +146,7 @@ class Execution(Run):
             return
         self.interruption, self._reason = interruption, reason
         self.cancelled = True
+        self.leaving = interruption not in _ENDINGS
         if self._begun and self.handle is not None:
             self.handle.cancel()
 
@@ -161,7 +166,11 @@ class Execution(Run):
         future = self._surroundings.threads.submit(call)
         self.thread = asyncio.wrap_future(future)
         self.thread.add_done_callback(retrieve)
-        return await asyncio.shield(self.thread)
+        try:
+            return await asyncio.shield(self.thread)
+        finally:  # a handler that has kept it back, or raised another error, is put away too
+            if context.suspension is not None and self.interruption is None:
+                raise context.suspension
 
     async def _raised(self, error: BaseException) -> Outcome | None:
         """Return what becomes of a run that has raised, unless it was interrupted."""

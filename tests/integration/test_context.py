@@ -300,6 +300,82 @@ async def test_a_sleeping_job_can_be_cancelled(workshop: Workshop) -> None:
     assert await workshop.queue.value("select count(*) from conductor.steps") == 0
 
 
+# --- leaving --------------------------------------------------------------------------------------
+
+
+async def test_what_a_handler_cleans_up_waits_for_its_end(workshop: Workshop) -> None:
+    log: list[str] = []
+
+    async def handler(_event: Any, ctx: Any) -> list[str]:
+        try:
+            await ctx.sleep("nap", 0.1)
+            await ctx.step("work", lambda: log.append("work"), returns=None)
+        finally:
+            await ctx.step("release", lambda: log.append("release"), returns=None)
+            await ctx.transaction("free", lambda db: db.execute("select 1"), returns=None)
+        return log
+
+    row = await finish(workshop, handler)
+    assert (row["result"], row["attempt"], row["fence"]) == (["work", "release"], 0, 2)
+
+
+async def test_what_a_thread_cleans_up_waits_for_its_end(workshop: Workshop) -> None:
+    """What goes wrong in its ``finally`` meanwhile is no failure, as in a coroutine."""
+    log: list[str] = []
+
+    def handler(_event: Any, ctx: Any) -> list[str]:
+        try:
+            ctx.sleep("nap", 0.1)
+            ctx.step("work", lambda: log.append("work"), returns=None)
+        finally:
+            try:
+                ctx.step("release", lambda: log.append("release"), returns=None)
+                ctx.transaction("free", lambda db: db.execute("select 1"), returns=None)
+            except BaseException as error:
+                raise RuntimeError("not to be released yet") from error
+        return log
+
+    row = await finish(workshop, handler)
+    assert (row["result"], row["attempt"], row["fence"]) == (["work", "release"], 0, 2)
+
+
+async def test_a_job_that_is_given_back_cleans_nothing_up(workshop: Workshop) -> None:
+    began = asyncio.Event()
+
+    async def handler(_event: Any, ctx: Any) -> None:
+        try:
+            began.set()
+            await asyncio.Event().wait()
+        finally:
+            await ctx.step("release", lambda: None)
+
+    job = await workshop.invoke()
+    async with workshop.worker([task(handler)], drain_timeout_s=0) as worker:
+        await asyncio.wait_for(began.wait(), 10)
+        worker.stop()
+    row = await workshop.job(job)
+    assert (row["state"], row["attempt"]) == ("ready", 0)
+    assert await workshop.queue.value("select count(*) from conductor.steps") == 0
+
+
+async def test_a_cancelled_handler_may_clean_up(workshop: Workshop) -> None:
+    log: list[str] = []
+
+    async def handler(_event: Any, ctx: Any) -> None:
+        await ctx.step("reserve", lambda: log.append("reserve"), returns=None)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await ctx.step("release", lambda: log.append("release"), returns=None)
+
+    job = await workshop.invoke()
+    async with workshop.worker([task(handler)]):
+        await workshop.queue.until("select count(*) = 1 from conductor.steps")
+        await workshop.queue.value("select conductor.cancel(%s)", job)
+        row = await workshop.ended(job)
+    assert (row["state"], log) == ("cancelled", ["reserve", "release"])
+
+
 # --- threads --------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -141,6 +142,63 @@ async def test_a_thread() -> None:
     rehearsal.answer(charge, 3)
     assert await rehearsal.run(handled(handler), Invocation(Order(id=7))) == [3]
     assert rehearsal.runs == 2
+
+
+@pytest.mark.parametrize("kept_back", [False, True])
+async def test_what_cleans_up_waits_for_the_end(kept_back: bool) -> None:
+    log: list[str] = []
+
+    async def free(_db: Any) -> None:
+        log.append("free")
+
+    async def handler(_event: Any, ctx: Context) -> list[Any]:
+        sold = await ctx.subscribe("sold", paid)
+        try:
+            await ctx.sleep("nap", 5)
+            await ctx.step("work", lambda: log.append("work"), returns=None)
+        except BaseException:
+            if not kept_back:
+                raise
+        finally:
+            with suppress(BaseException):
+                await sold.wait()
+            with suppress(BaseException):
+                await ctx.step("release", lambda: log.append("release"), returns=None)
+            with suppress(BaseException):
+                await ctx.transaction("free", free, returns=None)
+            await ctx.emit("tell", paid, Order(id=1))
+        return list(log)
+
+    rehearsal = Rehearsal()
+    rehearsal.bring(paid, Order(id=7))
+    done = await rehearsal.run(handled(handler), Invocation(Order(id=7)))
+    assert done == ["work", "release", "free"]
+    assert len(rehearsal.emitted(paid)) == 1
+
+
+@pytest.mark.parametrize("kept_back", [False, True])
+async def test_what_cleans_up_in_a_thread_waits_for_the_end(kept_back: bool) -> None:
+    log: list[str] = []
+
+    def handler(_event: Any, ctx: SyncContext) -> list[Any]:
+        try:
+            ctx.sleep("nap", 5)
+            ctx.step("work", lambda: log.append("work"), returns=None)
+        except BaseException:
+            if not kept_back:
+                raise
+        finally:
+            with suppress(BaseException):
+                ctx.step("release", lambda: log.append("release"), returns=None)
+            with suppress(BaseException):
+                ctx.transaction("free", lambda _: log.append("free"), returns=None)
+            ctx.emit("tell", paid, Order(id=1))
+        return list(log)
+
+    rehearsal = Rehearsal()
+    done = await rehearsal.run(handled(handler), Invocation(Order(id=7)))
+    assert done == ["work", "release", "free"]
+    assert len(rehearsal.emitted(paid)) == 1
 
 
 async def test_a_replay_that_goes_another_way_fails() -> None:
