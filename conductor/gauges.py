@@ -2,22 +2,27 @@
 
 The duty is a row that its holder renews. A sidecar comes before a worker: it is there when every
 worker is gone, which is when the gauges matter. Who does not hold the duty shows no such gauge.
-Counts are bounded: a backlog of millions must not make its own measurement slow. This module must
-not measure the process itself.
+Counts are bounded: a backlog of millions must not make its own measurement slow. Whether a worker
+lives is judged here as well, by its counter: when all are gone nobody else declares one dead. This
+module must not measure the process itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 from math import nan
+from time import monotonic
 from typing import Any, Final
 from uuid import uuid4
 
 import psycopg
 
 from conductor.connections import Connections
+from conductor.contract import INTERNAL_QUEUE
 from conductor.errors import ConductorError
+from conductor.lease import Watch
 from conductor.metrics import (
     DEAD_LETTERS,
     FAILURES,
@@ -42,6 +47,9 @@ HELD_S: Final = 25.0
 
 COUNTED_AT_MOST: Final = 10_001
 """A gauge that shows this says: more than ten thousand."""
+
+STILL_S: Final = 15.0
+"""A worker that has renewed nothing for so long is not counted."""
 
 WORKER, SIDECAR = 0, 1
 """Precedence: a sidecar takes the duty from a worker."""
@@ -69,6 +77,8 @@ class Gauges:
         self._metrics = metrics
         self._precedence = precedence
         self._holder = uuid4().hex
+        self._watch = Watch(STILL_S, longest_gap_s=EVERY_S)
+        self._watched_s = monotonic()
         self._loop = Periodic("gauges", self.tick, metrics)
         self.stop = self._loop.stop
         self._forget()
@@ -102,8 +112,8 @@ class Gauges:
     async def _read_queues(self, store: OperationStore) -> None:
         queues = await store.queue_names()
         jobs = await store.count_jobs(COUNTED_AT_MOST)
-        oldest = await store.oldest_ready()
-        workers = await store.count_workers()
+        workers, dead = self._judge(await store.list_leases())
+        oldest = await store.oldest_due(dead, COUNTED_AT_MOST)
         halted = await store.count_halted_lanes(COUNTED_AT_MOST)
         xmin_age = await store.oldest_xmin()
         self._metrics.clear(JOBS)
@@ -119,6 +129,15 @@ class Gauges:
                 self._metrics.get(metric, queue).set(found.get(queue, 0))
         self._metrics.get(XMIN_AGE).set(xmin_age)
 
+    def _judge(self, leases: list[tuple[int, str, int]]) -> tuple[dict[str, int], set[int]]:
+        """Return how many workers of each queue live, and which are dead."""
+        now_s = monotonic()
+        standing = self._watch.observe({w: n for w, _, n in leases}, now_s - self._watched_s)
+        self._watched_s = now_s
+        dead = {worker for worker, _ in standing}
+        alive = Counter(queue for worker, queue, _ in leases if worker not in dead)
+        return {**alive, INTERNAL_QUEUE: alive.total()}, dead
+
     async def _read_router(self, store: GaugeStore) -> None:
         gaps = await store.open_gaps()
         letters = await store.count_dead_letters(COUNTED_AT_MOST)
@@ -130,7 +149,8 @@ class Gauges:
             self._metrics.get(DEAD_LETTERS, slot).set(count)
 
     def _forget(self) -> None:
-        """Show nothing: another process does."""
+        """Show nothing: another process does, or nobody can."""
+        self._watch.forget()
         for metric in _BY_QUEUE_AND_SLOT:
             self._metrics.clear(metric)
         for metric in _ALONE:

@@ -50,15 +50,18 @@ class Watch:
     [[], [], [(7, 1)]]
     """
 
-    def __init__(self, dead_after_s: float = DEAD_AFTER_S) -> None:
+    def __init__(
+        self, dead_after_s: float = DEAD_AFTER_S, *, longest_gap_s: float = _LONGEST_GAP_S
+    ) -> None:
         self._dead_after_s = dead_after_s
+        self._longest_gap_s = longest_gap_s
         self._seen: dict[int, Standstill] = {}
 
     def observe(self, counters: dict[int, int], elapsed_s: float) -> list[tuple[int, int]]:
         """Take note of all counters; return (worker, counter) of those that are dead.
 
-        ``elapsed_s`` since the observation before counts for a second at most: a longer gap was a
-        pause of this process or an outage, during which others could not renew either. A counter
+        ``elapsed_s`` since the observation before counts up to the longest gap (a second): more was
+        a pause of this process or an outage, during which others could not renew either. A counter
         below zero was declared dead by somebody, who may have died since.
         """
         before, self._seen = self._seen, {}
@@ -68,7 +71,7 @@ class Watch:
             if known is None or known.renewals != renewals:
                 known = Standstill(renewals)
             else:
-                known.still_s += min(elapsed_s, _LONGEST_GAP_S)
+                known.still_s += min(elapsed_s, self._longest_gap_s)
             self._seen[worker] = known
             if renewals < 0 or known.still_s >= self._dead_after_s:
                 dead.append((worker, renewals))

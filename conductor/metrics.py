@@ -166,7 +166,8 @@ JOBS = Metric(
 OLDEST_READY = Metric(
     Gauge,
     "conductor_oldest_ready_timestamp_seconds",
-    "Since when the oldest ready job could run; 0 when there is none.",
+    "Since when the oldest job or schedule that is due could run, whether or not a worker marked"
+    " it ready; 0 when there is none.",
     ("queue",),
     "queue database",
 )
@@ -177,7 +178,13 @@ HALTED_LANES = Metric(
     ("queue",),
     "queue database",
 )
-WORKERS = Metric(Gauge, "conductor_workers", "Workers with a lease.", ("queue",), "queue database")
+WORKERS = Metric(
+    Gauge,
+    "conductor_workers",
+    "Workers that renew their lease; those of every queue dispatch what is emitted.",
+    ("queue",),
+    "queue database",
+)
 GAPS_OPEN = Metric(
     Gauge,
     "conductor_gaps_open",

@@ -120,15 +120,20 @@ class OperationStore:
         cursor = await self._connection.execute(_QUERIES["count_jobs"], {"bound": bound})
         return await cursor.fetchall()
 
-    async def oldest_ready(self) -> dict[str, float]:
-        """Return since when each queue's oldest ready job could run, in Unix seconds."""
-        cursor = await self._connection.execute(_QUERIES["oldest_ready"])
+    async def oldest_due(self, dead: Collection[int], bound: int) -> dict[str, float]:
+        """Return since when each queue's oldest work could run, in Unix seconds.
+
+        Jobs, those that wait for a worker to mark them ready or to rescue them from a ``dead`` one
+        included, and schedules. Queues with nothing due are left out.
+        """
+        values = {"dead": list(dead), "bound": bound}
+        cursor = await self._connection.execute(_QUERIES["oldest_due"], values)
         return dict(await cursor.fetchall())
 
-    async def count_workers(self) -> dict[str, int]:
-        """Return how many live workers each queue has; queues without any are left out."""
-        cursor = await self._connection.execute(_QUERIES["count_workers"])
-        return dict(await cursor.fetchall())
+    async def list_leases(self) -> list[tuple[int, str, int]]:
+        """Return (worker, queue, renewals) of every worker that has a row."""
+        cursor = await self._connection.execute(_QUERIES["list_leases"])
+        return await cursor.fetchall()
 
     async def oldest_xmin(self) -> int:
         """Return the age, in transactions, of the oldest snapshot this role can see."""

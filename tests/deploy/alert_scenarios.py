@@ -170,9 +170,18 @@ SCENARIOS = (
         "ConductorNoWorkers",
         {
             'conductor_workers{queue="mail"}': "0x8 1x5",
-            'conductor_jobs{queue="mail",state="ready"}': "5x13",
+            'conductor_oldest_ready_timestamp_seconds{queue="mail"}': "1x8 0x5",
         },
         *(1, 5, 11),
+        QUEUE,
+    ),
+    Scenario(  # an autoscaler starts a worker in time
+        "ConductorNoWorkers",
+        {
+            'conductor_workers{queue="mail"}': "0x12 1x7 0x30",
+            'conductor_oldest_ready_timestamp_seconds{queue="mail"}': "0x9 600x2 0x13 1560x10 0x20",
+        },
+        *(15, 33, 40),
         QUEUE,
     ),
     Scenario(

@@ -30,7 +30,7 @@ MEGABYTE = 1_000_000
 EMPTY_WHEN_HEALTHY = {
     "overview: Alerts",
     "overview: Oldest job that waits",
-    "queue: Oldest ready job",
+    "queue: Oldest work that is due",
     "router: Conditions met, in 5 minutes",
     "router: Open gaps, by condition",
 }

@@ -9,7 +9,7 @@ import pytest
 
 from conductor.connections import Connections
 from conductor.errors import MigrationMismatch
-from conductor.gauges import SIDECAR, Gauges, SidecarGauges
+from conductor.gauges import EVERY_S, SIDECAR, Gauges, SidecarGauges
 from conductor.metrics import Metrics
 from tests.integration.conftest import Queue
 
@@ -106,6 +106,81 @@ async def test_what_the_router_left_behind_is_shown(stocked: Queue, worker: Expo
     await worker.gauges.tick()
     assert worker.shows("conductor_gaps_open", slot="orders", condition="slot_lost") is None
     assert worker.shows("conductor_gaps_open", slot="orders", condition="none") == 0
+
+
+OLDEST = "conductor_oldest_ready_timestamp_seconds"
+SINCE = "2026-01-01T00:00:00Z"
+SINCE_S = 1767225600.0
+JOB = (
+    "insert into conductor.jobs (queue, task, payload, run_at, state, worker, key, ordered) values"
+)
+CALL = "insert into conductor.lane_calls (queue, task, key) values ('mail', 'send', 'k')"
+SCHEDULE = "insert into conductor.schedules (app, task, name, queue, expression, timezone, next_at"
+WORKER = (
+    "insert into conductor.workers (app, queue, tasks, host, pid, slots, renewals)"
+    " values ('shop', 'mail', '{send}', 'gone', 1, 5, 7) returning id"
+)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        f"{JOB} ('mail', 'send', '{{}}', '{SINCE}', 'scheduled', null, null, null)",
+        f"{JOB} ('mail', 'send', '{{}}', '{SINCE}', 'waiting', null, null, null)",
+        f"{JOB} ('mail', 'send', '{{}}', '{SINCE}', 'suspect', null, null, null)",
+        f"with c as ({CALL}) {JOB} ('mail', 'send', '{{}}', '{SINCE}', 'parked', null, 'k', true)",
+        f"{SCHEDULE}) values ('shop', 'send', 'nightly', 'mail', '0 3 * * *', 'UTC', '{SINCE}')",
+    ],
+    ids=["scheduled", "waiting", "suspect", "parked", "schedule"],
+)
+async def test_what_is_due_shows_though_no_worker_marked_it_ready(
+    queue: Queue, worker: Exporter, statement: str
+) -> None:
+    await queue.rows("insert into conductor.queues (name) values ('mail'), ('idle')")
+    await worker.gauges.tick()
+    assert worker.shows(OLDEST, queue="mail") == 0
+    await queue.rows(statement)
+    await worker.gauges.tick()
+    assert worker.shows(OLDEST, queue="mail") == SINCE_S
+    assert worker.shows(OLDEST, queue="idle") == 0
+    assert worker.shows("conductor_workers", queue="mail") == 0
+
+
+async def test_what_is_not_due_yet_does_not_show(queue: Queue, worker: Exporter) -> None:
+    await queue.rows("insert into conductor.queues (name) values ('mail')")
+    await queue.rows(
+        f"{JOB} ('mail', 'send', '{{}}', now() + interval '1 hour', 'scheduled', null, null, null),"
+        " ('mail', 'send', '{}', 'infinity', 'waiting', null, null, null)"
+    )
+    await queue.rows(  # made at run time, for a task nobody has registered: it rests
+        f"{SCHEDULE}, payload)"
+        f" values ('', 'send', 'x', 'mail', '* * * * *', 'UTC', '{SINCE}', '{{}}')"
+    )
+    await worker.gauges.tick()
+    assert worker.shows(OLDEST, queue="mail") == 0
+
+
+async def test_workers_whose_counters_stand_still_are_gone(
+    queue: Queue, worker: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All were killed at once: their rows stay, for nobody is left to declare them dead."""
+    passed_s = 0.0
+    monkeypatch.setattr("conductor.gauges.monotonic", lambda: passed_s)
+    exporter = Exporter(queue.connections, SIDECAR)
+    await queue.rows("insert into conductor.queues (name) values ('mail'), ('conductor.internal')")
+    lease = await queue.value(WORKER)
+    await queue.rows(f"{JOB} ('mail', 'send', '{{}}', '{SINCE}', 'running', {lease}, null, null)")
+    for renewed in (0, 1, 0):
+        await queue.rows("update conductor.workers set renewals = renewals + %s", renewed)
+        await exporter.gauges.tick()
+        assert exporter.shows("conductor_workers", queue="mail") == 1
+        assert exporter.shows("conductor_workers", queue="conductor.internal") == 1
+        assert exporter.shows(OLDEST, queue="mail") == 0
+        passed_s += EVERY_S
+    await exporter.gauges.tick()
+    assert exporter.shows("conductor_workers", queue="mail") == 0
+    assert exporter.shows("conductor_workers", queue="conductor.internal") == 0
+    assert exporter.shows(OLDEST, queue="mail") == SINCE_S
 
 
 async def test_gauges_that_cannot_be_read_are_not_shown(queue: Queue, worker: Exporter) -> None:

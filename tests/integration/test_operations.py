@@ -47,7 +47,7 @@ async def test_the_oldest_is_found_whatever_its_rank_and_task(queue: Queue) -> N
         " ('idle', 'z', 7, '{}', '2025-01-01T00:00:00Z'), ('idle', 'a', 0, '{}', '2026-01-01')"
     )
     async with queue.connections.lend() as connection:
-        oldest = await OperationStore(connection).oldest_ready()
+        oldest = await OperationStore(connection).oldest_due((), 10)
     assert oldest["idle"] == 1735689600.0
     assert set(oldest) == {"busy", "idle"}
 
@@ -78,7 +78,7 @@ async def test_an_event_to_dispatch_is_unfinished(queue: Queue) -> None:
     "name, values",
     [
         ("count_jobs", {"bound": 10_001}),
-        ("oldest_ready", {}),
+        ("oldest_due", {"dead": [1], "bound": 10_001}),
         ("has_unfinished", {"queues": ["busy"], "tasks": ["task-9"]}),
         ("list_jobs", {"queue": None, "task": None, "state": None, "limit": 50}),
         ("show_job", {"id": 1}),

@@ -39,8 +39,8 @@ KEEPING_UP: Final = Row(
             steps=((None, "green"), (60, "orange"), (120, "red")),
         ),
         Panel(
-            "Oldest job that waits",
-            "How long the oldest ready job of a queue has been ready. Empty while nothing waits. "
+            "Oldest work that waits",
+            "For how long a queue's oldest job or schedule has been due. Empty: nothing waits. "
             "Queue dashboard.",
             unit="s",
             queries=(Query("max by (queue) (queue:conductor_ready_age_seconds:max)", "{{queue}}"),),

@@ -29,8 +29,8 @@ WAITING: Final = Row(
             width=12,
         ),
         Panel(
-            "Oldest ready job",
-            "For how long it has been ready; no line while nothing waits.",
+            "Oldest work that is due",
+            "For how long a job could have run, or a schedule fired; no line while nothing waits.",
             unit="s",
             queries=(Query("max by (queue) (queue:conductor_ready_age_seconds:max)", "{{queue}}"),),
             steps=((None, "text"), (600, "red")),

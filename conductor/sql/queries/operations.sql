@@ -155,9 +155,10 @@ from (
 ) b
 group by 1, 2
 
--- name: oldest_ready
--- Since when the oldest ready job of a queue could run. Skips from one (queue, task, rank) of the
--- ready index to the next instead of reading all of it.
+-- name: oldest_due
+-- Since when the oldest work of a queue could run, whether or not a worker was there to mark it ready.
+-- Skips from one (queue, task, rank) of the ready index to the next instead of reading all of it; of
+-- the rest the oldest %(bound)s count, and jobs that workers of %(dead)s left behind.
 with recursive heads as (
     (select j.queue, j.task, j.rank, j.run_at
      from conductor.jobs j where j.state = 'ready'
@@ -171,11 +172,39 @@ with recursive heads as (
         where j.state = 'ready' and (j.queue, j.task, j.rank) > (h.queue, h.task, h.rank)
         order by j.queue, j.task, j.rank, j.run_at, j.id limit 1
     ) n
+),
+due as (
+    select queue, run_at as due_at from heads
+    union all
+    (select j.queue, j.run_at from conductor.jobs j
+     where j.state = 'suspect'
+     order by j.queue, j.task, j.rank, j.run_at, j.id limit %(bound)s)
+    union all
+    (select j.queue, j.run_at from conductor.jobs j
+     where j.state in ('scheduled', 'waiting') and j.run_at <= conductor.now()
+     order by j.run_at limit %(bound)s)
+    union all
+    (select j.queue, j.run_at from conductor.jobs j
+     where j.state = 'running' and j.worker = any (%(dead)s::bigint[]) limit %(bound)s)
+    union all
+    (select l.queue, p.run_at
+     from conductor.lane_calls l
+     cross join lateral (
+         select j.run_at from conductor.jobs j
+         where j.state = 'parked' and j.queue = l.queue and j.task = l.task and j.key = l.key
+         order by j.queue, j.task, j.key, coalesce(j.place, j.id) limit 1
+     ) p
+     where p.run_at <= conductor.now()
+     order by l.id limit 100)
+    union all
+    select s.queue, s.next_at from conductor.schedules s
+    where s.next_at <= conductor.now()
+        and (s.payload is null or exists (select from conductor.tasks t where t.name = s.task))
 )
-select queue, extract(epoch from min(run_at))::double precision from heads group by queue
+select queue, extract(epoch from min(due_at))::double precision from due group by queue
 
--- name: count_workers
-select queue, count(*) from conductor.workers where renewals >= 0 group by queue
+-- name: list_leases
+select id, queue, renewals from conductor.workers
 
 -- name: oldest_xmin
 -- Of what this role may see: sessions of other roles are hidden from an ordinary one.
