@@ -42,6 +42,7 @@ class CdcError(Exception):
     retry: ClassVar[Retry] = Retry.NEVER
     exit_code: ClassVar[int] = 70
     condition: ClassVar[str | None] = None
+    leaves_gap: ClassVar[bool] = True  # its condition, if it is one, has a row in conductor.gaps
     hint: str = "this is a bug in cdc: please report it with the log"
     since: Lsn | None = None
     """Until where everything was well for certain, if that is before the progress."""
@@ -246,6 +247,21 @@ class SlotForeign(SlotError):
 
     condition = "slot_foreign"
     hint = "choose another CDC_SLOT, or drop the slot if nothing else uses it"
+
+
+class SourceTaken(SlotError):
+    """Another slot routes this source into the queue already: each change would be two jobs.
+
+    Nothing is lost by it, so it leaves no gap.
+    """
+
+    exit_code = 78
+    condition = "source_taken"
+    leaves_gap = False
+    hint = (
+        "for another database give CDC_SOURCE a name of its own, which triggers then give as "
+        "source=…; to take the other slot's place: `cdc slot drop` that one first"
+    )
 
 
 class SlotTwoPhase(SlotForeign):

@@ -33,7 +33,7 @@ EVENTS: Final = {
     "activation_waits": "Writers that were there before hold up a subscription: `pids`.",
     "interruption_ended": "Tables that were gone are captured again, or unwanted: gap closed.",
     "publication_unchanged": "The publication lacks something and may not be changed from here.",
-    "condition": "Changes may have been lost: `condition`, with a row in conductor.gaps.",
+    "condition": "Changes may be lost: a row in conductor.gaps (but none for `source_taken`).",
     "session_ended": "The attempt to lead ended with `error`; the next is in `retry_in_s`.",
     "stopped": "Asked to stop, and done: what was read is committed and acknowledged.",
 }

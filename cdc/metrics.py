@@ -54,6 +54,7 @@ CONDITIONS: Final = (
     "slot_lost",
     "slot_missing",
     "slot_two_phase",
+    "source_taken",
     "standby_slots_waiting",
     "system_changed",
     "table_missing",
@@ -196,7 +197,7 @@ RECONNECTS = Metric(
 GAPS = Metric(
     Counter,
     "cdc_conditions_total",
-    "Conditions met that may mean loss, each with a row in conductor.gaps.",
+    "Conditions met that may mean loss, each with a row in conductor.gaps (but source_taken).",
     "condition",
     CONDITIONS,
 )

@@ -7,7 +7,7 @@ condition. None touches a slot that somebody streams from.
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cdc import operator_queries, queries
@@ -184,8 +184,9 @@ async def _move_progress(queue: Connection, progress: ProgressRow, to: Lsn) -> N
 async def _describe(hands: _Hands, settings: Settings, name: str) -> dict[str, Any]:
     keeper = hands.keeper(settings, name, settings.plugin)
     progress = await keeper.read_progress()
-    plugin = settings.plugin if progress is None else progress.plugin
-    situation = await hands.keeper(settings, name, plugin).situation(hands.stream)
+    if progress is not None:
+        keeper = replace(keeper, plugin=progress.plugin, source=progress.source)
+    situation = await keeper.situation(hands.stream)
     slot = situation.slot
     problem = None if progress is None else judge(situation)
     return {

@@ -211,6 +211,17 @@ PROGRESS: Final = sql.SQL("""
     where slot = %(slot)s
 """)
 
+RIVAL: Final = sql.SQL("""
+    select p.slot, p.database
+    from conductor.progress p
+    left join conductor.progress o on o.slot = %(slot)s
+    where p.source = %(source)s and p.slot <> %(slot)s
+        and (o.slot is null or (p.created_at, p.slot) < (o.created_at, o.slot))
+    order by p.created_at, p.slot
+    limit 1
+""")
+"""The slot that routes a source, when ours is not the oldest that ever did."""
+
 IDLE_SLOTS: Final = sql.SQL("""
     select p.slot, p.updated_at::text as seen_at
     from conductor.progress p
@@ -237,8 +248,7 @@ RESTART_PROGRESS: Final = sql.SQL("""
         routed_lsn = '0/0', acknowledged_lsn = '0/0', source = %(source)s,
         database = %(database)s, plugin = %(plugin)s, options = null,
         system_identifier = %(system_identifier)s, timeline = %(timeline)s,
-        marker_nonce = gen_random_uuid(), created_at = clock_timestamp(),
-        updated_at = clock_timestamp()
+        marker_nonce = gen_random_uuid(), updated_at = clock_timestamp()
     where slot = %(slot)s and generation = %(generation)s
 """)
 

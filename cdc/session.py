@@ -434,6 +434,8 @@ class Session:
         self._log.error(
             "condition", condition=error.condition, policy=policy, error=str(error), hint=error.hint
         )
+        if not error.leaves_gap:
+            return None
         with suppress(CdcError):  # a database that is gone as well: the next attempt meets it again
             return await parts.slots.open_gap(error, policy=policy)
         return None

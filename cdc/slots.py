@@ -28,6 +28,7 @@ from cdc.errors import (
     SlotLost,
     SlotMissing,
     SlotTwoPhase,
+    SourceTaken,
     StandbySlotsWaiting,
     SystemChanged,
     TableMissing,
@@ -85,6 +86,16 @@ class Situation:
     progress: ProgressRow | None
     timeline_history: Sequence[tuple[int, Lsn]] = ()  # of the server's timeline
     plugin: str = PGOUTPUT  # ours
+    rival: "Rival | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """Another slot that routes our source into the queue, and has done so for longer."""
+
+    slot: str
+    database: str | None
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +121,11 @@ Mend = Callable[[], Awaitable[CdcError | None]]
 def judge(situation: Situation) -> CdcError | None:
     """Return what stands against streaming on; None when slot and progress fit, or both are new."""
     progress, slot, name = situation.progress, situation.slot, situation.slot_name
+    if (rival := situation.rival) is not None:
+        return SourceTaken(
+            f"source {rival.source!r} is routed by slot {rival.slot!r} of database "
+            f"{rival.database!r} already: by slot {name!r} too, each change would be two jobs"
+        )
     if progress is None:
         return (
             None
@@ -217,14 +233,16 @@ class SlotKeeper:
         history: Sequence[tuple[int, Lsn]] = ()
         if progress is not None and progress.timeline not in {None, system.timeline}:
             history = await stream.timeline_history(system.timeline)
-        return Situation(self.name, system, slot, progress, history, self.plugin)
+        rival = await self._read_rival()
+        return Situation(self.name, system, slot, progress, history, self.plugin, rival)
 
     async def reread(self, before: Situation) -> Situation:
         """Read all that can have moved again: once streaming has begun, the slot is ours."""
         slot = await read_slot(self.source_control, self.name)
         progress = await self.read_progress()
         system = replace(before.system, flush_lsn=await read_server_lsn(self.source_control))
-        return replace(before, system=system, slot=slot, progress=progress)
+        rival = await self._read_rival()
+        return replace(before, system=system, slot=slot, progress=progress, rival=rival)
 
     async def read_progress(self) -> ProgressRow | None:
         """Read the progress row; None when there is none yet."""
@@ -235,6 +253,14 @@ class SlotKeeper:
             return None
         positions = {key: Lsn.parse(row[key]) for key in ("routed_lsn", "acknowledged_lsn")}
         return ProgressRow(**{**row, **positions})
+
+    async def _read_rival(self) -> Rival | None:
+        """Return who routes this source already. Of two that begin at once, the first has it."""
+        with queue_errors():
+            parameters = {"slot": self.name, "source": self.source}
+            cursor = await self.queue_control.execute(queries.RIVAL, parameters)
+            row = await cursor.fetchone()
+        return None if row is None else Rival(row["slot"], row["database"], self.source)
 
     async def idle_slots(self) -> dict[str, str]:
         """Return the other slots of this source that nobody streams from, and since when."""

@@ -234,7 +234,9 @@ async def test_pieces_of_a_large_transaction_hold_them_too(migrated: ScratchData
     async with running(migrated, streaming="on"):
         await captured(migrated, subscribe(migrated.dsn, "public.item", ["insert"]))
         await captured(migrated, on_event(migrated.dsn, "x"))
-        async with running(migrated, streaming="on", slot=other, publication="other"):
+        async with running(
+            migrated, streaming="on", slot=other, source="other", publication="other"
+        ):
             await eventually(lambda: leads(migrated, other), "the second sidecar")
             with psycopg.connect(migrated.dsn) as connection:
                 connection.execute(MANY, (1, 2000))
@@ -275,7 +277,7 @@ async def test_one_slot_of_a_database_routes_them(migrated: ScratchDatabase) -> 
     async with running(migrated):
         subscription = on_event(migrated.dsn, "x")
         await captured(migrated, subscription)
-        async with running(migrated, slot=other, publication="other"):
+        async with running(migrated, slot=other, source="other", publication="other"):
             await eventually(lambda: leads(migrated, other), "the second sidecar")
             query(migrated.dsn, EMIT, "x", "1")
             await eventually(lambda: jobs(migrated), "the job")
@@ -283,7 +285,7 @@ async def test_one_slot_of_a_database_routes_them(migrated: ScratchDatabase) -> 
             assert json.loads(cdc(migrated, "status", "--json").stdout)["routes_events"] is True
     drop_slot(migrated)
     assert "is gone" in refusal(migrated.dsn, EMIT, "x", "2")
-    async with running(migrated, slot=other, publication="other"):
+    async with running(migrated, slot=other, source="other", publication="other"):
         started = "select start_lsn from conductor.activations where slot = %s"
         await eventually(lambda: value(migrated.dsn, started, other), "the other slot's stamp")
         query(migrated.dsn, EMIT, "x", "3")

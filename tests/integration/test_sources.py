@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from cdc.errors import SourceTaken
 from cdc.metrics import Metrics
 from cdc.service import Service
 from conductor import (
@@ -22,7 +24,19 @@ from conductor import (
 )
 from conductor.errors import RegistrationRefused, UnknownColumn
 from tests.integration.conftest import Queue
-from tests.integration.sidecar import query, settings_for
+from tests.integration.sidecar import (
+    captured,
+    cdc,
+    drop_slot,
+    eventually,
+    jobs,
+    query,
+    routed,
+    running,
+    settings_for,
+    subscribe,
+    value,
+)
 from tests.servers import NewDatabase, ScratchDatabase
 
 pytestmark = pytest.mark.anyio
@@ -136,3 +150,65 @@ async def test_a_wait_for_another_source_is_refused(queue: Queue) -> None:
     with pytest.raises(RegistrationRefused, match="billing"):
         await Orchestrator(conductor).start()
     await conductor.close()
+
+
+LEADS = (
+    "select true from conductor.progress p join pg_stat_activity a on a.pid = p.sink_pid"
+    " where p.slot = %s and p.state = 'streaming'"
+)
+
+
+async def test_a_second_slot_of_a_source_is_refused(migrated: ScratchDatabase) -> None:
+    query(migrated.dsn, "create table item (id int primary key)")
+    second = {"CDC_SLOT": f"{migrated.name}_2", "CDC_PUBLICATION": "second"}
+    async with running(migrated):
+        await captured(migrated, subscribe(migrated.dsn, "public.item", ["insert"]))
+        refused = await asyncio.to_thread(cdc, migrated, "run", **second)
+        assert refused.returncode == 78
+        assert f"error: source 'default' is routed by slot '{migrated.name}'" in refused.stderr
+        assert "CDC_SOURCE" in refused.stderr
+        check = await asyncio.to_thread(cdc, migrated, "check", **second)
+        assert check.returncode == 78
+        assert "each change would be two jobs" in check.stdout
+        status = await asyncio.to_thread(cdc, migrated, "status", "--json", **second)
+        assert json.loads(status.stdout)["condition"] == "source_taken"
+        query(migrated.dsn, "insert into item values (1)")
+        assert [payload["new"]["id"] for payload in await routed(migrated, 1)] == [1]
+    assert value(migrated.dsn, "select count(*) from conductor.progress") == 1
+    assert value(migrated.dsn, "select count(*) from conductor.gaps") == 0
+    assert query(migrated.dsn, "select pubname from pg_publication") == [{"pubname": "conductor"}]
+    # With the first out of service it takes its place.
+    dropped = await asyncio.to_thread(cdc, migrated, "slot", "drop", migrated.name)
+    assert dropped.returncode == 0
+    started = "select start_lsn from conductor.activations where slot = %s"
+    async with running(migrated, slot=second["CDC_SLOT"], publication="second"):
+        await eventually(lambda: value(migrated.dsn, started, second["CDC_SLOT"]), "its stamp")
+        query(migrated.dsn, "insert into item values (2)")
+        assert [payload["new"]["id"] for payload in await routed(migrated, 2)] == [1, 2]
+
+
+async def test_of_two_slots_that_an_earlier_release_let_be_made_the_first_goes_on(
+    migrated: ScratchDatabase,
+) -> None:
+    other = f"{migrated.name}_2"
+    async with running(migrated):
+        await eventually(lambda: value(migrated.dsn, LEADS, migrated.name), "the first")
+        async with running(migrated, slot=other, source="other", publication="other"):
+            await eventually(lambda: value(migrated.dsn, LEADS, other), "the second")
+    query(migrated.dsn, "update conductor.progress set source = 'default'")
+    service = Service(
+        settings_for(migrated, slot=other, publication="other"), metrics := Metrics("test", other)
+    )
+    with pytest.raises(SourceTaken):
+        await service.run()
+    counted = metrics.registry.get_sample_value(
+        "cdc_conditions_total", {"slot": other, "condition": "source_taken"}
+    )
+    assert counted == 1
+    drop_slot(migrated)
+    async with running(migrated, gap_policy="recreate"):  # it stays the first with a new slot
+        remade = "select state = 'streaming' and generation > 2 from conductor.progress"
+        await eventually(lambda: value(migrated.dsn, remade), "the new slot")
+    async with running(migrated):
+        await eventually(lambda: value(migrated.dsn, LEADS, migrated.name), "the first again")
+    assert jobs(migrated) == []
