@@ -26,6 +26,7 @@ from cdc.errors import (
 )
 from cdc.queries import SESSION_SETTINGS
 from conductor.dsn import read_dsn
+from conductor.logins import is_login_refused
 
 Connection = psycopg.AsyncConnection[DictRow]
 
@@ -34,11 +35,6 @@ _CONNECTION_CLASSES: Final = ("08", "53", "57", "58")
 """SQLSTATE classes of a server that is away, full, shutting down or ill: trying again can help."""
 
 _GUESSES: Final = ("This probably means", "before or while", "Is the server running")
-_LOGIN_REFUSED: Final = re.compile(
-    r"authentication failed|no password supplied|no pg_hba\.conf entry|pg_hba\.conf rejects"
-    r'|(?:role|database) "[^"]*" (?:does not exist|is not permitted to log in)'
-    r"|is not currently accepting connections|permission denied for database"
-)
 _NO_REPLICATION: Final = re.compile(
     r"replication role"  # until 15: must be superuser or replication role to start walsender
     r"|to start WAL sender"  # from 16
@@ -174,14 +170,10 @@ def one_line(error: BaseException) -> str:
 
 def _refusal(error: psycopg.Error, text: str, setting: str) -> CdcError | None:
     """Name a refused login. Before there is a connection there is no SQLSTATE, only the text."""
-    if error.sqlstate is None:
-        if _NO_REPLICATION.search(text):
-            return PrivilegeMissing(text)
-        refused = _LOGIN_REFUSED.search(text) is not None
-    else:
-        refused = error.sqlstate[:2] in {"28", "3D"}
+    if error.sqlstate is None and _NO_REPLICATION.search(text):
+        return PrivilegeMissing(text)
     hint = f"correct {setting}, or the server's roles and pg_hba.conf"
-    return ConfigError(text, hint=hint) if refused else None
+    return ConfigError(text, hint=hint) if is_login_refused(error) else None
 
 
 async def _connect(dsn: str, application_name: str, **parameters: Any) -> Connection:

@@ -15,12 +15,14 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from conductor.errors import ConfigError, DatabaseUnavailable, MigrationMismatch
+from conductor.logins import login_refused
 from conductor.store.sessions import connection_settings, prepare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 WAIT_S: Final = 10.0
+_KNOCK_S: Final = 2.0
 
 
 async def _check_open(connection: AsyncConnection[Any]) -> None:
@@ -42,15 +44,23 @@ class Connections:
         self._database = database
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening = asyncio.Lock()
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[AsyncConnection[Any]]:
-        """Lend a connection. Raises DatabaseUnavailable, MigrationMismatch or ConfigError."""
+        """Lend a connection.
+
+        Raises DatabaseUnavailable, MigrationMismatch or ConfigError; LoginRefused at once when
+        nothing was lent before.
+        """
         pool = await self._opened()
         try:
             async with pool.connection() as connection:
                 yield connection
-        except (PoolTimeout, psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except PoolTimeout as error:
+            await self._knock()
+            raise DatabaseUnavailable(f"cannot use {self._database}: {error}") from error
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             raise DatabaseUnavailable(f"cannot use {self._database}: {error}") from error
         except (
             psycopg.errors.UndefinedTable,
@@ -61,8 +71,21 @@ class Connections:
 
     async def _opened(self) -> AsyncConnectionPool[AsyncConnection[Any]]:
         loop = asyncio.get_running_loop()
-        if self._pool is None:
-            self._loop = loop
+        if self._pool is None and self._loop is not loop:
+            self._loop, self._opening = loop, asyncio.Lock()
+        if self._loop is not loop:
+            raise ConfigError(
+                "this client belongs to another event loop",
+                hint="Close it before its loop ends; SyncConductor serves synchronous code.",
+            )
+        if self._pool is not None:
+            return self._pool
+        async with self._opening:
+            return await self._open()
+
+    async def _open(self) -> AsyncConnectionPool[AsyncConnection[Any]]:
+        if self._pool is None:  # nobody else was faster
+            await self._knock()
             self._pool = AsyncConnectionPool(
                 self._dsn,
                 kwargs=connection_settings(self._dsn, self._name),
@@ -75,12 +98,21 @@ class Connections:
                 configure=prepare,
             )
             await self._pool.open()
-        if self._loop is not loop:
-            raise ConfigError(
-                "this client belongs to another event loop",
-                hint="Close it before its loop ends; SyncConductor serves synchronous code.",
-            )
         return self._pool
+
+    async def _knock(self) -> None:
+        """Raise LoginRefused when the server will not let us in: a pool tells nobody, and waits."""
+        settings = connection_settings(self._dsn, self._name)
+        try:
+            async with asyncio.timeout(_KNOCK_S):
+                connection = await AsyncConnection.connect(self._dsn, **settings)
+        except TimeoutError:
+            return  # whoever asked may wait longer
+        except psycopg.OperationalError as error:
+            if refused := login_refused(error):
+                raise refused from error
+        else:
+            await connection.close()
 
     async def close(self) -> None:
         """Close them; the next use opens others."""

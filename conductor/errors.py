@@ -437,3 +437,9 @@ class ConfigError(ConductorError):
     """A setting is missing or wrong."""
 
     retry = Retry.MANUAL
+
+
+class LoginRefused(ConfigError):
+    """The server does not let the role in, or has no such database: no matter of time."""
+
+    hint = "Correct the DSN (CONDUCTOR_DSN), or the server's roles, databases and pg_hba.conf."

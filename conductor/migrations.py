@@ -22,6 +22,7 @@ import psycopg
 from conductor import sql
 from conductor.dsn import parse_dsn
 from conductor.errors import DatabaseUnavailable, MigrationMismatch
+from conductor.logins import login_refused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,13 +129,15 @@ def _connect(dsn: str) -> psycopg.Connection[Any]:
             application_name="conductor migrate",
         )
     except psycopg.OperationalError as error:
+        if refused := login_refused(error):
+            raise refused from error
         raise DatabaseUnavailable(f"cannot connect to the database: {error}") from error
 
 
 def pending_migrations(dsn: str) -> tuple[Migration, ...]:
     """Return what `migrate` would apply; changes nothing.
 
-    Raises DatabaseUnavailable and MigrationMismatch.
+    Raises DatabaseUnavailable, LoginRefused and MigrationMismatch.
     """
     with _connect(dsn) as connection:
         return pending_of(known_migrations(), _recorded(connection))
@@ -144,7 +147,7 @@ def check_migrated(dsn: str) -> None:
     """Raise MigrationMismatch unless workers of this code can use the database as it is.
 
     It has every migration of this code, and none that ends workers as old. Raises
-    DatabaseUnavailable.
+    DatabaseUnavailable and LoginRefused.
     """
     known = known_migrations()
     newest = known[-1].number

@@ -16,11 +16,16 @@ from typing import Final
 
 import psycopg
 
-from conductor.errors import DatabaseUnavailable
+from conductor.errors import DatabaseUnavailable, LoginRefused
 from conductor.metrics import FAILURES, RECONNECTS, Metrics
 
-CONNECTION_LOST: Final = (DatabaseUnavailable, psycopg.OperationalError, psycopg.InterfaceError)
-"""What a statement raises when the server or the network has gone away."""
+CONNECTION_LOST: Final = (
+    DatabaseUnavailable,
+    LoginRefused,
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+)
+"""What a statement raises when the server or the network has gone away, or shut us out."""
 
 _PAUSE_INITIAL_S: Final = 0.1
 _PAUSE_MAX_S: Final = 5.0

@@ -35,6 +35,7 @@ from conductor.errors import (
     UnknownEvent,
     UnknownTask,
 )
+from conductor.logins import login_refused
 from conductor.migrations import Migration
 from conductor.store.operations import OperationStore, Row
 from conductor.store.overview import read_overview
@@ -271,6 +272,8 @@ async def _connected(
         connection = await AsyncConnection.connect(dsn, **connection_settings(dsn, "conductor cli"))
         await prepare(connection)
     except psycopg.OperationalError as error:
+        if refused := login_refused(error):
+            raise refused from error
         raise DatabaseUnavailable(f"cannot connect to the database: {_line(error)}") from error
     try:
         async with connection:

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from conductor.errors import DatabaseUnavailable
+from conductor.errors import DatabaseUnavailable, LoginRefused
 from conductor.store.overview import COUNTED_AT_MOST
 
 Row = dict[str, Any]
@@ -75,7 +75,7 @@ async def watch(read: Callable[[], Awaitable[Row]], interval_s: float) -> None:
         while True:
             try:
                 overview = await read()
-            except DatabaseUnavailable as error:
+            except (DatabaseUnavailable, LoginRefused) as error:
                 live.update(Group(Text(str(error), style="bold red"), shown), refresh=True)
             else:
                 silent = leases.look(overview["workers"], loop.time())

@@ -222,6 +222,39 @@ def test_a_wrong_dsn(conductor: Command, monkeypatch: pytest.MonkeyPatch, dsn: s
     assert "s3cret" not in error
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dbname": "nonesuch"}, 'database "nonesuch" does not exist'),
+        ({"user": "nonesuch"}, "none"),
+    ],
+)
+def test_a_wrong_database_or_role_is_told_at_once(
+    conductor: Command,
+    application: str,
+    monkeypatch: pytest.MonkeyPatch,
+    migrated: ScratchDatabase,
+    changes: dict[str, str],
+    words: str,
+) -> None:
+    """Not after the time that a server is given to come up."""
+    monkeypatch.setenv("CONDUCTOR_CONNECT_TIMEOUT_S", "3600")
+    monkeypatch.setattr("conductor.connections.WAIT_S", 3600.0)
+    monkeypatch.setenv("CONDUCTOR_DSN", dsn_for(migrated.dsn, **{"password": "s3cret", **changes}))
+    for command in (
+        ("migrate",),
+        ("worker", f"{application}:orchestrator"),
+        ("jobs", "list"),
+        ("invoke", "double"),
+        ("invoke", "double", '{"n": 1}', "--app", f"{application}:conductor"),
+        ("emit", "counted", '{"n": 1}', "--app", f"{application}:conductor"),
+    ):
+        error, hint = conductor(*command).failed(78)
+        assert words in error
+        assert "s3cret" not in error
+        assert "CONDUCTOR_DSN" in hint
+
+
 def test_without_the_schema(
     conductor: Command, database: ScratchDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,9 +4,11 @@ import asyncio
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from prometheus_client import generate_latest
 from pydantic import BaseModel
@@ -297,3 +299,48 @@ async def test_it_outlives_the_loss_of_every_connection(queue: Queue) -> None:
     assert b'conductor_reconnects_total{part="worker"}' in generate_latest(
         app.orchestrator.metrics.registry
     )
+
+
+@pytest.fixture
+def staff(migrated: ScratchDatabase) -> Iterator[str]:
+    """A role of its own for workers, with the owner's rights."""
+    role = f"{migrated.name}_staff"
+    owner = psycopg.conninfo.conninfo_to_dict(migrated.dsn)["user"]
+    administer(migrated, f"create role {role} login password 'staff' in role {owner}")
+    yield role
+    administer(migrated, f"reassign owned by {role} to {owner}")
+    administer(migrated, f"drop role {role}")
+
+
+def administer(database: ScratchDatabase, statement: str) -> None:
+    with psycopg.connect(database.admin_dsn, autocommit=True) as admin:
+        admin.execute(statement.encode())
+
+
+async def test_a_login_that_is_refused_for_a_while_loses_no_job(
+    queue: Queue, staff: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong role ends a process that starts; one that runs waits, and is let in again."""
+    app = App(dsn_for(queue.database.dsn, user=staff, password="staff"))
+    async with app.orchestrator, app.conductor:
+        await app.conductor.invoke(slow, Number(n=1))
+        await app.started.wait()
+        administer(queue.database, f"alter role {staff} nologin")
+        administer(
+            queue.database,
+            f"select pg_terminate_backend(pid) from pg_stat_activity where usename = '{staff}'",
+        )
+        await queue.rows(
+            "insert into conductor.jobs (queue, task, payload)"
+            """ values ('default', 'double', '{"n": 2}')"""
+        )
+
+        async def refused() -> bool:
+            return "conductor worker default: cannot connect" in caplog.text
+
+        await eventually(refused)
+        app.release.set()
+        administer(queue.database, f"alter role {staff} login")
+        await queue.until("select count(*) = 2 from conductor.history")
+    assert sorted(app.seen) == [1, 2]
+    assert {job["outcome"] for job in await finished(queue)} == {"completed"}

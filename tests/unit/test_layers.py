@@ -16,6 +16,7 @@ SHARED_WITH_CDC = {
         "filters",
         "gauges",
         "health",
+        "logins",
         "logs",
         "matching",
         "tracing",
