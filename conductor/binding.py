@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, get_args, overload
 
 from typing_extensions import TypeVar
 
+from conductor.arguments import caller
 from conductor.definitions import (
     Batch,
     OnFailure,
@@ -23,7 +24,7 @@ from conductor.definitions import (
     Trigger,
     check_option_text,
 )
-from conductor.errors import DefinitionInvalid, nearest
+from conductor.errors import DefinitionInvalid, did_you_mean
 from conductor.retry import RetryPolicy
 from conductor.triggers import Invocable, OnChange
 
@@ -119,10 +120,9 @@ def _check_options(task: str, options: TaskOptions) -> None:
     unknown = options.keys() - TaskOptions.__annotations__.keys()
     if unknown:
         name = min(unknown)
-        similar = nearest(name, TaskOptions.__annotations__)
+        meant = did_you_mean(name, TaskOptions.__annotations__)
         raise DefinitionInvalid(
-            f"task {task!r} has no option {name!r}"
-            + (f"; did you mean {' or '.join(map(repr, similar))}?" if similar else ""),
+            f"task {task!r} at {caller()} has no option {name!r}{meant}",
             hint=f"Options: {', '.join(TaskOptions.__annotations__)}.",
         )
     check_option_text(f"version of task {task!r}", options.get("version"))

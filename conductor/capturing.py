@@ -1,21 +1,54 @@
-"""What a trigger of changes was given, checked: a model, operations, a window. Pure.
+"""What a trigger of changes may be given, and what it was, checked: operations, a window. Pure.
 
 Raises DefinitionInvalid for what cannot be meant.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, get_args
+from typing import Any, Final, Generic, TypedDict, get_args
 
 from pydantic import BaseModel
 
-from conductor.errors import DefinitionInvalid
+from conductor.errors import DefinitionInvalid, did_you_mean
 from conductor.matching import Group, Operation
-from conductor.rows import TableRow, column_names, is_adopted, table_name
+from conductor.rows import Columns, RowT, TableRow, column_names, is_adopted, table_name
 from conductor.supabase import check_model
 
 MAX_COALESCE_S: Final = 86_400
 _ROW_OPERATIONS: Final[tuple[Operation, ...]] = ("insert", "update", "delete")
+
+
+class GroupOptions(TypedDict, Generic[RowT], total=False):
+    """Options of a trigger of transactions; see `conductor.triggers.OnChange`."""
+
+    columns: Columns[RowT] | None
+    source: str
+    when: str | None
+
+
+class GroupUpdateOptions(GroupOptions[RowT], total=False):
+    """Those of one that fires on updates too."""
+
+    changed: Columns[RowT] | None
+
+
+class DeleteOptions(GroupOptions[RowT], total=False):
+    """Options of a trigger of deletes."""
+
+    key: Columns[RowT] | None
+    coalesce_s: float | None
+
+
+class InsertOptions(DeleteOptions[RowT], total=False):
+    """Options of a trigger of rows that are there afterwards."""
+
+    refetch: bool
+
+
+class UpdateOptions(InsertOptions[RowT], total=False):
+    """Options of a trigger of updates, and maybe others."""
+
+    changed: Columns[RowT] | None
 
 
 def model_of(row: Any) -> type[BaseModel] | None:
@@ -36,13 +69,14 @@ def model_of(row: Any) -> type[BaseModel] | None:
     )
 
 
-def operations_of(operations: tuple[str, ...]) -> frozenset[Operation]:
+def operations_of(operations: tuple[Any, ...]) -> frozenset[Operation]:
     """Return the operations that a trigger was given, or else those on rows."""
     known: tuple[str, ...] = get_args(Operation)
     for operation in operations:
         if operation not in known:
+            meant = did_you_mean(operation.lower(), known) if isinstance(operation, str) else ""
             raise DefinitionInvalid(
-                f"{operation!r} is not an operation", hint=f"One of {', '.join(known)}."
+                f"{operation!r} is not an operation{meant}", hint=f"One of {', '.join(known)}."
             )
     wanted: Any = operations or _ROW_OPERATIONS
     return frozenset(wanted)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Never, overload
 
 from typing_extensions import TypeVar, Unpack
 
+from conductor.arguments import caller
 from conductor.binding import (
     BatchBinder,
     Binder,
@@ -28,7 +29,6 @@ from conductor.definitions import (
     Task,
     TaskDefinition,
     Trigger,
-    caller,
     check_name,
 )
 from conductor.errors import DefinitionInvalid, UnknownTask

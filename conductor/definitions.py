@@ -8,7 +8,6 @@ edge is pydantic's. Pure: no I/O, no clock.
 from __future__ import annotations
 
 import re
-import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, overlo
 from pydantic_core import from_json
 from typing_extensions import TypeForm, TypeVar
 
+from conductor.arguments import caller, declares
 from conductor.codec import INVALID, Codec, FormInvalid, explain
 from conductor.errors import DefinitionInvalid, PayloadInvalid, ResultInvalid, TriggerMissing
 from conductor.retry import RetryPolicy
@@ -172,6 +172,7 @@ def define_task(
 def define_task(
     name: str, *, queue: str = ..., ordered: bool = ..., validate: bool = ...
 ) -> TaskDefinition[None, None]: ...
+@declares
 def define_task(
     name: str,
     payload: Any = None,
@@ -208,6 +209,7 @@ def define_event(
 ) -> EventDefinition[P]: ...
 @overload
 def define_event(name: str, *, validate: bool = ...) -> EventDefinition[None]: ...
+@declares
 def define_event(name: str, payload: Any = None, *, validate: bool = True) -> EventDefinition[Any]:
     """Declare an event: something that happened, with a typed payload.
 
@@ -217,12 +219,6 @@ def define_event(name: str, payload: Any = None, *, validate: bool = True) -> Ev
     """
     codec = _codec(f"payload of event {name!r}", payload, validate=validate)
     return EventDefinition(check_name("event", name), codec, caller())
-
-
-def caller() -> str:
-    """Return where the function that calls this one was called (``file:line``), for messages."""
-    frame = sys._getframe(2)  # noqa: SLF001 - inspect would read the source
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _codec(what: str, form: Any, *, validate: bool) -> Codec[Any]:

@@ -72,6 +72,16 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     return get_close_matches(name, sorted(set(known)), n=3, cutoff=0.5)
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return what a message about an unknown name ends with: the nearest ones, if there are any.
+
+    >>> did_you_mean("inserted", ["insert", "update"])
+    "; did you mean 'insert'?"
+    """
+    similar = nearest(name, known)
+    return f"; did you mean {' or '.join(map(repr, similar))}?" if similar else ""
+
+
 class UnknownName(ConductorError):
     """A name that is not known, with the nearest ones that are.
 
@@ -84,12 +94,11 @@ class UnknownName(ConductorError):
     def __init__(
         self, name: str, known: Iterable[str], *, where: str = "", hint: str | None = None
     ) -> None:
+        known = set(known)
         self.name = name
         self.nearest = nearest(name, known)
         message = f"unknown {self.noun} {name!r}{f' {where}' if where else ''}"
-        if self.nearest:
-            message += f"; did you mean {' or '.join(map(repr, self.nearest))}?"
-        super().__init__(message, hint=hint)
+        super().__init__(message + did_you_mean(name, known), hint=hint)
 
 
 class UnknownTask(UnknownName):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from conductor.errors import FilterFailed, FilterInvalid, UnknownColumn, nearest
+from conductor.errors import FilterFailed, FilterInvalid, UnknownColumn, did_you_mean
 from conductor.texts import clean, flaw_of
 
 if TYPE_CHECKING:
@@ -184,10 +184,9 @@ def compile_stored(source: str) -> AnyFilter:
 def check_names(found: Filter, known: Iterable[str]) -> None:
     """Raise FilterInvalid for a variable that the filter of this trigger does not have."""
     for name in sorted(found.references.names - frozenset(known)):
-        similar = nearest(name, known)
+        meant = did_you_mean(name, known)
         raise FilterInvalid(
-            f"filter {found.source!r}: unknown variable {name!r}"
-            + (f"; did you mean {' or '.join(map(repr, similar))}?" if similar else ""),
+            f"filter {found.source!r}: unknown variable {name!r}{meant}",
             hint=f"Variables: {', '.join(sorted(known))}.",
         )
 
@@ -202,10 +201,9 @@ def check_columns(found: Filter, columns: Iterable[str], where: str) -> None:
 def _check_functions(source: str, program: cel.Program) -> None:
     for name in program.functions():
         if name.isidentifier() and name not in _FUNCTIONS:
-            similar = nearest(name, _FUNCTIONS | _MACROS)
+            meant = did_you_mean(name, _FUNCTIONS | _MACROS)
             raise FilterInvalid(
-                f"filter {source!r}: unknown function {name!r}"
-                + (f"; did you mean {' or '.join(map(repr, similar))}?" if similar else ""),
+                f"filter {source!r}: unknown function {name!r}{meant}",
                 hint="Functions are those of the CEL specification.",
             )
 

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from typing_extensions import TypeVar, override
 
 from conductor import filters
+from conductor.arguments import declares
 from conductor.cron import check
 from conductor.definitions import (
     EventDefinition,
@@ -66,6 +67,7 @@ class Cron(Trigger[Tick]):
 
     kind = "cron"
 
+    @declares
     def __init__(self, expression: str, tz: str = "UTC", name: str | None = None) -> None:
         check(expression, tz)
         check_option_text("name of schedule", name)
@@ -110,6 +112,7 @@ class OnEvent(Trigger[Emitted[P]], Generic[P]):
 
     kind = "event"
 
+    @declares
     def __init__(self, event: EventDefinition[P], *, when: str | None = None) -> None:
         if not isinstance(event, EventDefinition):
             raise DefinitionInvalid(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import getmembers, isclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, JsonValue, PrivateAttr
 from pydantic_core import SchemaValidator, core_schema, to_json
@@ -22,6 +22,7 @@ from conductor import supabase
 from conductor.errors import (
     ColumnNotCaptured,
     ColumnUnchanged,
+    ConductorError,
     DefinitionInvalid,
     UnknownColumn,
     UnknownTable,
@@ -102,15 +103,43 @@ class TableRow(BaseModel):
         if table is not None:
             cls.__table_name__ = TableName.parse(table)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """See that a column of a method's name (``json``, ``copy``) is not read as the method."""
+        super().__pydantic_init_subclass__(**options)
+        for field in cls.model_fields:
+            if hasattr(TableRow, field) and not isinstance(vars(cls).get(field), _Hidden):
+                setattr(cls, field, _Hidden(cls, field))
+
     if not TYPE_CHECKING:  # a checker must still refuse unknown attributes
 
         def __getattr__(self, name: str) -> Any:
             """Say why a column is not there."""
-            columns = column_names(type(self))
-            if name in columns:
-                lacking = self._unchanged
-                raise absent(table_name(type(self)), columns[name], lacking, gone=self._gone)
+            if name in column_names(type(self)):
+                raise _lacks(self, name)
             return super().__getattr__(name)
+
+
+class _Hidden:
+    """Stands before an attribute of every model that has the name of a column.
+
+    A row's own value comes first. Without one it is the column that is missing; the class itself
+    has its attribute as before.
+    """
+
+    def __init__(self, model: type[TableRow], field: str) -> None:
+        self._model = model
+        self._field = field
+
+    def __get__(self, row: TableRow | None, model: type[TableRow]) -> Any:
+        if row is None:
+            return getattr(super(self._model, model), self._field)
+        raise _lacks(row, self._field)
+
+
+def _lacks(row: TableRow, field: str) -> ColumnNotCaptured:
+    column = column_names(type(row))[field]
+    return absent(table_name(type(row)), column, row._unchanged, gone=row._gone)  # noqa: SLF001
 
 
 RowT = TypeVar("RowT", default=dict[str, JsonValue])
@@ -234,14 +263,39 @@ def _columns(model: type[TableRow]) -> frozenset[str]:
     return frozenset(column_names(model).values())
 
 
+_COLUMNS_HINT: Final = "Such as columns=lambda u: (u.id, u.email) or columns=('id', 'email')."
+
+
 class _Accessor:
-    """Stands for a row while an accessor function is called: an attribute is its column's name."""
+    """Stands for a row while an accessor function is called: an attribute is its column."""
+
+    __slots__ = ("_model",)
 
     def __init__(self, model: type[BaseModel]) -> None:
         self._model = model
 
-    def __getattr__(self, name: str) -> str:
-        return _column(self._model, name)
+    def __getattr__(self, name: str) -> _Named:
+        return _Named(_column(self._model, name))
+
+
+class _Named:
+    """A column that an accessor has read. It has no value: nothing can be asked of it."""
+
+    __slots__ = ("column",)
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+
+    def __bool__(self) -> Never:
+        raise TypeError(f"column {self.column!r} is not a condition")
+
+    def __eq__(self, other: object) -> Never:
+        raise TypeError(f"column {self.column!r} cannot be compared")
+
+    __hash__ = None  # type: ignore[assignment]  # as of whatever cannot be compared
+
+    def __getattr__(self, name: str) -> Never:
+        raise TypeError(f"column {self.column!r} has no value, so no {name!r}")
 
 
 def _column(model: type[BaseModel], name: str) -> str:
@@ -271,16 +325,31 @@ def resolve_columns(
     if callable(columns):
         if model is None:
             raise DefinitionInvalid("an accessor function needs a row model; name the columns")
-        found: Any = columns(_Accessor(model))
+        found: Any = _read(columns, model)
     else:
         found = columns
-    names: tuple[Any, ...] = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+    given: tuple[Any, ...] = tuple(found) if isinstance(found, (tuple, list)) else (found,)
+    names = [each.column if isinstance(each, _Named) else each for each in given]
     if not names or not all(isinstance(name, str) and not flaw_of(name) for name in names):
         raise DefinitionInvalid(
-            "columns must be given by name or by an accessor",
-            hint="Such as columns=lambda u: (u.id, u.email) or columns=('id', 'email').",
+            "columns must be given by name or by an accessor", hint=_COLUMNS_HINT
         )
     return tuple(dict.fromkeys(n if model is None else _column(model, n) for n in names))
+
+
+def _read(accessor: Callable[[Any], object], model: type[BaseModel]) -> object:
+    """Return what an accessor function names. Raises DefinitionInvalid, with its place."""
+    try:
+        return accessor(_Accessor(model))
+    except ConductorError:
+        raise
+    except Exception as error:
+        code = getattr(accessor, "__code__", None)
+        where = "" if code is None else f" at {code.co_filename}:{code.co_firstlineno}"
+        raise DefinitionInvalid(
+            f"the accessor{where} does not name columns of {source_name(model)}: {error}",
+            hint=f"{_COLUMNS_HINT} A condition on values is when=.",
+        ) from error
 
 
 RowModelT = TypeVar("RowModelT", bound=TableRow)

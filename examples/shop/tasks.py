@@ -158,7 +158,9 @@ async def reserve_item(event: Change[OrderItem], ctx: Context[Deps]) -> None:
     retry=RETRY,
     max_attempts=ATTEMPTS,
 )
-async def settle_payment(event: Change[Payment] | Delete[Order], ctx: Context[Deps]) -> None:
+async def settle_payment(
+    event: Insert[Payment] | Update[Payment] | Delete[Order], ctx: Context[Deps]
+) -> None:
     """Book a payment, or refund a cancelled order: two tables, one task.
 
     An update does not carry the large receipt: reading it says so, and never gives an empty one.

@@ -119,8 +119,26 @@ assert_type(OnChange(Users, "insert"), OnChange[Insert[Users]])
 assert_type(OnChange(Users, "update", changed=lambda u: u.email), OnChange[Update[Users]])
 assert_type(OnChange(Users, "delete", columns=lambda u: (u.id, u.bio)), OnChange[Delete[Users]])
 assert_type(OnChange(Users, "truncate"), OnChange[Truncate[Users]])
-assert_type(OnChange(Users, "insert", "update", columns=("id",)), OnChange[Change[Users]])
-assert_type(OnChange("public.users", "insert", "delete"), OnChange[Change[dict[str, JsonValue]]])
+assert_type(
+    OnChange(Users, "insert", "update", columns=("id",)), OnChange[Insert[Users] | Update[Users]]
+)
+assert_type(
+    OnChange(Users, "delete", "update", changed=lambda u: u.email),
+    OnChange[Update[Users] | Delete[Users]],
+)
+assert_type(OnChange(Users, "insert", "delete"), OnChange[Insert[Users] | Delete[Users]])
+assert_type(
+    OnChange(Users, "insert", "update", "delete"),
+    OnChange[Insert[Users] | Update[Users] | Delete[Users]],
+)
+assert_type(
+    OnChange(Users, "delete", "truncate"),
+    OnChange[Insert[Users] | Update[Users] | Delete[Users] | Truncate[Users]],
+)
+assert_type(
+    OnChange("public.users", "insert", "delete"),
+    OnChange[Insert[dict[str, JsonValue]] | Delete[dict[str, JsonValue]]],
+)
 assert_type(OnChange("public.users", "insert"), OnChange[Insert[dict[str, JsonValue]]])
 
 assert_type(OnChange(Users, "insert", when="new.id > 1"), OnChange[Insert[Users]])
@@ -144,7 +162,7 @@ assert_type(
 )
 assert_type(
     OnChange("public.users", "insert", "delete", group="transaction"),
-    OnChange[Transaction[Change[dict[str, JsonValue]]]],
+    OnChange[Transaction[Insert[dict[str, JsonValue]] | Delete[dict[str, JsonValue]]]],
 )
 
 OnEvent(send_email)  # type: ignore[arg-type]  # not an event
@@ -152,6 +170,8 @@ OnChange(Users, group="row")  # type: ignore[call-overload]  # no such group
 OnChange(Users, "upsert")  # type: ignore[call-overload]  # no such operation
 OnChange(Users, "update", changed=lambda u: u.emial)  # type: ignore[call-overload]  # no such column
 OnChange(Users, "insert", changed=lambda u: u.email)  # type: ignore[call-overload]  # of updates
+OnChange(Users, "update", "inserted")  # type: ignore[call-overload]  # no such operation
+OnChange(Users, "update", colums=("id",))  # type: ignore[call-overload]  # no such option
 OnChange(Users, "truncate", when="op == 1")  # type: ignore[call-overload]  # has no row
 OnChange(Users, "delete", refetch=True)  # type: ignore[call-overload]  # the row is gone
 OnChange(EmailSent)  # type: ignore[type-var]  # not a model
@@ -261,6 +281,24 @@ async def copy(event: Insert[Users] | Update[Users] | Delete[Users], ctx: Contex
             assert_type(event.old, Users)
         case _:
             assert_never(event)
+
+
+# Several operations give the union of their events, which `match` narrows to the row's type.
+@conductor.task("sync", OnChange(Users, "insert", "update"))
+async def sync(event: Insert[Users] | Update[Users], ctx: Context[Deps]) -> None:
+    assert_type(event.op, Literal["insert", "update"])
+    match event:
+        case Insert():
+            assert_type(event, Insert[Users])
+        case Update(new=new):
+            assert_type(event, Update[Users])
+            assert_type(new, Users)
+        case _:
+            assert_never(event)
+
+
+@conductor.task("sync", OnChange(Users, "insert", "update"))  # type: ignore[arg-type]  # updates too
+async def wrong_operations(event: Insert[Users] | Delete[Users], ctx: Context[Deps]) -> None: ...
 
 
 @conductor.task("import", OnChange(Users, "insert", group="transaction"))

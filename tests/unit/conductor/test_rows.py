@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import warnings
 from datetime import datetime
 from enum import StrEnum
 from types import ModuleType
@@ -119,6 +121,54 @@ def test_columns_that_are_none_are_refused(columns: Any) -> None:
         resolve_columns(Users, columns)
     with pytest.raises(DefinitionInvalid):
         resolve_columns(None, lambda u: u.id)
+
+
+@pytest.mark.parametrize(
+    ("accessor", "message"),
+    [
+        (lambda u: u.id > 5, "'>' not supported"),
+        (lambda u: u.id == 5, "column 'id' cannot be compared"),
+        (lambda u: u.id and u.email, "column 'id' is not a condition"),
+        (lambda u: u.email.lower(), "column 'email' has no value, so no 'lower'"),
+        (lambda: ("id",), "takes 0 positional arguments"),
+    ],
+)
+def test_an_accessor_that_does_more_than_name_columns_is_refused(
+    accessor: Any, message: str
+) -> None:
+    line = accessor.__code__.co_firstlineno
+    where = re.escape(f"the accessor at {__file__}:{line} does not name columns of public.users: ")
+    with pytest.raises(DefinitionInvalid, match=where + ".*" + message) as caught:
+        resolve_columns(Users, accessor)
+    assert "A condition on values is when=" in caught.value.hint
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # as pydantic says, they shadow attributes of every model
+
+    class Odd(TableRow, table="public.odd"):
+        id: int
+        json: str  # type: ignore[assignment]  # the point of the test
+        copy: str = ""  # type: ignore[assignment]  # the point of the test
+        model_fields_set: int  # type: ignore[assignment]  # the point of the test
+        model_validate_json: str  # type: ignore[assignment]  # the point of the test
+
+    class Odder(Odd, table="public.odd"):
+        schema: str  # type: ignore[assignment]  # the point of the test
+
+
+def test_a_column_of_a_methods_name_is_not_read_as_the_method() -> None:
+    row: Any = read_row(Odder, {"id": 1, "schema": "x"}, frozenset({"copy"}))
+    assert (row.id, row.schema) == (1, "x")
+    for name in ("json", "model_validate_json"):
+        with pytest.raises(ColumnNotCaptured, match=f"'{name}' of public.odd is not captured"):
+            getattr(row, name)
+    with pytest.raises(ColumnUnchanged):
+        _ = row.copy
+    whole = {"id": 1, "json": "{}", "copy": "c", "model_fields_set": 3, "model_validate_json": "v"}
+    complete: Any = read_row(Odd, whole, NONE)
+    assert {name: getattr(complete, name) for name in whole} == whole
+    assert read_row(Odder, {**whole, "schema": "s"}, NONE).model_dump() == {**whole, "schema": "s"}
 
 
 @pytest.mark.parametrize(

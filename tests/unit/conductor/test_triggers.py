@@ -127,6 +127,32 @@ def test_wrong_triggers_are_refused_when_they_are_made() -> None:
         inserts(Users, "insert", changed=lambda u: u.email)
 
 
+@pytest.mark.parametrize(
+    ("declare", "options", "message"),
+    [
+        (OnChange, {"colums": ("id",)}, "OnChange at {here} has no option 'colums'; .*'columns'"),
+        (OnEvent, {"whn": "true"}, "OnEvent at {here} has no option 'whn'; did you mean 'when'"),
+        (Cron, {"timezone": "UTC"}, "Cron at {here} has no option 'timezone'"),
+        (define_task, {"paylod": int}, "define_task at {here} has no option 'paylod'; .*'payload'"),
+        (define_event, {"payloads": int}, "define_event at {here} .*; did you mean 'payload'"),
+    ],
+)
+def test_a_misspelt_option_names_the_nearest_and_the_place(
+    declare: Any, options: dict[str, Any], message: str
+) -> None:
+    here = __file__.replace(".", r"\.") + r":\d+"
+    with pytest.raises(DefinitionInvalid, match=message.format(here=here)):
+        declare(Users, **options)
+
+
+@pytest.mark.parametrize(
+    ("operation", "meant"), [("inserted", "insert"), ("updates", "update"), ("UPDATE", "update")]
+)
+def test_a_misspelt_operation_names_the_nearest(operation: Any, meant: str) -> None:
+    with pytest.raises(DefinitionInvalid, match=f"is not an operation; did you mean '{meant}'"):
+        OnChange(Users, operation)
+
+
 def test_a_filter_is_stored_with_its_trigger() -> None:
     when = 'new.email.endsWith("@example.com")'
     assert OnChange(Users, "insert", when=when).filter.when == when
