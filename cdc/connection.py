@@ -24,7 +24,7 @@ from cdc.errors import (
     SourceUnavailable,
     WalLevelTooLow,
 )
-from cdc.queries import SESSION_SETTINGS
+from cdc.queries import SCHEMA_CLOSED, SESSION_SETTINGS
 from conductor.dsn import read_dsn
 from conductor.logins import is_login_refused
 
@@ -33,6 +33,9 @@ Connection = psycopg.AsyncConnection[DictRow]
 CONNECT_TIMEOUT_S: Final = 10
 _CONNECTION_CLASSES: Final = ("08", "53", "57", "58")
 """SQLSTATE classes of a server that is away, full, shutting down or ill: trying again can help."""
+
+_ABOUT_ROWS: Final = ("22", "23")
+"""SQLSTATE classes whose errors may quote a row in their detail."""
 
 _GUESSES: Final = ("This probably means", "before or while", "Is the server running")
 _NO_REPLICATION: Final = re.compile(
@@ -74,10 +77,21 @@ def listener_name(slot: str) -> str:
 
 
 async def connect_queue(dsn: str, *, application_name: str) -> Connection:
-    """Open an autocommit connection to the queue database (raises as `connect_source` does)."""
+    """Open an autocommit connection to the queue database.
+
+    Raises:
+        QueueUnavailable: it cannot be reached now.
+        ConfigError, PrivilegeMissing: it will not let us in, now or later.
+    """
     parse_dsn(dsn, "CDC_QUEUE_DSN")
     with queue_errors():
-        return await _connect(dsn, application_name)
+        connection = await _connect(dsn, application_name)
+        try:
+            await _check_schema(connection)
+        except BaseException:
+            await connection.close()
+            raise
+    return connection
 
 
 def parse_dsn(dsn: str, setting: str) -> dict[str, Any]:
@@ -162,7 +176,11 @@ def is_connection_error(error: psycopg.Error) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text as one line, without what libpq guesses about it."""
+    """Return an error's text as one line: no guesses of libpq, no place in a statement, no row."""
+    if isinstance(error, psycopg.Error) and (said := error.diag.message_primary):
+        may_quote_rows = (error.sqlstate or "")[:2] in _ABOUT_ROWS
+        detail = None if may_quote_rows else error.diag.message_detail
+        return " ".join(f"{said} DETAIL: {detail}".split() if detail else said.split())
     lines = [line.strip() for line in str(error).splitlines()]
     facts = [line for line in lines if line and not line.startswith(_GUESSES)]
     return " ".join(facts[:2]).removeprefix("connection failed: ") or type(error).__name__
@@ -174,6 +192,22 @@ def _refusal(error: psycopg.Error, text: str, setting: str) -> CdcError | None:
         return PrivilegeMissing(text)
     hint = f"correct {setting}, or the server's roles and pg_hba.conf"
     return ConfigError(text, hint=hint) if is_login_refused(error) else None
+
+
+async def _check_schema(connection: Connection) -> None:
+    """Raise what our role lacks. It is to be a member of the owner, unless that may do anything."""
+    facts = await (await connection.execute(SCHEMA_CLOSED)).fetchone()
+    if facts is None:
+        return
+    hint: str = facts["statement"]
+    if facts["is_superuser"]:
+        hint = (
+            f"schema conductor is a superuser's ({facts['owner']}): let an ordinary role own it, "
+            "of which this one is a member (deploy/postgres/roles.sh)"
+        )
+    raise PrivilegeMissing(
+        f"the queue database: role {facts['role']!r} may not use schema conductor", hint=hint
+    )
 
 
 async def _connect(dsn: str, application_name: str, **parameters: Any) -> Connection:

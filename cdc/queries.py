@@ -201,6 +201,15 @@ EMIT_HEARTBEAT: Final = sql.SQL("""
 
 # --- queue: progress, subscriptions ------------------------------------------------------------
 
+# A row when schema conductor is there, but not for us: what would let us in.
+SCHEMA_CLOSED: Final = sql.SQL("""
+    select current_user as role, r.rolname as owner, r.rolsuper as is_superuser,
+        format('grant %I to %I', r.rolname, current_user) as statement
+    from pg_namespace n
+    join pg_roles r on r.oid = n.nspowner
+    where n.nspname = 'conductor' and not has_schema_privilege(n.oid, 'usage')
+""")
+
 BACKEND_PID: Final = sql.SQL("select pg_backend_pid() as pid")
 
 PROGRESS: Final = sql.SQL("""

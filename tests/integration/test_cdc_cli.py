@@ -1,6 +1,7 @@
 """The command line: what an operator sees and what a supervisor gets."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from tests.integration.sidecar import (
     cdc,
@@ -284,6 +287,36 @@ def test_a_role_without_replication_is_told_what_to_run(shop: ScratchDatabase) -
         assert done.returncode == 78
         assert "replication" in done.stderr + done.stdout
     assert "hint: alter role" in done.stderr or "alter role" in done.stdout
+
+
+@pytest.fixture
+def stranger(shop: ScratchDatabase) -> Iterator[str]:
+    """The DSN of a role that may replicate, and has no right on schema conductor."""
+    role = sql.Identifier(f"{shop.name}-Stranger")
+    make = sql.SQL("create role {} login replication password 'strange'").format(role)
+    with psycopg.connect(shop.admin_dsn, autocommit=True) as admin:
+        admin.execute(make)
+        yield dsn_for(shop.source_dsn, user=f"{shop.name}-Stranger", password="strange")
+        admin.execute(sql.SQL("drop role {}").format(role))
+
+
+def test_a_role_without_the_queue_is_told_what_to_run(shop: ScratchDatabase, stranger: str) -> None:
+    for command in ("run", "status"):
+        done = cdc(shop, command, CDC_QUEUE_DSN=stranger)
+        error, hint = last_lines(done.stderr)
+        assert done.returncode == 78
+        assert "may not use schema conductor" in error
+        assert re.fullmatch(rf'hint: grant \w+_app to "{shop.name}-Stranger"', hint)
+    query(shop.admin_dsn, hint.removeprefix("hint: "))
+    assert cdc(shop, "status", CDC_QUEUE_DSN=stranger).returncode == 0
+
+
+def test_nobody_is_told_to_become_a_superuser(shop: ScratchDatabase, stranger: str) -> None:
+    query(shop.admin_dsn, "alter schema conductor owner to current_user")
+    error, hint = last_lines(cdc(shop, "run", CDC_QUEUE_DSN=stranger).stderr)
+    assert "may not use schema conductor" in error
+    assert "grant" not in hint
+    assert "let an ordinary role own it" in hint
 
 
 def test_settings_are_checked_before_anything_is_opened(shop: ScratchDatabase) -> None:

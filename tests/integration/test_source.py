@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 
-from cdc.connection import connect_source
+from cdc.connection import connect_queue, connect_source, queue_errors
 from cdc.errors import (
     CdcError,
     ConfigError,
@@ -267,6 +267,28 @@ async def test_a_wrong_dsn_is_named_without_its_password(
         await connect_source(dsn_for(database.source_dsn, **changes), application_name="test")
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+async def test_an_error_of_the_queue_quotes_neither_statement_nor_row(
+    database: ScratchDatabase,
+) -> None:
+    connection = await connect_queue(database.source_dsn, application_name="test")
+    await connection.execute("create temp table t (secret text primary key)")
+    for statement in (
+        "select secret, nonesuch from t",
+        "insert into t values ('hunter2'), ('hunter2')",
+        "drop table pg_class",
+    ):
+        with pytest.raises(CdcError) as caught, queue_errors():
+            await connection.execute(statement)
+        assert "LINE" not in str(caught.value)
+        assert "secret" not in str(caught.value)
+        assert "hunter2" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    await connection.execute("create temp view v as select * from t")
+    with pytest.raises(CdcError, match="DETAIL: view v depends on table t"), queue_errors():
+        await connection.execute("drop table t")
+    await connection.close()
 
 
 async def test_the_walsender_keeps_our_timeout(database: ScratchDatabase) -> None:

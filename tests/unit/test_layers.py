@@ -1,5 +1,6 @@
 """The layers of the design: import-linter's contracts, and what `cdc` may use of `conductor`."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ SHARED_WITH_CDC = {
     for name in (
         "contract",
         "dsn",
-        "enqueue",
         "filters",
         "gauges",
         "health",
@@ -46,3 +46,13 @@ def test_cdc_uses_only_the_shared_modules_of_conductor() -> None:
         if imported.partition(".")[0] == "conductor"
     }
     assert {pair for pair in used if pair[1] not in SHARED_WITH_CDC} == set()
+    assert {imported for _, imported in used} == SHARED_WITH_CDC, "shared, and not used"
+
+
+def test_the_page_for_contributors_lists_what_is_shared() -> None:
+    text = (PROJECT / "CONTRIBUTING.md").read_text()
+    named = re.search(r"`cdc` shares ([^;.]+) of `conductor`", text)
+    assert named is not None
+    assert re.findall(r"`(\w+)`", named[1]) == sorted(
+        name.removeprefix("conductor.") for name in SHARED_WITH_CDC
+    )
