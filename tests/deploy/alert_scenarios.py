@@ -31,6 +31,8 @@ class Scenario:
 SLOT = {"slot": "orders"}
 QUEUE = {"queue": "mail"}
 COUNTED_ONCE = "0x2 3x90"
+FIRST_SEEN = "_x4 3x90"
+"""What a process counted before it was first scraped."""
 
 SCENARIOS = (
     Scenario("CdcNoLeader", {'cdc_leader{slot="orders"}': "1x3 0x20 1x5"}, 3, 8, 28, SLOT),
@@ -42,6 +44,28 @@ SCENARIOS = (
         },
         *(3, 8, 14),
         SLOT,
+    ),
+    Scenario(  # gone for longer than Prometheus is asked about, while others read the gauges
+        "CdcNoLeader",
+        {
+            'cdc_leader{slot="orders",instance="a"}': "1x3 stale",
+            'cdc_leader{slot="orders",instance="b"}': "_x599 1x20",
+            'conductor_gaps_open{slot="orders",condition="none"}': "0x620",
+        },
+        *(3, 500, 610),
+        SLOT,
+    ),
+    Scenario(  # the same with nobody to read them
+        "CdcNoLeader",
+        {
+            'cdc_leader{slot="orders",instance="a"}': "1x3 stale",
+            'cdc_leader{slot="orders",instance="b"}': "_x599 1x20",
+            'up{job="cdc",instance="a"}': "1x3 0x595 1x20",
+        },
+        *(3, 500, 610),
+    ),
+    Scenario(  # it has never led, and cannot even be scraped
+        "CdcNoLeader", {'up{job="cdc",instance="a"}': "0x10 1x5"}, 0, 5, 13
     ),
     Scenario(
         "CdcBehind",
@@ -111,10 +135,28 @@ SCENARIOS = (
         {**SLOT, "condition": "publication_drift"},
     ),
     Scenario(  # recreated at once: the gap is closed, the loss stays
-        "CdcGap",
+        "CdcSlotLost",
         {'cdc_conditions_total{slot="orders",condition="slot_missing"}': "0x3 1x90"},
         *(2, 8, 80),
-        {**SLOT, "condition": "slot_missing"},
+        SLOT,
+    ),
+    Scenario(
+        "CdcSlotLost",
+        {'cdc_conditions_total{slot="orders",condition="slot_lost"}': FIRST_SEEN},
+        *(3, 8, 80),
+        SLOT,
+    ),
+    Scenario(  # met again and again: an hour after the last time it is over
+        "CdcGap",
+        {'cdc_conditions_total{slot="orders",condition="table_missing"}': "0x3 1x40 2x90"},
+        *(2, 90, 120),
+        {**SLOT, "condition": "table_missing"},
+    ),
+    Scenario(
+        "CdcGap",
+        {'cdc_conditions_total{slot="orders",condition="table_missing"}': FIRST_SEEN},
+        *(3, 8, 80),
+        {**SLOT, "condition": "table_missing"},
     ),
     Scenario(
         "CdcDeadLetters",
@@ -124,6 +166,9 @@ SCENARIOS = (
     ),
     Scenario(
         "CdcDeadLetters", {'cdc_dead_letters_total{slot="orders"}': COUNTED_ONCE}, 2, 5, 80, SLOT
+    ),
+    Scenario(
+        "CdcDeadLetters", {'cdc_dead_letters_total{slot="orders"}': FIRST_SEEN}, 3, 8, 80, SLOT
     ),
     Scenario(
         "CdcFlapping",
@@ -202,6 +247,19 @@ SCENARIOS = (
         *(5, 9, 15),
     ),
     Scenario("ConductorCronMissed", {"conductor_cron_missed_total": COUNTED_ONCE}, 2, 5, 80),
+    Scenario(  # fired by a new process, in its first second
+        "ConductorCronMissed",
+        {
+            'conductor_cron_missed_total{instance="old"}': "0x1 stale",
+            'conductor_cron_missed_total{instance="new"}': FIRST_SEEN,
+        },
+        *(3, 8, 80),
+    ),
+    Scenario(  # the same process after a long absence, with what it has counted since
+        "ConductorCronMissed",
+        {"conductor_cron_missed_total": f"1x1 {'_ ' * 80}9x130"},
+        *(20, 125, 150),
+    ),
     Scenario(
         "ConductorMaintenanceStalled",
         {"conductor_maintenance_last_run_timestamp_seconds": "1+60x2 121x24 1680+60x5"},
@@ -213,7 +271,14 @@ SCENARIOS = (
         *(2, 5, 50),
         QUEUE,
     ),
+    Scenario(
+        "ConductorLeasesLost",
+        {'conductor_leases_lost_total{queue="mail"}': FIRST_SEEN},
+        *(3, 8, 50),
+        QUEUE,
+    ),
     Scenario("ConductorJobsRescued", {"conductor_jobs_rescued_total": COUNTED_ONCE}, 2, 5, 50),
+    Scenario("ConductorJobsRescued", {"conductor_jobs_rescued_total": FIRST_SEEN}, 3, 8, 50),
     Scenario(
         "ConductorFlapping",
         {'conductor_reconnects_total{part="leases"}': "0+2x15 30x30"},
@@ -232,6 +297,10 @@ SCENARIOS = (
         *(12, 18, 23),
     ),
     Scenario("ConductorEventsRefused", {"conductor_events_refused_total": COUNTED_ONCE}, 2, 5, 80),
+    Scenario("ConductorEventsRefused", {"conductor_events_refused_total": FIRST_SEEN}, 3, 8, 80),
+    Scenario(
+        "ConductorEventsUndelivered", {"conductor_events_undelivered_total": FIRST_SEEN}, 3, 8, 80
+    ),
     Scenario(
         "ConductorEventsUndelivered",
         {"conductor_events_undelivered_total": COUNTED_ONCE},
@@ -257,6 +326,16 @@ SCENARIOS = (
         "ConductorNotScraped",
         {'up{job="cdc"}': "1x25", 'up{job="conductor"}': "_x13 1x10"},
         *(8, 12, 17),
+        {"job": "conductor"},
+    ),
+    Scenario(  # an autoscaler has taken the last worker away; later they run and are not found
+        "ConductorNotScraped",
+        {
+            'up{job="cdc"}': "1x70",
+            'up{job="conductor"}': "1x3 stale",
+            'conductor_workers{queue="mail"}': "1x3 0x25 1x20 0x20",
+        },
+        *(25, 43, 55),
         {"job": "conductor"},
     ),
 )

@@ -29,7 +29,7 @@ MEGABYTE = 1_000_000
 # Nothing of this happens in a healthy system, or not within seconds.
 EMPTY_WHEN_HEALTHY = {
     "overview: Alerts",
-    "overview: Oldest job that waits",
+    "overview: Oldest work that waits",
     "queue: Oldest work that is due",
     "router: Conditions met, in 5 minutes",
     "router: Open gaps, by condition",
