@@ -299,6 +299,34 @@ def check_references(manifests: Sequence[Manifest]) -> list[str]:
     return findings
 
 
+def check_waves(manifests: Sequence[Manifest]) -> list[str]:
+    """What a hook of Argo CD needs is there when it runs: in the sync itself, in an earlier wave."""
+    waves = {name_of(manifest): _wave(manifest) for manifest in manifests}
+    findings = []
+    for hook in manifests:
+        phase = hook["metadata"].get("annotations", {}).get("argocd.argoproj.io/hook")
+        if phase is None:
+            continue
+        spec = hook["spec"]["template"]["spec"]
+        needed = {name for name in waves if name.startswith("Namespace ")}
+        needed |= {f"ServiceAccount {spec.get('serviceAccountName', 'default')}"}
+        needed |= {
+            f"ConfigMap {v['configMap']['name']}"
+            for v in spec.get("volumes", ())
+            if "configMap" in v
+        }
+        findings += [
+            f"{name_of(hook)}: {name} does not come before it"
+            for name in sorted(needed & waves.keys())
+            if phase != "Sync" or waves[name] >= _wave(hook)
+        ]
+    return findings
+
+
+def _wave(manifest: Manifest) -> int:
+    return int(manifest["metadata"].get("annotations", {}).get("argocd.argoproj.io/sync-wave", 0))
+
+
 def _claims(manifests: Sequence[Manifest], owner: str) -> list[Manifest]:
     owners = [manifest for manifest in manifests if name_of(manifest) == owner]
     return [claim for m in owners for claim in m["spec"].get("volumeClaimTemplates", ())]
@@ -366,4 +394,5 @@ CHECKS: Final[tuple[Check, ...]] = (
     check_resources,
     check_secrets,
     check_settings,
+    check_waves,
 )

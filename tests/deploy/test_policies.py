@@ -22,6 +22,7 @@ from tests.deploy.policies import (
     check_resources,
     check_secrets,
     check_settings,
+    check_waves,
 )
 
 WORKER = "Deployment conductor-worker"
@@ -172,6 +173,18 @@ MANIFEST_BREAKS: list[tuple[Check, str, Break, str]] = [
     ),
     (check_availability, CDC, lambda m: m["spec"].update(replicas=1), "no hot standby"),
     (check_secrets, CDC, lambda m: m.update(kind="Secret", spec={}), "made elsewhere"),
+    (
+        check_waves,
+        "Job conductor-migrate",
+        lambda m: m["metadata"]["annotations"].update({"argocd.argoproj.io/hook": "PreSync"}),
+        "ServiceAccount conductor does not come before",
+    ),
+    (
+        check_waves,
+        "ServiceAccount conductor",
+        lambda m: m["metadata"].pop("annotations"),
+        "ServiceAccount conductor does not come before",
+    ),
 ]
 
 
