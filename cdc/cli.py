@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _EXIT_REFUSED: Final = 65
 _EXIT_BUG: Final = 70
+_PIPE_WIDTH: Final = 200
 
 app = typer.Typer(
     name="cdc",
@@ -416,14 +417,16 @@ def _comment(text: str) -> None:
 
 def _print_status(report: dict[str, Any]) -> None:
     from rich.console import Console  # noqa: PLC0415  # lazy
+    from rich.filesize import decimal  # noqa: PLC0415  # lazy
     from rich.markup import escape  # noqa: PLC0415  # lazy
     from rich.table import Table  # noqa: PLC0415  # lazy
 
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
     facts = Table(show_header=False, box=None)
     for name, value in report.items():
         if not isinstance(value, list) and value is not None:
-            facts.add_row(name.replace("_", " "), escape(str(value)))
+            size = f" ({decimal(value)})" if name.endswith("bytes") and value >= 1000 else ""
+            facts.add_row(name.replace("_", " "), escape(f"{value}{size}"))
     console.print(facts)
     tables = ("subscriptions", "publication_drift", "publication_lacks", "sidecars", "gaps")
     for name in tables:
@@ -431,7 +434,9 @@ def _print_status(report: dict[str, Any]) -> None:
         if not rows:
             console.print(f"no {title}")
             continue
-        table = Table(*rows[0], title=title)
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for column in rows[0]:
+            table.add_column(column.replace("_", " "), overflow="fold")
         for row in rows:
             table.add_row(*(escape(_cell(value)) for value in row.values()))
         console.print(table)

@@ -187,7 +187,7 @@ async def run_demo(plan: Plan, logs: Path, *, keep: bool) -> int:
             explain(verdict, display)
             if keep:
                 display.close()
-                print(f"{invitation(demo)}\ndemo: {verdict.summary}")
+                print(f"{invitation(demo)}\ndemo: {verdict.summary}", flush=True)  # a pipe too
                 await interrupted()
     if not keep:
         print(f"demo: {verdict.summary}")
