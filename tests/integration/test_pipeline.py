@@ -170,6 +170,44 @@ async def test_a_truncate_of_several_tables_is_one_change_each(items: ScratchDat
     assert value(items.dsn, "select count(distinct source_ordinal) from conductor.jobs") == 2
 
 
+@pytest.mark.parametrize("streaming", ["off", "on"])
+async def test_a_transaction_from_elsewhere_is_one_like_any_other(
+    items: ScratchDatabase, streaming: str
+) -> None:
+    """What a subscriber of another server applies has an Origin message before its changes."""
+    origin, watch = f"{items.name}_origin", f"{items.name}_watch"
+    query(items.admin_dsn, f"alter database {items.name} set logical_decoding_work_mem = '64kB'")
+    async with running(items, streaming=streaming):
+        await captured(items, subscribe(items.dsn, "public.item"))
+        query(items.admin_dsn, "select pg_create_logical_replication_slot(%s, 'pgoutput')", watch)
+        with psycopg.connect(items.admin_dsn) as applier:
+            applier.execute("select pg_replication_origin_create(%s)", [origin])
+            applier.execute("select pg_replication_origin_session_setup(%s)", [origin])
+            applier.commit()
+            applier.execute("select pg_replication_origin_xact_setup('0/ABCDEF', now())")
+            applier.execute("insert into item values (1, 'from elsewhere')")
+            applier.commit()
+            applier.execute("select pg_replication_origin_xact_setup('0/ABCDFF', now())")
+            applier.execute(
+                "insert into item select g, repeat('x', 99) from generate_series(2, 3000) g"
+            )
+            applier.commit()
+        found = await routed(items, 3000)
+        sent = value(
+            items.admin_dsn,
+            "select count(*) from pg_logical_slot_get_binary_changes(%s, null, null,"
+            " 'proto_version', '1', 'publication_names', 'conductor')"
+            " where get_byte(data, 0) = ascii('O')",
+            watch,
+        )
+    query(items.admin_dsn, "select pg_drop_replication_slot(%s)", watch)
+    query(items.admin_dsn, "select pg_replication_origin_drop(%s)", origin)
+    assert sent == 2
+    assert [payload["new"]["id"] for payload in found] == list(range(1, 3001))
+    assert found[0]["new"]["note"] == "from elsewhere"
+    assert value(items.dsn, "select count(*) from conductor.dead_letters") == 0
+
+
 async def test_a_renamed_and_retyped_table_is_followed(items: ScratchDatabase) -> None:
     async with running(items):
         await captured(items, subscribe(items.dsn, "public.item", ["insert"]))
