@@ -186,10 +186,11 @@ class Orchestrator:
                 loop.remove_signal_handler(number)
 
     async def drain(self, timeout_s: float = 30.0) -> None:
-        """Return when no job of these tasks is ready or running; for tests.
+        """Return when no job of these tasks runs, could run, or is due; for tests.
 
-        Starts and stops the orchestrator unless it is started. Jobs that wait for their time are
-        not waited for. Raises TimeoutError.
+        What has come for waiting jobs has reached them by then: events, ends of children, deadlines
+        and schedules. Jobs that wait for something later are not waited for (see `travel`). Starts
+        and stops the orchestrator unless it is started. Raises TimeoutError.
         """
         if not self.is_started:
             async with self:

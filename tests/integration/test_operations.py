@@ -66,6 +66,56 @@ async def test_unfinished_jobs_are_those_of_the_tasks(
         assert await store.has_unfinished(pairs) is expected
 
 
+@pytest.mark.parametrize(
+    "state, come, expected",
+    [
+        ("scheduled", "run_at = now() - interval '1 second'", True),
+        ("waiting", "run_at = now() - interval '1 second'", True),
+        ("scheduled", "run_at = now() + interval '1 hour'", False),
+        ("waiting", "run_at = 'infinity'", False),
+    ],
+)
+async def test_a_job_whose_time_has_come_is_unfinished(
+    queue: Queue, state: str, come: str, expected: bool
+) -> None:
+    await queue.rows(
+        "insert into conductor.jobs (queue, task, payload, state) values ('busy', 'x', '{}', %s)",
+        state,
+    )
+    await queue.rows(f"update conductor.jobs set {come}")
+    async with queue.connections.lend() as connection:
+        store = OperationStore(connection)
+        assert await store.has_unfinished([("busy", "x")]) is expected
+        assert not await store.has_unfinished([("busy", "y"), ("idle", "x")])
+
+
+async def test_a_job_that_something_has_come_for_is_unfinished(queue: Queue) -> None:
+    await queue.rows(
+        "insert into conductor.jobs (queue, task, payload, state, run_at) values"
+        " ('busy', 'x', '{}', 'waiting', 'infinity'), ('busy', 'y', '{}', 'waiting', 'infinity')"
+    )
+    await queue.rows(
+        "insert into conductor.wakeups (job, outcome)"
+        " select id, 'completed' from conductor.jobs where task = 'x'"
+    )
+    async with queue.connections.lend() as connection:
+        store = OperationStore(connection)
+        assert await store.has_unfinished([("busy", "x")])
+        assert not await store.has_unfinished([("busy", "y")])
+
+
+async def test_a_due_schedule_is_unfinished(queue: Queue) -> None:
+    await queue.rows(
+        "insert into conductor.schedules (app, task, name, queue, expression, timezone, next_at)"
+        " values ('', 'x', 'soon', 'busy', '* * * * *', 'UTC', now()),"
+        " ('', 'y', 'later', 'busy', '* * * * *', 'UTC', now() + interval '1 hour')"
+    )
+    async with queue.connections.lend() as connection:
+        store = OperationStore(connection)
+        assert await store.has_unfinished([("busy", "x")])
+        assert not await store.has_unfinished([("busy", "y")])
+
+
 async def test_an_event_to_dispatch_is_unfinished(queue: Queue) -> None:
     async with queue.connections.lend() as connection:
         store = OperationStore(connection)

@@ -5,6 +5,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from prometheus_client import generate_latest
 from pydantic import BaseModel
 
 from conductor.client import Conductor
+from conductor.context import Context
 from conductor.definitions import define_event, define_task
 from conductor.errors import (
     CaptureTimeout,
@@ -23,6 +25,7 @@ from conductor.errors import (
     UnknownTable,
 )
 from conductor.orchestrator import Orchestrator
+from conductor.testing import travel
 from conductor.triggers import Cron, OnChange, OnEvent
 from tests.integration.conftest import Queue, eventually
 from tests.servers import ScratchDatabase, dsn_for
@@ -113,6 +116,31 @@ async def test_a_due_schedule_reaches_its_task(queue: Queue) -> None:
         await queue.rows("update conductor.schedules set next_at = now()")
         await queue.until("select count(*) = 1 from conductor.history")
     assert app.seen == ["Tick"]
+
+
+async def test_drain_is_over_when_what_has_come_is(queue: Queue) -> None:
+    """Time that has passed, an event that is waited for, the end of a child."""
+    app = App(queue.database.dsn)
+    nap = define_task("nap", payload=Number)
+
+    @app.conductor.task(nap)
+    async def _nap(event: Any, ctx: Context) -> None:
+        await ctx.sleep("a day", 86_400)
+        await ctx.wait_for_event("counted", counted, match={"n": event.payload.n})
+        await ctx.invoke("double", double, event.payload)
+
+    orchestrator = Orchestrator(app.conductor)
+    async with app.conductor, orchestrator, queue.connections.lend() as connection:
+        for n in range(3):
+            await app.conductor.invoke(nap, Number(n=n))
+            await orchestrator.drain()
+            assert (await queue.column("select state::text from conductor.jobs")) == ["scheduled"]
+            await travel(connection, timedelta(days=1, seconds=1))
+            await orchestrator.drain()
+            assert (await queue.column("select state::text from conductor.jobs")) == ["waiting"]
+            await app.conductor.emit(counted, Number(n=n))
+            await orchestrator.drain()
+            assert (await queue.column("select state::text from conductor.jobs")) == []
 
 
 async def test_drain_starts_and_stops_by_itself(queue: Queue) -> None:

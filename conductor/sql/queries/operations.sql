@@ -214,7 +214,8 @@ select greatest(
     coalesce((select max(pg_catalog.age(r.xmin)) from pg_catalog.pg_replication_slots r), 0))
 
 -- name: has_unfinished
--- Whether there is a job that a worker of these (queue, task) pairs could run now or is running, a
+-- Whether there is a job that a worker of these (queue, task) pairs could run now, is running, or will
+-- as soon as somebody notices that it is due or that something has come for it; a schedule that is due, a
 -- lane to look at, or an event to dispatch.
 select exists (
     select
@@ -234,6 +235,19 @@ select exists (
         union all
         (select from conductor.jobs j
          where j.state = 'running' and j.queue = p.queue and j.task = p.task limit 1)
+        union all
+        (select from conductor.jobs j
+         where j.state in ('scheduled', 'waiting') and j.run_at <= conductor.now()
+            and j.queue = p.queue and j.task = p.task
+         order by j.run_at limit 1)
+        union all
+        (select from conductor.wakeups w
+         cross join lateral (
+            select j.queue, j.task from conductor.jobs j where j.id = w.job limit 1) j
+         where j.queue = p.queue and j.task = p.task limit 1)
+        union all
+        (select from conductor.schedules s
+         where s.queue = p.queue and s.task = p.task and s.next_at <= conductor.now() limit 1)
         union all
         (select from conductor.lane_calls l where l.queue = p.queue limit 1)
     ) found)
