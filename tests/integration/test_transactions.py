@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from conductor.errors import FenceLost, JobCancelled
 from conductor.lease import DEAD_AFTER_S
 from conductor.metrics import Metrics
 from conductor.transactions import _check
@@ -112,6 +113,30 @@ async def test_a_zombie_commits_nothing(workshop: Workshop) -> None:
     async with workshop.worker([task(handler)]):
         await asyncio.wait_for(stopped.wait(), 10)
     assert await booked(workshop) == 0
+
+
+async def test_a_zombie_thread_commits_nothing_and_begins_no_more(workshop: Workshop) -> None:
+    stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+
+    def handler(_event: Any, ctx: Any) -> None:
+        def work(db: psycopg.Connection[Any]) -> None:
+            db.execute("insert into ledger (job) values (%s)", [ctx.job.id])
+            with psycopg.connect(workshop.dsn) as other:
+                other.execute("update conductor.jobs set fence = 7, worker = 0")
+
+        with pytest.raises(FenceLost):
+            ctx.transaction("book", work, returns=None)
+        try:
+            ctx.step("more", lambda: 1)
+        except JobCancelled as error:
+            loop.call_soon_threadsafe(stopped.set_result, type(error).__name__)
+
+    job = await workshop.invoke()
+    async with workshop.worker([task(handler)]):
+        assert await asyncio.wait_for(stopped, 10) == "JobCancelled"
+    assert await booked(workshop) == 0
+    assert (await workshop.job(job))["state"] == "running"  # the other's, who has written nothing
     assert await workshop.queue.value("select count(*) from conductor.steps") == 0
 
 
