@@ -23,6 +23,7 @@ from conductor.errors import OptionInvalid, check_options
 from conductor.matching import change_topic, event_topic, match_key
 from conductor.store.schedules import SchedulePlan
 from conductor.store.steps import NewJob, Wanted
+from conductor.texts import flaw_of
 from conductor.tracing import without_context
 from conductor.triggers import Cron, OnChange, OnEvent
 
@@ -129,7 +130,7 @@ def plan(
 
 def check_schedule_name(name: Any) -> str:
     """Return the name if a schedule may have it. Raises OptionInvalid."""
-    if not isinstance(name, str) or not 0 < len(name) <= _SCHEDULE_NAME_LENGTH or "\0" in name:
+    if not isinstance(name, str) or not 0 < len(name) <= _SCHEDULE_NAME_LENGTH or flaw_of(name):
         raise OptionInvalid(
             f"{name!r} cannot be the name of a schedule",
             hint=f"1 to {_SCHEDULE_NAME_LENGTH} characters.",

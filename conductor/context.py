@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutine
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, overload
 
 from typing_extensions import TypeForm, TypeVar, Unpack
@@ -22,9 +22,9 @@ from typing_extensions import TypeForm, TypeVar, Unpack
 from conductor import calls, tracing
 from conductor.calls import ChildOptions, Expected, Match, ScheduleOptions
 from conductor.definitions import EventDefinition, Task, TaskDefinition
-from conductor.durable import Deadline, Run, child_document, group, is_over
+from conductor.durable import Deadline, Gather, Run, child_document, gathering, is_over
 from conductor.enqueue import LAST_INSTANT
-from conductor.errors import FenceLost, JobCancelled, OptionInvalid, StepOrderChanged
+from conductor.errors import FenceLost, JobCancelled, OptionInvalid
 from conductor.job import JobHandle
 from conductor.replay import UNSET, decode_step, encode_step, inside, step_codec
 from conductor.triggers import Cron, OnChange
@@ -390,34 +390,25 @@ class Context(BaseContext[D]):
         """Do steps, children and waits side by side; return their results in order.
 
         When all have ended, the first error in that order is raised. Their order among each other
-        is free, but the names must be the same in every run. Raises StepOrderChanged.
+        is free, but the names must be the same in every run, also after one that was interrupted
+        in it. Raises StepOrderChanged.
 
             a, b = await ctx.gather(
                 ctx.invoke("a", pack, Pack(order=7)), ctx.step("b", lambda: notify(7))
             )
         """
-        run, names = self._run, set[str]()
-        sequential = asyncio.current_task() is run.path
-        token = group.set(names)
+        run = self._run
         try:
-            tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
-        finally:
-            group.reset(token)
-        results = await asyncio.gather(*tasks, return_exceptions=True)
+            gather = await self._durable(run.gather())
+        except BaseException:
+            _dismiss(awaitables)
+            raise
+        results = await asyncio.gather(*_begun(awaitables, gather), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-        if sequential:
-            await self._check_names(sorted(names))
+        await self._durable(run.gathered(gather))
         return tuple(results)
-
-    async def _check_names(self, names: list[str]) -> None:
-        """Keep the names of a gather, or compare them with those of the runs before."""
-        title = f"gather {names[0]} …" if names else "gather"
-        known = await self.step(title, lambda: names, returns=list[str])
-        if known != names:
-            changed = ", ".join(sorted(set(known) ^ set(names)))
-            raise StepOrderChanged(f"a gather has other steps than in an earlier run: {changed}")
 
     @overload
     async def wait_for_any(
@@ -438,7 +429,7 @@ class Context(BaseContext[D]):
             match await ctx.wait_for_any("first", paid.wait(), ctx.sleep("a day", 86_400)):
                 case (0, payment): ...
         """
-        tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+        tasks = _begun(awaitables, None)  # how far the others come is not the gather's business
         try:
             first = await self._choose(name, tasks)
             return first, await tasks[first]
@@ -552,6 +543,24 @@ class Subscribed(Generic[T]):
         operation = context._run.expire(self._step, Deadline.after(timeout))  # noqa: SLF001 - its own
         found: T = self._expected.read(await context._settled(operation))  # noqa: SLF001
         return found
+
+
+def _begun(
+    awaitables: Sequence[Awaitable[Any]], gather: Gather | None
+) -> list[asyncio.Future[Any]]:
+    """Start what runs side by side, as steps of a gather."""
+    token = gathering.set(gather)
+    try:
+        return [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    finally:
+        gathering.reset(token)
+
+
+def _dismiss(awaitables: Sequence[Awaitable[Any]]) -> None:
+    """Close what is never awaited."""
+    for awaitable in awaitables:
+        if iscoroutine(awaitable):
+            awaitable.close()
 
 
 async def _first(tasks: Sequence[asyncio.Future[Any]]) -> int:

@@ -32,7 +32,7 @@ from conductor.errors import (
     WaitUnavailable,
     WaitUndeclared,
 )
-from conductor.replay import Replay, check_step_name, enclosing
+from conductor.replay import Replay, check_step_name, enclosing, member_of
 from conductor.store.steps import (
     Call,
     NewJob,
@@ -57,8 +57,17 @@ DONE: Final = "completed"
 
 _QUIET_ROUNDS: Final = 32  # turns of the event loop without an await of the context
 
-group: ContextVar[set[str] | None] = ContextVar("group", default=None)
-"""The names of the steps of a `ctx.gather`, to which those reached in it are added."""
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """A `ctx.gather`: its place, None beside the sequential path, and the names reached in it."""
+
+    place: int | None
+    names: set[str]
+
+
+gathering: ContextVar[Gather | None] = ContextVar("gathering", default=None)
+"""The gather that what runs now is in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,16 +176,45 @@ class Run:
             await asyncio.sleep(0)  # where a cancellation that is under way arrives
             raise asyncio.CancelledError
 
-    async def reach(self, name: str, kind: str) -> tuple[int | None, StoredStep | None]:
-        """Come to a step: return its place and what an earlier run stored."""
+    async def reach(
+        self, name: str, kind: str, *, is_derived: bool = False
+    ) -> tuple[int | None, StoredStep | None]:
+        """Come to a step: return its position and what an earlier run stored."""
         await self.stay()
-        check_step_name(name)
+        if not is_derived:
+            check_step_name(name)
         if around := enclosing.get():
             raise StepMisplaced(f"{kind} {name!r} was reached inside {around}")
-        names = group.get()
-        if names is not None:
-            names.add(name)
-        sequential = self.path is None or asyncio.current_task() is self.path
+        sequential, gather = self._is_sequential(), gathering.get()
+        replay = await self._replayed()
+        position, stored = replay.reach(name, kind, sequential=sequential)
+        if gather is not None and not sequential:
+            gather.names.add(name)
+            position = None if gather.place is None else member_of(gather.place)
+        return position, stored
+
+    async def gather(self) -> Gather:
+        """Come to a gather: it takes a place."""
+        await self.stay()
+        if around := enclosing.get():
+            raise StepMisplaced(f"a gather was reached inside {around}")
+        replay = await self._replayed()
+        return Gather(replay.take_place() if self._is_sequential() else None, set())
+
+    async def gathered(self, gather: Gather) -> None:
+        """Keep the names of a gather, or compare them with those of the runs before."""
+        if gather.place is None:
+            return
+        replay = await self._replayed()
+        name = replay.end_gather(gather.place, gather.names)
+        if name is not None:
+            names = to_json(sorted(gather.names))
+            await self.write(self.result(name, gather.place, "gather", names))
+
+    def _is_sequential(self) -> bool:
+        return self.path is None or asyncio.current_task() is self.path
+
+    async def _replayed(self) -> Replay:
         replay = self._replay
         if replay is None:
             stored = (
@@ -185,7 +223,7 @@ class Run:
             replay = self._begin(stored)
             await self.stay()
         self.stepped = True
-        return replay.reach(name, kind, sequential=sequential)
+        return replay
 
     def _begin(self, stored: list[StoredStep]) -> Replay:
         """Replay what is stored; a concurrent step may have begun that already."""
@@ -237,9 +275,9 @@ class Run:
                 return step.result
         raise unknown.cause
 
-    async def sleep(self, name: str, until: Deadline) -> StoredStep:
+    async def sleep(self, name: str, until: Deadline, *, is_derived: bool = False) -> StoredStep:
         """Come to a sleep; it is over when it `is_over`."""
-        place, stored = await self.reach(name, "sleep")
+        place, stored = await self.reach(name, "sleep", is_derived=is_derived)
         if stored is not None:
             return stored
         job, fence = self.info.id, self.info.fence
@@ -262,8 +300,8 @@ class Run:
     async def schedule(self, schedule: str, task: str, plan: SchedulePlan | None) -> StoredStep:
         """Come to a step that begins a schedule, or (without a plan) ends it."""
         kind = "unschedule" if plan is None else "schedule"
-        name, info = f"{kind} {schedule}", self.info
-        place, stored = await self.reach(name, kind)
+        name, info = f"{kind} {schedule} of {task}", self.info  # its name is unique in the task
+        place, stored = await self.reach(name, kind, is_derived=True)
         return stored or await self.write(
             ScheduleCall(
                 job=info.id,
@@ -304,7 +342,8 @@ class Run:
         """Bound the wait for a step that was written without a deadline."""
         if deadline.delay_s is None:
             return expected
-        bound = await self.sleep(f"{expected.name} (timeout)", deadline)  # reached in every run
+        name = f"{expected.name} (timeout)"
+        bound = await self.sleep(name, deadline, is_derived=True)  # reached in every run
         if expected.outcome is not None:
             return expected
         if is_over(bound):

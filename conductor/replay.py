@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
+from orjson import loads
 from pydantic import JsonValue
 
 from conductor.codec import INVALID, Codec, explain
@@ -30,7 +31,7 @@ _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates
 
 
 def check_step_name(name: Any) -> None:
-    """Raise OptionInvalid for what cannot name a step."""
+    """Raise OptionInvalid for what cannot name a step. Names made of such may be longer."""
     if not isinstance(name, str) or not 0 < len(name) <= _NAME_LENGTH or _UNSTORABLE.search(name):
         raise OptionInvalid(
             f"{name!r} cannot be the name of a step", hint=f"1 to {_NAME_LENGTH} characters."
@@ -41,14 +42,16 @@ class Replay:
     """The steps of one run against those of the runs before. Pure.
 
     On the handler's sequential path (its own task or thread) each step has a place; beside it
-    (``gather``, task groups) only its name counts. Raises StepNameReused, StepOrderChanged.
+    (task groups) only its name counts, and in a ``gather`` which one it is in: the gather takes a
+    place, and a step in it is stored with what `member_of` makes of that. Raises StepNameReused,
+    StepOrderChanged.
     """
 
     __slots__ = ("_by_name", "_by_place", "_names", "_next")
 
     def __init__(self, stored: list[StoredStep]) -> None:
         self._by_name = {step.name: step for step in stored}
-        self._by_place = {step.position: step for step in stored if step.position is not None}
+        self._by_place = {step.position: step for step in stored if _has_place(step)}
         self._names: set[str] = set()
         self._next = 0
 
@@ -61,12 +64,38 @@ class Replay:
         self._names.add(name)
         place: int | None = None
         if sequential:
-            place, self._next = self._next, self._next + 1
+            place = self.take_place()
             self._check_place(name, place)
         stored = self._by_name.get(name)
         if stored is not None and stored.kind != kind:
             raise StepOrderChanged(f"{name!r} was a {stored.kind} in an earlier run, now a {kind}")
         return place, stored
+
+    def take_place(self) -> int:
+        """Return the next place of the sequential path: it is taken."""
+        place, self._next = self._next, self._next + 1
+        return place
+
+    def end_gather(self, place: int, names: set[str]) -> str | None:
+        """Take note that all of a gather has ended; return what it is stored as, unless it is.
+
+        Until it is, the steps of it that are stored say what was in it.
+        """
+        name = f"gather {place + 1}"
+        if name in self._names:
+            raise StepNameReused(f"step {name!r} is used twice in one run: a gather is called so")
+        self._names.add(name)
+        self._check_place(name, place)
+        stored = self._by_name.get(name)
+        if stored is None:
+            before = {step.name for step in self._by_name.values() if _is_member(step, place)}
+            changed = before - names
+        else:
+            changed = set(loads(stored.result or b"[]")) ^ names
+        if changed:
+            listed = ", ".join(sorted(changed))
+            raise StepOrderChanged(f"a gather has other steps than in an earlier run: {listed}")
+        return name if stored is None else None
 
     def _check_place(self, name: str, place: int) -> None:
         there = self._by_place.get(place)
@@ -75,11 +104,24 @@ class Replay:
             raise StepOrderChanged(
                 f"step {place + 1} is {name!r}, but was {there.name!r} in an earlier run"
             )
-        if before is not None and before.position is not None and before.position != place:
+        was = None if before is None else before.position
+        if was is not None and was >= 0 and was != place:
             raise StepOrderChanged(
-                f"{name!r} is step {place + 1}, but was step {before.position + 1}"
-                " in an earlier run"
+                f"{name!r} is step {place + 1}, but was step {was + 1} in an earlier run"
             )
+
+
+def member_of(place: int) -> int:
+    """Return the position that steps in the gather at a place are stored with: below 0."""
+    return -1 - place
+
+
+def _has_place(step: StoredStep) -> bool:
+    return step.position is not None and step.position >= 0
+
+
+def _is_member(step: StoredStep, place: int) -> bool:
+    return step.position == member_of(place)
 
 
 enclosing: Final[ContextVar[str]] = ContextVar("enclosing", default="")

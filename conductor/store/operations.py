@@ -141,7 +141,7 @@ class OperationStore:
         return age
 
     async def has_unfinished(self, tasks: Collection[tuple[str, str]]) -> bool:
-        """Return whether one of these (queue, task) has a job that runs or could, or is to get one."""
+        """Return whether one of these (queue, task) has a job that runs or could, or gets one."""
         values = {"queues": [queue for queue, _ in tasks], "tasks": [task for _, task in tasks]}
         return bool(await self._scalar("has_unfinished", values))
 

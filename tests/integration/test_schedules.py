@@ -233,6 +233,8 @@ async def test_what_cannot_be_scheduled_says_why(diary: Diary) -> None:
         await schedule("a", remind, "* * * * *", Remind(order=1))
     with pytest.raises(OptionInvalid, match="cannot be the name of a schedule"):
         await schedule("", remind, MINUTELY, Remind(order=1))
+    with pytest.raises(OptionInvalid, match="cannot be the name of a schedule"):
+        await schedule("\ud800", remind, MINUTELY, Remind(order=1))
     with pytest.raises(OptionInvalid, match="priority"):
         await schedule("a", remind, MINUTELY, Remind(order=1), priority=40_000)
     with pytest.raises(UnknownTask):

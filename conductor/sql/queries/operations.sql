@@ -21,7 +21,8 @@ select row_to_json(j) from conductor.job j where j.id = %(id)s
 -- name: show_steps
 select row_to_json(s)
 from (
-    select name, kind, position, result, wake_at, created_at
+    select name, kind, case when position >= 0 then position end as position, result, wake_at,
+        created_at
     from conductor.steps where job = %(id)s order by created_at, name
 ) s
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from conductor.errors import OptionInvalid, StepNameReused, StepOrderChanged
-from conductor.replay import UNSET, Replay, check_step_name, step_codec
+from conductor.replay import UNSET, Replay, check_step_name, member_of, step_codec
 from conductor.store.steps import StoredStep
 
 
@@ -65,6 +65,51 @@ def test_a_step_may_move_to_and_from_a_concurrent_place() -> None:
     replay = Replay([stored("a", None), stored("b", 0)])
     assert replay.reach("a", "step", sequential=False)[1] is not None
     assert replay.reach("b", "step", sequential=True)[1] is not None
+
+
+def test_a_gather_takes_a_place_and_keeps_its_names() -> None:
+    replay = Replay([])
+    place = replay.take_place()
+    replay.reach("b", "step", sequential=False)
+    assert replay.end_gather(place, {"b", "a"}) == "gather 1"
+    assert replay.reach("after", "step", sequential=True) == (1, None)
+    assert replay.end_gather(replay.take_place(), set()) == "gather 3"  # and so may an empty one
+
+
+@pytest.mark.parametrize("names, changed", [({"a", "b"}, None), ({"a"}, "b"), (set(), "a, b")])
+def test_a_gather_that_was_interrupted_has_what_was_in_it(
+    names: set[str], changed: str | None
+) -> None:
+    """And may have more: nobody knows what else it had not begun."""
+    replay = Replay([stored("a", member_of(0)), stored("b", member_of(0)), stored("c", None)])
+    place = replay.take_place()
+    if changed is None:
+        assert replay.end_gather(place, {*names, "more"}) == "gather 1"
+    else:
+        with pytest.raises(StepOrderChanged, match=f": {changed}$"):
+            replay.end_gather(place, names)
+
+
+@pytest.mark.parametrize("names, changed", [({"a", "b"}, None), ({"a", "c"}, "b, c")])
+def test_a_gather_that_was_over_has_the_same_names(names: set[str], changed: str | None) -> None:
+    known = StoredStep("gather 1", 0, "gather", b'["a","b"]', None, due=True)
+    replay = Replay([known])
+    if changed is None:
+        assert replay.end_gather(replay.take_place(), names) is None
+    else:
+        with pytest.raises(StepOrderChanged, match=f": {changed}$"):
+            replay.end_gather(replay.take_place(), names)
+
+
+def test_a_gather_has_its_place() -> None:
+    replay = Replay([stored("a", 0)])
+    with pytest.raises(StepOrderChanged, match="was 'a'"):
+        replay.end_gather(replay.take_place(), set())
+
+
+def test_a_step_may_leave_a_gather() -> None:
+    replay = Replay([stored("a", member_of(3))])
+    assert replay.reach("a", "step", sequential=True)[1] is not None
 
 
 def annotated() -> datetime:

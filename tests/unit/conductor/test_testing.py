@@ -57,9 +57,10 @@ class Users(TableRow, table="public.users"):
 
 
 charge = define_task("charge", payload=Order, returns=int)
+fetch = define_task("fetch", payload=int)
 checkout = define_task("checkout", payload=Order, returns=list[Any])
 paid = define_event("paid", payload=Order)
-conductor = Conductor("", tasks=[charge, checkout], events=[paid])
+conductor = Conductor("", tasks=[charge, fetch, checkout], events=[paid])
 
 
 def handled(handler: Any, **options: Any) -> Any:
@@ -241,6 +242,47 @@ async def test_an_order_that_nobody_pays_for(rehearsal: Rehearsal) -> None:
     assert rehearsal.now - began == timedelta(days=14)
 
 
+async def test_gathers_of_anything() -> None:
+    long, names = "n" * 200, ["a"]
+
+    async def handler(_event: Any, ctx: Context[None]) -> list[Any]:
+        for _ in range(2):
+            await ctx.gather(*(ctx.step(name, lambda: 1) for name in names[:0]))
+        one = await ctx.gather(ctx.step(long, lambda: 1), ctx.sleep(long[1:] + "s", 5))
+        news = await ctx.subscribe("m" * 200, paid)
+        with pytest.raises(WaitTimeout):
+            await news.wait(5)
+        return list(one)
+
+    assert await Rehearsal().run(handled(handler), Invocation(Order(id=7))) == [1, None]
+
+
+async def test_an_interrupted_gather_with_other_steps_fails() -> None:
+    async def handler(_event: Any, ctx: Context[None]) -> list[Any]:
+        name = "a" if ctx.job.fence < 3 else "b"
+        await ctx.gather(ctx.step(name, lambda: 1), ctx.sleep("nap", 5))
+        return []
+
+    rehearsal = Rehearsal()
+    with pytest.raises(StepOrderChanged, match=r"gather has other steps .*: a$"):
+        await rehearsal.run(handled(handler), Invocation(Order(id=7)))
+
+
+async def test_who_was_not_first_in_a_gather_may_come_another_way() -> None:
+    async def slow(ctx: Context[None]) -> None:
+        await ctx.step(f"begun {ctx.job.fence}", lambda: 1)
+        await ctx.sleep("long", 3600)
+
+    async def handler(_event: Any, ctx: Context[None]) -> list[Any]:
+        await ctx.gather(
+            ctx.wait_for_any("first", slow(ctx), ctx.sleep("short", 5)), ctx.sleep("other", 10)
+        )
+        return []
+
+    rehearsal = Rehearsal()
+    assert await rehearsal.run(handled(handler), Invocation(Order(id=7))) == []
+
+
 def test_changes() -> None:
     one, two = Users(id=1, email="a"), Users(id=1, email="b")
     assert inserted(one).new is one
@@ -255,6 +297,7 @@ async def test_schedules_are_kept() -> None:
     async def handler(event: Invocation[Order], ctx: Context[None]) -> list[Any]:
         await ctx.schedule("each day", charge, Cron("0 9 * * *"), event.payload)
         await ctx.schedule("never", charge, Cron("0 9 * * *"), event.payload)
+        await ctx.schedule("never", fetch, Cron("0 9 * * *"), 7)  # unique in its task
         await ctx.sleep("a day", timedelta(days=1))
         await ctx.unschedule("never", charge)
         return []
@@ -262,3 +305,4 @@ async def test_schedules_are_kept() -> None:
     rehearsal = Rehearsal()
     await rehearsal.run(handled(handler), Invocation(Order(id=7)))
     assert rehearsal.scheduled(charge) == {"each day": Order(id=7)}
+    assert rehearsal.scheduled(fetch) == {"never": 7}
