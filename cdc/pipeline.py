@@ -319,7 +319,7 @@ class Pipeline:
     def _place(self) -> Place:
         reader = self._reader
         lsn, time_us = reader.commit_lsn, reader.commit_time_us
-        return Place(lsn, reader.ordinal, time_us, self._router.metadata)
+        return Place(lsn, reader.message_ordinal, time_us, self._router.metadata)
 
     def _want(self, relation_oid: int) -> None:
         if self._router.wants(self._reader.relations.get(relation_oid)):

@@ -165,7 +165,9 @@ def _message(reader: TransactionReader, message: LogicalMessage) -> Line:
         line["content"] = message.content.decode()
     except UnicodeDecodeError:
         line["content_hex"] = message.content.hex()
-    return line | (_place(reader) if message.transactional else {})
+    if not message.transactional:
+        return line
+    return line | _place(reader) | {"ordinal": reader.message_ordinal}
 
 
 def _undecodable(reader: TransactionReader, error: CdcError, payload: bytes) -> Line:

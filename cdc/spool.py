@@ -9,11 +9,13 @@ so ends with the process, whatever becomes of it. Nothing is kept in memory for 
 Logical messages are the exception to the order: in a piece the server gives them the id of the
 whole transaction, whatever subtransaction wrote them (seen on PostgreSQL 15 and 18). So one that
 stands right before a part that is rolled back may belong to that part, or not: it is *uncertain*.
+Up to where a run of them is so stands in its first record, not in memory.
 """
 
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from struct import Struct
 from typing import BinaryIO, Final
 
@@ -23,7 +25,9 @@ MEMORY_BYTES: Final = 8 << 20
 """Messages of all open transactions that are held in memory."""
 
 _READ_BYTES: Final = 256 << 10
-_HEAD: Final = Struct("<I")  # length of the message
+_HEAD: Final = Struct("<IQ")  # length of the message; its order, or up to where a run is uncertain
+_NOTE_START: Final = 4
+_NOTE: Final = Struct("<Q")
 _TAIL: Final = Struct("<IQ")  # its subtransaction, and where the run began: the way back
 _XIDS: Final = 1 << 32
 _LOGICAL_MESSAGE: Final = b"M"
@@ -67,7 +71,7 @@ class Spool:
     ... spool.append(742, b"Itwo")
     ... spool.cut(742)
     >>> list(spool.drain())
-    [(b'Ione', True)]
+    [(b'Ione', True, 0)]
     """
 
     __slots__ = (
@@ -77,7 +81,6 @@ class Spool:
         "_run",
         "_run_start",
         "_tail",
-        "_uncertain",
         "xid",
     )
 
@@ -87,7 +90,6 @@ class Spool:
         self._file: BinaryIO | None = None
         self._file_bytes = 0
         self._tail = bytearray()  # what comes after the file
-        self._uncertain: list[tuple[int, int]] = []  # from where to where, in order
         self._run: tuple[int, bool] | None = None  # of whom, and whether of logical messages
         self._run_start = 0
         memory.add(self)
@@ -97,12 +99,13 @@ class Spool:
         """What is held in memory."""
         return len(self._tail)
 
-    def append(self, subxid: int, message: bytes) -> None:
-        """Add a message of a subtransaction."""
+    def append(self, subxid: int, message: bytes, order: int = 0) -> None:
+        """Add a message of a subtransaction; but of a logical one, `order` comes back with it."""
         run = subxid, message[:1] == _LOGICAL_MESSAGE
         if run != self._run:
             self._run, self._run_start = run, self._file_bytes + len(self._tail)
-        record = _HEAD.pack(len(message)) + message + _TAIL.pack(subxid, self._run_start)
+        note = 0 if run[1] else order
+        record = _HEAD.pack(len(message), note) + message + _TAIL.pack(subxid, self._run_start)
         self._tail += record
         self._memory.held_bytes += len(record)
         self._memory.make_room()
@@ -118,9 +121,6 @@ class Spool:
         least = (subxid - self.xid) % _XIDS
         end = start = self._file_bytes + len(self._tail)
         while start > 0:
-            if self._uncertain and self._uncertain[-1][1] == start:
-                start = self._uncertain.pop()[0]
-                continue
             before, of, is_message = self._run_before(start)
             if (of - self.xid) % _XIDS >= least:
                 end = before
@@ -129,51 +129,38 @@ class Spool:
             start = before
         self._truncate(end)
         self._run = None
-        if start < end:
-            self._uncertain.append((start, end))
+        if start < end:  # one run, which goes on: what follows is certain again
+            self._run, self._run_start = (self.xid, True), start
+            self._overwrite(start + _NOTE_START, _NOTE.pack(end))
 
     def write_out(self) -> None:
         """Move what is in memory to the file. Raises `SpoolFailed`."""
         size = len(self._tail)
-        try:
-            self._write_tail()
-        except OSError as error:
-            # No name of the folder when there is none that can be written: asking would fail again.
-            where = f" in {tempfile.tempdir}" if tempfile.tempdir else ""
-            raise SpoolFailed(
-                f"{size} bytes of transaction {self.xid} cannot be kept{where}: {error.strerror}"
-            ) from error
+        with self._failing(size):
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="cdc-spool-", buffering=0)  # noqa: SIM115  # closed by `close`
+            _write_all(self._file.fileno(), self._tail, self._file_bytes)
         self._file_bytes += size
         self._memory.disk_bytes += size
         self._memory.held_bytes -= size
         self._tail.clear()
 
-    def _write_tail(self) -> None:
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="cdc-spool-", buffering=0)  # noqa: SIM115  # closed by `close`
-        with memoryview(self._tail) as rest:
-            written = 0
-            while written < len(rest):
-                at = self._file_bytes + written
-                written += os.pwrite(self._file.fileno(), rest[written:], at)
-
-    def drain(self) -> Iterator[tuple[bytes, bool]]:
-        """Yield the messages in order, and whether they are certain; then close.
+    def drain(self) -> Iterator[tuple[bytes, bool, int]]:
+        """Yield the messages in order, whether they are certain, and their order; then close.
 
         Nothing may be appended meanwhile.
         """
-        buffer, position, offset = bytearray(), 0, 0
-        uncertain = iter(self._uncertain)
-        first, last = next(uncertain, (0, 0))
+        buffer, position, offset, doubtful_until = bytearray(), 0, 0, 0
         for piece in self._pieces():
             del buffer[:position]
             position = 0
             buffer += piece
             while (end := _end_of_record(buffer, position)) is not None:
-                if offset >= last:
-                    first, last = next(uncertain, (first, last))
-                certain = not first <= offset < last
-                yield bytes(buffer[position + _HEAD.size : end - _TAIL.size]), certain
+                _, note = _HEAD.unpack_from(buffer, position)
+                message = bytes(buffer[position + _HEAD.size : end - _TAIL.size])
+                if message[:1] == _LOGICAL_MESSAGE:
+                    doubtful_until = max(doubtful_until, note)
+                yield message, offset >= doubtful_until, note
                 offset += end - position
                 position = end
         self.close()
@@ -203,6 +190,26 @@ class Spool:
             return bytes(self._tail[begin : begin + size])
         return os.pread(self._file.fileno(), size, start)
 
+    def _overwrite(self, start: int, data: bytes) -> None:
+        """Write over a part of a record: of one in the file, or in memory."""
+        if start >= self._file_bytes or self._file is None:
+            begin = start - self._file_bytes
+            self._tail[begin : begin + len(data)] = data
+            return
+        with self._failing(len(data)):
+            _write_all(self._file.fileno(), data, start)
+
+    @contextmanager
+    def _failing(self, size: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # No name of the folder when there is none that can be written: asking would fail again.
+            where = f" in {tempfile.tempdir}" if tempfile.tempdir else ""
+            raise SpoolFailed(
+                f"{size} bytes of transaction {self.xid} cannot be kept{where}: {error.strerror}"
+            ) from error
+
     def _truncate(self, size: int) -> None:
         in_memory = max(0, size - self._file_bytes)
         self._memory.held_bytes -= len(self._tail) - in_memory
@@ -213,10 +220,17 @@ class Spool:
             self._file_bytes = size
 
 
+def _write_all(descriptor: int, data: bytes | bytearray, start: int) -> None:
+    written = 0
+    with memoryview(data) as rest:
+        while written < len(rest):
+            written += os.pwrite(descriptor, rest[written:], start + written)
+
+
 def _end_of_record(buffer: bytearray, position: int) -> int | None:
     """Return where the record ends that begins here; None when it is not all there."""
     if len(buffer) < position + _HEAD.size:
         return None
-    (length,) = _HEAD.unpack_from(buffer, position)
+    length, _ = _HEAD.unpack_from(buffer, position)
     end: int = position + _HEAD.size + length + _TAIL.size
     return end if end <= len(buffer) else None

@@ -7,10 +7,12 @@ So everything after this (what is skipped, ordinals, relations, jobs and their i
 same whichever protocol is spoken.
 
 Descriptions of tables in a piece are spooled like rows: they belong to their transaction until it
-commits, and are gone when it is rolled back (router-rules 2). An emitted event of which the server
-does not tell whether it was rolled back (`spool`) is handed on as such, and set aside. Open
-transactions count for nothing: after an acknowledgement past their beginning the server sends all
-of them again, so that the spools of a session end with it.
+commits, and are gone when it is rolled back (router-rules 2). A table may have been described anew
+meanwhile, outside: then the rows of the piece are read as they were described with them, and what
+follows its commit by the newer description, which is handed on once more. An emitted event of which
+the server does not tell whether it was rolled back (`spool`) is handed on as such, and set aside.
+Open transactions count for nothing: after an acknowledgement past their beginning the server sends
+all of them again, so that the spools of a session end with it.
 """
 
 import asyncio
@@ -29,6 +31,8 @@ from cdc.wire.streamed import TAGS, decode_streamed, split_xid
 
 _HEADER: Final = bytes([XLOG_DATA]) + bytes(XLOG_DATA_HEADER_SIZE - 1)  # nobody reads the rest
 _ORIGIN: Final = b"O"
+_DESCRIPTIONS: Final = frozenset((b"R", b"Y"))
+_OID_END: Final = 5
 _UNKNOWN_PLACE: Final = (
     "it may be in a transaction that has not committed: CDC_STREAMING=off waits for that, and its "
     "error names the position for `cdc slot skip`"
@@ -43,12 +47,15 @@ class StreamedTransactions:
     []
     """
 
-    __slots__ = ("_current", "_memory", "_spools")
+    __slots__ = ("_arrived", "_current", "_described", "_memory", "_spools")
 
     def __init__(self, memory: SpoolMemory) -> None:
         self._memory = memory
         self._spools: dict[int, Spool] = {}
         self._current: Spool | None = None  # whose piece is being sent
+        self._arrived = 0  # descriptions so far
+        self._described: dict[bytes, tuple[int, bytes]] = {}
+        """The newest description of each table and type that is committed: when it came, and it."""
 
     def feed(self, payload: bytes) -> Iterator[bytes]:
         """Return what the next payload gives: itself, nothing, or a whole transaction.
@@ -58,11 +65,14 @@ class StreamedTransactions:
         tag = payload[:1]
         if tag in TAGS:
             return self._control(payload)
+        self._arrived += tag in _DESCRIPTIONS
         if self._current is None:
+            if tag in _DESCRIPTIONS:
+                self._renew(payload, self._arrived)
             return iter((payload,))
         if tag != _ORIGIN:  # it has no id, and nothing depends on it
             subxid, message = split_xid(payload)
-            self._current.append(subxid, message)
+            self._current.append(subxid, message, self._arrived if tag in _DESCRIPTIONS else 0)
         return iter(())
 
     def close(self) -> None:
@@ -100,10 +110,25 @@ class StreamedTransactions:
         if spool is None:
             raise ProtocolError("c", 1, "a transaction that came in pieces", f"{message.xid}")
         yield encode(Begin(message.commit_lsn, message.commit_time_us, message.xid))
-        for body, certain in spool.drain():
+        replayed: dict[bytes, bytes] = {}
+        for body, certain, arrived in spool.drain():
+            if body[:1] in _DESCRIPTIONS:
+                replayed[_of(body)] = body
+                self._renew(body, arrived)
             yield body if certain or not is_emission(body) else UNCERTAIN + body
         ended = Commit(message.flags, message.commit_lsn, message.end_lsn, message.commit_time_us)
         yield encode(ended)
+        for what in sorted(replayed, reverse=True):  # types before the tables that have them
+            _, newest = self._described[what]
+            if newest != replayed[what]:
+                yield newest
+
+    def _renew(self, description: bytes, arrived: int) -> None:
+        """Take in what a transaction described, unless it was described anew since."""
+        what = _of(description)
+        known, _ = self._described.get(what, (0, b""))
+        if arrived > known:
+            self._described[what] = arrived, description
 
     def _abort(self, message: StreamAbort) -> None:
         spool = self._spools.get(message.xid)
@@ -114,6 +139,11 @@ class StreamedTransactions:
         else:
             del self._spools[message.xid]
             spool.close()
+
+
+def _of(description: bytes) -> bytes:
+    """Return what a description is of: its kind and OID."""
+    return description[:_OID_END]
 
 
 class StreamingMetrics(Protocol):

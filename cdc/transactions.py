@@ -8,9 +8,12 @@ Skipped (router-rules 2) is a transaction whose commit record starts below `rout
 non-transactional message whose record ends at or below it. Relation and Type messages are applied
 wherever they stand: the server sends them once a session.
 
-An *ordinal* numbers the changes of a transaction and is part of a job's identity, so it must not
-depend on what is wanted or decodable: it counts the messages I, U, D, T and M (transactional) as
-they come, in steps of `ORDINAL_STEP`; relation i of a Truncate has the ordinal of its message + i.
+An *ordinal* tells the changes of a transaction apart and is part of a job's identity, so it must
+not depend on what is wanted or decodable: it counts the messages I, U, D and T as they come, in
+steps of `ORDINAL_STEP`; relation i of a Truncate has the ordinal of its message + i. Nor may it
+depend on how a transaction comes, whole or in pieces, and of a logical message in a piece nobody
+may be able to tell whether it was rolled back. So those do not count: the ordinal of one is where
+it stands in the WAL, relative to the commit, and negative.
 """
 
 import struct
@@ -36,6 +39,9 @@ from cdc.wire.wal2json import lsn_of
 
 ORDINAL_STEP: Final = 1 << 20  # a message may truncate a million tables; 2**43 messages fit bigint
 STANDALONE_ORDINAL: Final = -1  # a message may end where a commit record starts: no clash with 0
+_LAST_MESSAGE_ORDINAL: Final = -2  # of one that ends right where the commit record starts
+
+_UNTRANSLATED_MESSAGE: Final = b'{"action":"M"'
 
 UNCERTAIN: Final = b"?"
 """Stands before a logical message that may have been rolled back: nobody can tell (`spool`)."""
@@ -56,7 +62,8 @@ class TransactionReader:
     was described (already applied to `relations`), `LogicalMessage` in or between transactions.
 
     `xid`, `commit_lsn` (where the commit record starts), `commit_time_us` and `ordinal` tell about
-    the latest transaction and the latest event in it. A message that is not transactional belongs
+    the latest transaction and the latest change in it, `message_ordinal` about the latest logical
+    message. A message that is not transactional belongs
     to none: it is identified by its own `lsn` and `STANDALONE_ORDINAL`.
 
     `wanted` limits row events to those relation OIDs (None: all); it may be replaced, or changed
@@ -74,6 +81,7 @@ class TransactionReader:
         "_skipped",
         "commit_lsn",
         "commit_time_us",
+        "message_ordinal",
         "ordinal",
         "relations",
         "wanted",
@@ -87,6 +95,7 @@ class TransactionReader:
         self.commit_lsn = 0
         self.commit_time_us = 0
         self.ordinal = 0
+        self.message_ordinal = _LAST_MESSAGE_ORDINAL
         self._routed_lsn = routed_lsn
         always: dict[bytes, _Handler] = {b"R": self._relation, b"Y": self._type}
         self._between = always | {
@@ -175,11 +184,11 @@ class TransactionReader:
     def _message(self, payload: bytes) -> LogicalMessage | None:
         if not _is_transactional(payload):
             return self._message_standalone(payload)
-        self.ordinal += ORDINAL_STEP
+        self._place_message(payload)
         try:
             return cast("LogicalMessage", decode(payload))
         except ProtocolError as error:
-            raise self._undecodable(error) from error
+            raise self._undecodable_message(error) from error
 
     def _message_skipped(self, payload: bytes) -> LogicalMessage | None:
         return None if _is_transactional(payload) else self._message_standalone(payload)
@@ -200,14 +209,29 @@ class TransactionReader:
 
     def _untranslated(self, payload: bytes) -> None:
         """Set aside a change that came from another plugin and could not be translated."""
+        if payload.startswith(_UNTRANSLATED_MESSAGE):
+            self._place_message_at(lsn_of(payload) or 0)
+            raise self._undecodable_message(_untranslatable(payload))
         self.ordinal += ORDINAL_STEP
         raise self._undecodable(_untranslatable(payload))
 
-    def _uncertain(self, _payload: bytes) -> None:
+    def _uncertain(self, payload: bytes) -> None:
         """Set aside a message that may have been rolled back with a part of its transaction."""
-        self.ordinal += ORDINAL_STEP
+        self._place_message(payload.removeprefix(UNCERTAIN))
         whose = "none (it came in a piece, and a part of the transaction was rolled back)"
-        raise self._undecodable(ProtocolError("M", 1, "the subtransaction that wrote it", whose))
+        problem = ProtocolError("M", 1, "the subtransaction that wrote it", whose)
+        raise self._undecodable_message(problem)
+
+    def _place_message(self, payload: bytes) -> None:
+        _, lsn = _message_header(payload) if len(payload) > 9 else (0, 0)
+        self._place_message_at(lsn)
+
+    def _place_message_at(self, lsn: int) -> None:
+        """Tell a message by where its record ends: of any two in a transaction, the later by more.
+
+        One whose position cannot be read is told by 0.
+        """
+        self.message_ordinal = lsn - self.commit_lsn + _LAST_MESSAGE_ORDINAL
 
     def _untranslated_standalone(self, payload: bytes) -> None:
         lsn = lsn_of(payload)
@@ -228,6 +252,11 @@ class TransactionReader:
 
     def _type(self, payload: bytes) -> None:
         self.relations.apply(cast("Type", decode(payload)))
+
+    def _undecodable_message(self, error: ProtocolError) -> UndecodableMessage:
+        return UndecodableMessage(
+            error, relation_oid=None, ordinal=self.message_ordinal, commit_lsn=self.commit_lsn
+        )
 
     def _undecodable(
         self, error: ProtocolError, relation_oid: int | None = None

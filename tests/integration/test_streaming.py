@@ -330,3 +330,20 @@ async def test_what_a_server_or_plugin_cannot_do_is_refused(migrated: ScratchDat
     checked = cdc(migrated, "check", CDC_STREAMING="parallel")
     assert checked.returncode == 78
     assert "needs PostgreSQL 16" in checked.stdout
+
+
+async def test_a_table_that_is_described_in_a_part_that_is_rolled_back_stays_described(
+    shop: ScratchDatabase,
+) -> None:
+    """The server tells a transaction of each table once, and does not tell again after that."""
+    async with sidecars(shop, *WATCHED) as found:
+        with psycopg.connect(shop.dsn) as connection:
+            connection.execute("savepoint a")
+            connection.execute(MANY, (1, 3000))
+            connection.execute("rollback to a")
+            connection.execute(MANY, (3001, 6000))
+        run(shop, "insert into shop.empty values (1)")
+        jobs = await routed(shop)
+    assert len(jobs["off"]) == 3001
+    for mode in found[1:]:
+        assert jobs[mode] == jobs["off"]

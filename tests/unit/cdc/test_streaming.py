@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import tracemalloc
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +22,7 @@ from cdc import emission
 from cdc.errors import ProtocolError, SpoolFailed, UndecodableMessage
 from cdc.spool import Spool, SpoolMemory
 from cdc.streaming import StreamedStream, StreamedTransactions
-from cdc.transactions import ORDINAL_STEP, UNCERTAIN, TransactionReader
+from cdc.transactions import UNCERTAIN, TransactionReader
 from cdc.wire.frames import XLOG_DATA_HEADER_SIZE, keepalive
 from cdc.wire.messages import (
     Begin,
@@ -395,7 +396,7 @@ def test_an_event_right_before_a_part_that_is_rolled_back_is_uncertain() -> None
         reader.feed(payload)
     with pytest.raises(UndecodableMessage, match="a part of the transaction was rolled back"):
         reader.feed(came[3])
-    assert reader.ordinal == 2 * ORDINAL_STEP
+    assert reader.ordinal == 0  # nobody knows whether it counts, so it does not
 
 
 def test_memory_is_bounded_and_the_rest_is_on_disk() -> None:
@@ -408,8 +409,8 @@ def test_memory_is_bounded_and_the_rest_is_on_disk() -> None:
     assert memory.disk_bytes > 90_000
     for subxid in (8, 7, 6, 5, 4, 3):
         large.cut(subxid)  # as when each is a child of the one before: all of it but the first row
-    assert list(large.drain()) == [(bytes(100), True)]
-    assert list(small.drain()) == [(b"small", True)]
+    assert list(large.drain()) == [(bytes(100), True, 0)]
+    assert list(small.drain()) == [(b"small", True, 0)]
     assert (memory.held_bytes, memory.disk_bytes) == (0, 0)
 
 
@@ -428,7 +429,100 @@ def test_a_part_is_rolled_back_in_few_steps_however_large(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "pread", read)
     spool.cut(9)
     assert len(reads) < 10
-    assert list(spool.drain()) == [(b"Ifirst", True)]
+    assert list(spool.drain()) == [(b"Ifirst", True, 0)]
+
+
+def test_nothing_is_kept_in_memory_of_savepoints_however_many() -> None:
+    """An event before each of ten thousand parts that are rolled back: uncertain, one by one."""
+    memory = SpoolMemory(0)
+    spool = Spool(7, memory)
+    spool.append(7, b"Irow")
+    tracemalloc.start()
+    for number in range(10_000):
+        spool.append(7, b"Mevent")
+        spool.append(8 + number, b"Igone")
+        spool.cut(8 + number)
+        spool.append(7, b"Irow")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 100_000
+    came = list(spool.drain())
+    assert len(came) == 20_001
+    assert {certain for message, certain, _ in came if message == b"Mevent"} == {False}
+    assert {certain for message, certain, _ in came if message == b"Irow"} == {True}
+
+
+def described(name: str) -> Relation:
+    return Relation(1, "s", name, "d", ())
+
+
+def relations_of(payloads: list[bytes]) -> list[str]:
+    """As what each row that comes is read: the table's name by then."""
+    reader = TransactionReader(0)
+    names = []
+    for payload in payloads:
+        change = reader.feed(payload)
+        if isinstance(change, Insert):
+            names.append(reader.relations.get(change.relation_oid).name)
+    return names
+
+
+def whole(*messages: Message, lsn: int) -> list[bytes]:
+    """A transaction that comes at its commit."""
+    return [encode(m) for m in (Begin(lsn, 0, lsn), *messages, Commit(0, lsn, lsn + 8, 0))]
+
+
+def test_rows_are_read_as_they_were_described_and_no_newer_description_is_lost() -> None:
+    (row,) = rows(1)
+    stream = [
+        *whole(described("first"), row, lsn=100),
+        start(7),
+        in_piece(7, described("first")),
+        in_piece(7, row),
+        STOP,
+        start(9),  # described before the change of shape, committed after that of the other
+        in_piece(9, described("first")),
+        in_piece(9, row),
+        STOP,
+        *whole(described("second"), row, lsn=200),
+        start(11),
+        in_piece(11, described("third")),
+        in_piece(11, row),
+        STOP,
+        encode_streamed(StreamCommit(7, 0, 300, 308, 5)),
+        *whole(row, lsn=400),
+        encode_streamed(StreamCommit(11, 0, 500, 508, 5)),
+        *whole(row, lsn=600),
+        encode_streamed(StreamCommit(9, 0, 700, 708, 5)),
+        *whole(row, lsn=800),
+    ]
+    transactions = StreamedTransactions(SpoolMemory(0))
+    came = [out for payload in stream for out in transactions.feed(payload)]
+    assert relations_of(came) == [
+        *("first", "second"),  # whole
+        *("first", "second"),  # in pieces, and what follows
+        *("third", "third"),
+        *("first", "third"),
+    ]
+
+
+def test_what_is_described_in_a_part_that_is_rolled_back_is_nothing_to_others() -> None:
+    (row,) = rows(1)
+    stream = [
+        *whole(described("first"), row, lsn=100),
+        start(7),
+        in_piece(7, described("first")),
+        in_piece(7, row),
+        in_piece(8, described("renamed")),
+        in_piece(8, row),
+        STOP,
+        encode_streamed(StreamAbort(7, 8)),
+        encode_streamed(StreamCommit(7, 0, 300, 308, 5)),
+        *whole(row, lsn=400),
+    ]
+    transactions = StreamedTransactions(SpoolMemory(0))
+    came = [out for payload in stream for out in transactions.feed(payload)]
+    assert relations_of(came) == ["first", "first", "first"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(
@@ -456,7 +550,7 @@ def test_a_message_larger_than_memory_allows_comes_whole() -> None:
         spool.append(1, message)
     spool.append(5, bytes(2 << 20))
     spool.cut(5)
-    assert [message for message, _ in spool.drain()] == messages
+    assert [message for message, _, _ in spool.drain()] == messages
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,23 @@ def test_ordinals_count_changes_only() -> None:
     ):
         feed(reader, message)
         ordinals.append(reader.ordinal)
-    assert ordinals == [0, STEP, STEP, 2 * STEP, 3 * STEP]
+    assert ordinals == [0, 0, 0, STEP, 2 * STEP]
     feed(reader, commit(), begin(200), ROW)
     assert reader.ordinal == 0
+
+
+def test_a_message_has_the_ordinal_of_its_place_in_the_log() -> None:
+    def event(lsn: int) -> LogicalMessage:
+        return LogicalMessage(transactional=True, lsn=lsn, prefix="p", content=b"")
+
+    reader = TransactionReader(0)
+    ordinals = []
+    feed(reader, begin(500))
+    for message in (event(300), ROW, event(400), event(500)):
+        feed(reader, message)
+        ordinals.append((reader.ordinal, reader.message_ordinal))
+    assert ordinals == [(-STEP, -202), (0, -202), (0, -102), (0, -2)]
+    assert max(ordinal for _, ordinal in ordinals) < STANDALONE_ORDINAL
 
 
 def test_rows_of_unwanted_relations_are_counted_but_not_decoded() -> None:
@@ -217,11 +231,14 @@ def test_a_broken_change_is_one_dead_letter(message: Message, data: st.DataObjec
     feed(reader, begin(), ROW)
     with pytest.raises(UndecodableMessage) as raised:
         reader.feed(payload[:cut])
-    assert (raised.value.commit_lsn, raised.value.ordinal) == (100, STEP)
+    is_message = isinstance(message, LogicalMessage)
+    lsn = message.lsn if isinstance(message, LogicalMessage) and cut > 9 else 0
+    ordinal = lsn - 100 - 2 if is_message else STEP
+    assert (raised.value.commit_lsn, raised.value.ordinal) == (100, ordinal)
     oid = message.relation_oid if isinstance(message, Insert | Update | Delete) else None
     assert raised.value.relation_oid == (oid if cut > 4 else None)
     assert feed(reader, ROW) == [ROW]
-    assert reader.ordinal == 2 * STEP
+    assert reader.ordinal == (STEP if is_message else 2 * STEP)
 
 
 def test_a_broken_standalone_message_is_a_dead_letter_of_its_own_position() -> None:
