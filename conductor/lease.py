@@ -11,6 +11,7 @@ jobs are fenced. This module must not run jobs.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
 from time import monotonic
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import psycopg
 
-from conductor.store.leases import LeaseStore
+from conductor.store.leases import Ended, LeaseStore, Rescue
 from conductor.store.sessions import Backoff, connect_blocking, first_line
 
 if TYPE_CHECKING:
@@ -92,8 +93,7 @@ class Leases:
 
     Args:
         dsn: the queue database.
-        on_rescue: told, from the thread, how many jobs were taken from a dead worker, and how many
-            of those ended as failed.
+        on_rescue: told, from the thread, what was taken from a dead worker.
         dead_after_s: for how long another's counter must stand still; a living one is renewed four
             times in that time.
 
@@ -105,7 +105,7 @@ class Leases:
         self,
         dsn: str,
         *,
-        on_rescue: Callable[[int, int], None] | None = None,
+        on_rescue: Callable[[Rescue], None] | None = None,
         on_reconnect: Callable[[], None] | None = None,
         dead_after_s: float = DEAD_AFTER_S,
     ) -> None:
@@ -201,18 +201,20 @@ class Leases:
 
     def _rescue(self, store: LeaseStore, worker: int) -> None:
         """Take a dead worker's jobs in batches; its row goes last, so that others can go on."""
-        rescued = failed = 0
+        rescued, ended = 0, Counter[Ended]()
         while not self._stopped.is_set():
-            counts = store.rescue(worker, limit=RESCUE_BATCH, max_crashes=MAX_CRASHES)
-            if sum(counts) == 0:
+            taken = store.rescue(worker, limit=RESCUE_BATCH, max_crashes=MAX_CRASHES)
+            if not taken.rescued and not taken.ended:
                 break
-            rescued, failed = rescued + counts[0], failed + counts[1]
+            rescued += taken.rescued
+            ended.update(taken.ended)
             self._renew(store)
         buried = store.bury(worker)
-        if rescued or failed or buried:
+        if rescued or ended or buried:
+            failed = sum(jobs for (*_, outcome), jobs in ended.items() if outcome == "failed")
             _LOG.warning(
                 "worker %s is dead: %s jobs run again, %s have crashed too often",
                 worker, rescued, failed,
             )  # fmt: skip
             if self._on_rescue is not None:
-                self._on_rescue(rescued, failed)
+                self._on_rescue(Rescue(rescued, ended))

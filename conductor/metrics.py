@@ -78,6 +78,12 @@ RESCUED = Metric(
     "conductor_jobs_rescued_total",
     "Jobs this process took from workers it declared dead.",
 )
+CRASHED = Metric(
+    Counter,
+    "conductor_jobs_crashed_total",
+    "Jobs that failed for good because each process that ran them died; finished ones as well.",
+    ("queue", "task"),
+)
 FENCED = Metric(
     Counter,
     "conductor_jobs_fenced_total",
@@ -260,7 +266,7 @@ class Metrics:
     def clear(self, metric: Metric[Any]) -> None:
         """Forget every set of labels of a metric: what it counted is no longer there."""
         self._families[metric].clear()
-        for key in [key for key in self._children if key[0] is metric]:
+        for key in [key for key in list(self._children) if key[0] is metric]:
             del self._children[key]
 
     def _create(self, metric: Metric[Any]) -> Any:

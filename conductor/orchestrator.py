@@ -31,10 +31,19 @@ from conductor.health import HealthServer
 from conductor.hints import QueueHints
 from conductor.lease import DEAD_AFTER_S, Leases
 from conductor.maintenance import Maintenance, partition_history
-from conductor.metrics import BUILD_INFO, ENQUEUED, RECONNECTS, RESCUED, Metrics
+from conductor.metrics import (
+    BUILD_INFO,
+    CRASHED,
+    ENQUEUED,
+    FINISHED,
+    RECONNECTS,
+    RESCUED,
+    Metrics,
+)
 from conductor.migrations import check_migrated
 from conductor.registration import Registration, check_unique, register, wait_captured
 from conductor.scheduler import Scheduler
+from conductor.store.leases import Rescue
 from conductor.store.operations import OperationStore
 from conductor.store.sessions import Backoff
 from conductor.supersession import Supersession
@@ -248,7 +257,7 @@ class _Crew:
         self._hints = QueueHints(self._hint)
         self._leases = Leases(
             dsn,
-            on_rescue=lambda jobs, _: self._metrics.get(RESCUED).inc(jobs),
+            on_rescue=self._count_rescue,
             on_reconnect=self._metrics.get(RECONNECTS, "leases").inc,
             dead_after_s=owner.dead_after_s,
         )
@@ -273,6 +282,7 @@ class _Crew:
         for task in self._owner.registration.tasks:  # at 0, so that the first one is a rise
             for kind in {kind for t in task.triggers if (kind := _ENQUEUED.get(type(t)))}:
                 self._metrics.get(ENQUEUED, task.queue, task.name, kind)
+            self._metrics.get(CRASHED, task.queue, task.name)
         self._listener.subscribe(INTERNAL_QUEUE, self._dispatcher.wake)
         self._leases.start()
         self._listening = asyncio.create_task(self._listener.run(), name="the listener")
@@ -285,6 +295,14 @@ class _Crew:
         ]
         for part in self._tasks:
             part.add_done_callback(self._wind_up)
+
+    def _count_rescue(self, rescue: Rescue) -> None:
+        """Count what the lease thread took from a dead worker."""
+        self._metrics.get(RESCUED).inc(rescue.rescued)
+        for (queue, task, outcome), jobs in rescue.ended.items():
+            self._metrics.get(FINISHED, queue, task, outcome).inc(jobs)
+            if outcome == "failed":
+                self._metrics.get(CRASHED, queue, task).inc(jobs)
 
     async def claiming(self) -> None:
         """Return when every worker claims; raises what ended a part before."""

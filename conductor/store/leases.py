@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from orjson import loads
+
 from conductor.sql import load
 from conductor.store.arrays import TextArray, literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from psycopg import AsyncConnection, Connection
 
@@ -28,6 +30,18 @@ _WATCH: Final = _QUERIES["watch_leases"]
 _DECLARE_DEAD: Final = _QUERIES["declare_dead"]
 _RESCUE: Final = _QUERIES["rescue_jobs"]
 _BURY: Final = _QUERIES["bury_worker"]
+
+
+Ended = tuple[str, str, str]
+"""Queue, task and outcome of jobs that were ended for their dead worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rescue:
+    """What was taken from a dead worker: jobs that run again, and those that ended, by kind."""
+
+    rescued: int
+    ended: Mapping[Ended, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +116,12 @@ class LeaseStore:
         parameters = {"worker": worker, "renewals": renewals}
         return self._connection.execute(_DECLARE_DEAD, parameters).fetchone() is not None
 
-    def rescue(self, worker: int, *, limit: int, max_crashes: int) -> tuple[int, int]:
-        """Take up to ``limit`` jobs from a dead worker; return how many run again and failed."""
+    def rescue(self, worker: int, *, limit: int, max_crashes: int) -> Rescue:
+        """Take up to ``limit`` jobs from a dead worker."""
         parameters = {"worker": worker, "limit": limit, "max_crashes": max_crashes}
         row = self._connection.execute(_RESCUE, parameters).fetchone()
-        rescued, failed, *_ = row or (0, 0)
-        return rescued, failed
+        rescued, ended, *_ = row or (0, b"[]")
+        return Rescue(rescued, {(q, t, outcome): jobs for q, t, outcome, jobs in loads(ended)})
 
     def bury(self, worker: int) -> bool:
         """Delete a dead worker's row once nothing is left to it; False while something is."""

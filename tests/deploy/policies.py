@@ -300,7 +300,7 @@ def check_references(manifests: Sequence[Manifest]) -> list[str]:
 
 
 def check_waves(manifests: Sequence[Manifest]) -> list[str]:
-    """What a hook of Argo CD needs is there when it runs: in the sync itself, in an earlier wave."""
+    """What a hook of Argo CD needs is there when it runs: in the sync, in an earlier wave."""
     waves = {name_of(manifest): _wave(manifest) for manifest in manifests}
     findings = []
     for hook in manifests:

@@ -16,7 +16,7 @@ import pytest
 from conductor.lease import Leases
 from conductor.metrics import Metrics
 from conductor.migrations import migrate
-from conductor.store.leases import LeaseStore, Registration, WorkerStore
+from conductor.store.leases import LeaseStore, Registration, Rescue, WorkerStore
 from conductor.store.sessions import connect, connect_blocking
 from tests.integration.conftest import Queue, eventually
 from tests.integration.workers import Workshop, task
@@ -264,11 +264,12 @@ async def test_rescue_is_bounded_skips_locked_rows_and_counts_crashes(
     store.declare_dead(member, 0)
     with psycopg.connect(queue.database.dsn) as other:
         other.execute("select from conductor.jobs where id = %s for update", [one])
-        assert store.rescue(member, limit=2, max_crashes=3) == (1, 1)
-        assert store.rescue(member, limit=2, max_crashes=3) == (1, 0)
-        assert store.rescue(member, limit=2, max_crashes=3) == (0, 0)
+        crashed = {("q", "t", "failed"): 1}
+        assert store.rescue(member, limit=2, max_crashes=3) == Rescue(1, crashed)
+        assert store.rescue(member, limit=2, max_crashes=3) == Rescue(1, {})
+        assert store.rescue(member, limit=2, max_crashes=3) == Rescue(0, {})
         assert not store.bury(member)
-    assert store.rescue(member, limit=2, max_crashes=3) == (1, 0)
+    assert store.rescue(member, limit=2, max_crashes=3) == Rescue(1, {})
     assert store.bury(member)
     rows = await queue.rows("select id, state, crashes, worker from conductor.job order by id")
     assert [(row["id"], row["state"], row["crashes"], row["worker"]) for row in rows] == [
@@ -286,10 +287,10 @@ async def test_a_rescue_that_was_cut_short_is_finished_by_another(
 ) -> None:
     await run_jobs(queue, member, [0] * 5)
     await queue.rows("update conductor.workers set renewals = -1")
-    rescued: list[tuple[int, int]] = []
-    with Leases(queue.database.dsn, on_rescue=lambda *counts: rescued.append(counts)):
+    rescued: list[Rescue] = []
+    with Leases(queue.database.dsn, on_rescue=rescued.append):
         await queue.until("select count(*) = 0 from conductor.workers", within_s=3)
-    assert rescued == [(5, 0)]
+    assert rescued == [Rescue(5, {})]
 
 
 async def test_a_job_to_be_cancelled_is_not_rescued(
@@ -298,7 +299,8 @@ async def test_a_job_to_be_cancelled_is_not_rescued(
     (job,) = await run_jobs(queue, member, [0])
     await queue.value("select conductor.cancel(%s, 'enough')", job)
     store.declare_dead(member, 0)
-    store.rescue(member, limit=2, max_crashes=3)
+    taken = store.rescue(member, limit=2, max_crashes=3)
+    assert list(taken.ended) == [("q", "t", "cancelled")]
     (ended,) = await queue.rows("select outcome, error from conductor.history")
     assert (ended["outcome"], ended["error"]["type"]) == ("cancelled", "JobCancelled")
     assert ended["error"]["message"] == "enough"

@@ -197,7 +197,8 @@ async def test_gauges_of_the_queue(queue: Queue) -> None:
     async with app.orchestrator:
 
         async def refreshed() -> bool:
-            return "conductor_workers{" in (await get(app.orchestrator, "/metrics"))[1]
+            shown = (await get(app.orchestrator, "/metrics"))[1]
+            return 'conductor_workers{queue="default"} 1.0' in shown
 
         await eventually(refreshed)
         shown = (await get(app.orchestrator, "/metrics"))[1]
@@ -206,7 +207,35 @@ async def test_gauges_of_the_queue(queue: Queue) -> None:
     assert 'conductor_jobs{queue="slow",state="scheduled"} 1.0' in shown
     assert 'conductor_oldest_ready_timestamp_seconds{queue="default"} 1.7672256e+09' in shown
     assert 'conductor_oldest_ready_timestamp_seconds{queue="slow"} 0.0' in shown
-    assert 'conductor_workers{queue="default"} 1.0' in shown
+    assert 'conductor_workers{queue="conductor.internal"} 2.0' in shown
+
+
+async def test_what_crashed_for_good_is_counted_by_who_found_it(queue: Queue) -> None:
+    worker = await queue.value(
+        "insert into conductor.workers (app, queue, tasks, host, pid, slots, renewals)"
+        " values ('shop', 'default', '{poison}', 'gone', 1, 5, -1) returning id"
+    )
+    await queue.rows(
+        "insert into conductor.jobs (queue, task, payload, state, worker, fence, crashes) values"
+        " ('default', 'poison', '{}', 'running', %s, 1, 2),"
+        " ('default', 'poison', '{}', 'running', %s, 1, 0)",
+        worker,
+        worker,
+    )
+    app = App(queue.database.dsn, metrics_port=0, metrics_host="127.0.0.1")
+    async with app.orchestrator:
+        await queue.until("select not exists (select from conductor.workers where renewals < 0)")
+
+        async def counted() -> bool:
+            shown = (await get(app.orchestrator, "/metrics"))[1]
+            return "conductor_jobs_rescued_total 1.0" in shown
+
+        await eventually(counted)
+        shown = (await get(app.orchestrator, "/metrics"))[1]
+    assert 'conductor_jobs_crashed_total{queue="default",task="poison"} 1.0' in shown
+    failed = 'conductor_jobs_finished_total{outcome="failed",queue="default",task="poison"} 1.0'
+    assert failed in shown
+    assert 'conductor_jobs_crashed_total{queue="slow",task="slow"} 0.0' in shown
 
 
 async def test_not_ready_before_the_start_and_while_it_drains(queue: Queue) -> None:

@@ -174,8 +174,15 @@ PARTS: Final = Row(
         ),
         Panel(
             "Jobs taken from the dead, in 5 minutes",
-            "By whoever found their worker dead.",
-            queries=(Query("sum(increase(conductor_jobs_rescued_total[5m]))", "rescued"),),
+            "Those that run again, and those that failed for good "
+            "because each process that ran them died.",
+            queries=(
+                Query("sum(increase(conductor_jobs_rescued_total[5m]))", "rescued"),
+                Query(
+                    "sum by (queue, task) (increase(conductor_jobs_crashed_total[5m]) > 0)",
+                    "{{task}} crashed for good",
+                ),
+            ),
             width=6,
         ),
         Panel(

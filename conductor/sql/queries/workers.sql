@@ -97,7 +97,7 @@ kept as (
         json_build_object('type', g.error_type, 'message', g.message, 'attempt', g.attempt),
         g.source_generation, g.source_lsn, g.source_ordinal, g.subscription, g.code
     from gone g
-    returning id
+    returning queue, task, outcome
 ),
 answered as (
     insert into conductor.wakeups (job, child, outcome, result)
@@ -120,7 +120,10 @@ hints as materialized (
 )
 select
     (select count(*) from returned) as rescued,
-    (select count(*) from kept) as failed,
+    (
+        select coalesce(json_agg(json_build_array(e.queue, e.task, e.outcome, e.jobs)), '[]')
+        from (select queue, task, outcome, count(*) as jobs from kept group by 1, 2, 3) e
+    ) as ended,
     (select count(*) from hints) as queues,
     (
         select count(conductor.free_lane(g.queue, g.task, g.key, g.id, g.place, g.outcome::text))
