@@ -14,7 +14,7 @@ class RowKey:
     None given: those of the replica identity, unless that is the whole row.
     """
 
-    __slots__ = ("_columns", "_missing", "identifies")
+    __slots__ = ("_columns", "_missing", "identifies", "may_identify")
 
     def __init__(self, columns: Sequence[str], shape: RelationShape) -> None:
         names = shape.column_names
@@ -24,6 +24,8 @@ class RowKey:
         self._missing = [name for name in columns if name not in names]
         self.identifies = bool(shape.key_indexes) and set(shape.key_indexes).issubset(indexes)
         """Whether two rows of the table at one time never have the same key."""
+        self.may_identify = self.identifies or shape.replica_identity == "f"
+        """Whether the stream does not tell that they can: a whole row as identity hides its key."""
 
     def read(self, row: Row) -> str:
         """Return a row's key. Raises ValueUndecodable when the WAL does not tell it."""

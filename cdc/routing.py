@@ -385,6 +385,8 @@ class _Route:
         self.ordered, self.coalesce_us = wanted.ordered, wanted.coalesce_us
         has_key = wanted.ordered or self.coalesce_us
         self.key_of = RowKey(wanted.key, shape) if has_key else None
+        if self.key_of is not None and not self.key_of.may_identify:
+            self.coalesce_us = 0  # a change of one row would take that of another
         # Else a change of the row that it does not get may have set what a later one leaves out.
         self.fills = (
             self.key_of is not None

@@ -100,6 +100,8 @@ def refusals(
         yield from _filter_refusals(where, when, change, table.parts)
     if change.ordered or change.coalesce_s is not None:
         yield from _key_refusals(where, change, table.parts)
+    if change.coalesce_s is not None and change.key:
+        yield from _coalescing_refusals(where, change, table)
     yield from _usable_refusals(where, table.parts)
     if refetch:
         yield from _refetch_refusals(where, change, table)
@@ -184,6 +186,23 @@ def _key_refusals(
         for column in change.key:
             lacking = [part for part in parts if column not in part.key]
             yield from _full_refusals(where, f"key {column!r} of a delete", lacking)
+
+
+def _coalescing_refusals(
+    where: str, change: ChangeFilter, table: TableFacts
+) -> Iterator[ConductorError]:
+    """Refuse a key that several rows can share: the change of one would take that of another."""
+    named = set(change.key)
+    identities = [table.key, *(part.key for part in table.parts[:1])]
+    if not any(identity and named.issuperset(identity) for identity in identities):
+        of = ", ".join(map(repr, table.key)) or "nothing: it has no key"
+        yield RegistrationRefused(
+            f"{where}: changes that coalesce are those of one row, and rows with the same"
+            f" {', '.join(map(repr, change.key))} can be several; a row is told by {of}",
+            hint="Name the row's key too, or leave `key` or `coalesce_s` out."
+            if table.key
+            else "Give the table a primary key, or leave `coalesce_s` out.",
+        )
 
 
 def _full_refusals(where: str, reader: str, parts: Iterable[Part]) -> Iterator[ConductorError]:

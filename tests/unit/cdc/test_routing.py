@@ -448,6 +448,18 @@ def test_a_change_is_filled_in_only_if_no_other_can_be_missing(
     assert spec.fills is fills
 
 
+@pytest.mark.parametrize(
+    "identity, key, window_us",
+    [("d", ["email"], 0), ("d", ["email", "id"], 1_000_000), ("f", ["email"], 1_000_000)],
+)
+def test_changes_of_several_rows_do_not_coalesce(
+    identity: str, key: list[str], window_us: int
+) -> None:
+    shape = describe(RelationCache(), identity=identity)
+    (spec,) = route(shape, INSERT, subscribe(1, coalesce_s=1, key=key, ordered=True)).specs
+    assert (spec.coalesce_us, spec.ordered) == (window_us, True)
+
+
 def test_a_whole_row_is_no_key() -> None:
     shape = describe(RelationCache(), identity="f")
     routed = route(

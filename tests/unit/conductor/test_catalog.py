@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,11 +94,32 @@ BY_ID = Part("public.users", "d", has_key=True, key=("id",))
 @pytest.mark.parametrize("options", [{"ordered": True}, {"coalesce_s": 1.0}])
 def test_a_key_must_be_in_the_wal(options: dict[str, Any]) -> None:
     check_change("greet", change("insert", "update", "delete", **options), table(BY_ID))
-    check_change("greet", change("update", key=("email",), **options), table(BY_ID))
-    check_change("greet", change("delete", key=("email",), **options), table(FULL))
+    check_change("greet", change("update", key=("id", "email"), **options), found(BY_ID))
+    check_change("greet", change("delete", key=("id", "email"), **options), found(FULL))
     with pytest.raises(RegistrationRefused, match="its replica identity is no key"):
         check_change("greet", change("update", **options), table(FULL))
     with pytest.raises(RegistrationRefused, match="key 'email' of a delete"):
-        check_change("greet", change("delete", key=("email",), **options), table(BY_ID))
+        check_change("greet", change("delete", key=("id", "email"), **options), found(BY_ID))
     with pytest.raises(UnknownColumn, match="'emial'"):
-        check_change("greet", change("update", key=("emial",), **options), table(BY_ID))
+        check_change("greet", change("update", key=("id", "emial"), **options), found(BY_ID))
+
+
+def found(*parts: Part, key: tuple[str, ...] = ("id",)) -> TableFacts:
+    """A table with a primary key."""
+    return replace(table(*parts), key=key)
+
+
+def test_a_key_of_several_rows_orders_their_changes_and_merges_none() -> None:
+    by_email = {"key": ("email",)}
+    check_change("greet", change("update", ordered=True, **by_email), found(BY_ID))
+    for facts in (found(BY_ID), found(FULL)):
+        with pytest.raises(
+            RegistrationRefused, match=r"same 'email' can be several.* told by 'id'"
+        ):
+            check_change("greet", change("update", coalesce_s=1.0, **by_email), facts)
+    unknown = found(FULL, key=())
+    with pytest.raises(RegistrationRefused, match="it has no key") as refused:
+        check_change("greet", change("update", coalesce_s=1.0, **by_email), unknown)
+    assert "primary key" in str(refused.value.hint)
+    index = Part("public.users", "i", has_key=True, key=("email",))
+    check_change("greet", change("update", coalesce_s=1.0, **by_email), found(index))
