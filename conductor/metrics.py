@@ -215,7 +215,8 @@ GAUGES_READ = Metric(
 XMIN_AGE = Metric(
     Gauge,
     "conductor_oldest_xmin_age_transactions",
-    "Age of the oldest snapshot that keeps dead rows of the queue from being removed.",
+    "Age of the oldest snapshot, open or prepared transaction, or slot that keeps dead rows of the"
+    " queue from being removed.",
     (),
     "queue database",
 )

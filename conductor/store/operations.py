@@ -136,7 +136,7 @@ class OperationStore:
         return await cursor.fetchall()
 
     async def oldest_xmin(self) -> int:
-        """Return the age, in transactions, of the oldest snapshot this role can see."""
+        """Return the age, in transactions, of what keeps dead rows longest, as this role sees."""
         age: int = await self._scalar("oldest_xmin", {})
         return age
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 
+import psycopg
 import pytest
 
 from conductor.connections import Connections
@@ -181,6 +182,47 @@ async def test_workers_whose_counters_stand_still_are_gone(
     assert exporter.shows("conductor_workers", queue="mail") == 0
     assert exporter.shows("conductor_workers", queue="conductor.internal") == 0
     assert exporter.shows(OLDEST, queue="mail") == SINCE_S
+
+
+XMIN_AGE = "conductor_oldest_xmin_age_transactions"
+
+
+async def test_a_forgotten_prepared_transaction_is_an_old_snapshot(
+    queue: Queue, worker: Exporter
+) -> None:
+    await queue.rows("create table public.notes (id int)")
+    with psycopg.connect(queue.database.dsn, autocommit=True) as connection:
+        connection.execute("begin")
+        connection.execute("insert into public.notes values (1)")
+        connection.execute(b"prepare transaction '%s'" % queue.database.name.encode())
+    try:
+        await use_up_transactions(queue)
+        await worker.gauges.tick()
+        assert (worker.shows(XMIN_AGE) or 0) >= USED_UP
+    finally:
+        with psycopg.connect(queue.database.dsn, autocommit=True) as connection:
+            connection.execute(b"rollback prepared '%s'" % queue.database.name.encode())
+    await worker.gauges.tick()
+    assert (worker.shows(XMIN_AGE) or 0) < USED_UP
+
+
+async def test_a_writer_that_stands_idle_without_a_snapshot_counts(
+    queue: Queue, worker: Exporter
+) -> None:
+    await queue.rows("create table public.notes (id int)")
+    with psycopg.connect(queue.database.dsn) as connection:
+        connection.execute("insert into public.notes values (1)")
+        await use_up_transactions(queue)
+        await worker.gauges.tick()
+        assert (worker.shows(XMIN_AGE) or 0) >= USED_UP
+
+
+USED_UP = 50
+
+
+async def use_up_transactions(queue: Queue) -> None:
+    for _ in range(USED_UP):
+        await queue.rows("select pg_current_xact_id()")
 
 
 async def test_gauges_that_cannot_be_read_are_not_shown(queue: Queue, worker: Exporter) -> None:

@@ -208,10 +208,16 @@ select queue, extract(epoch from min(due_at))::double precision from due group b
 select id, queue, renewals from conductor.workers
 
 -- name: oldest_xmin
--- Of what this role may see: sessions of other roles are hidden from an ordinary one.
+-- Of what this role may see: sessions of other roles are hidden from an ordinary one. A transaction
+-- that has written holds rows by its xid, snapshot or not; a standby without a slot has no database. Not
+-- the catalog_xmin of slots: it holds rows of system catalogs alone.
 select greatest(
-    coalesce((select max(pg_catalog.age(a.backend_xmin)) from pg_catalog.pg_stat_activity a
-              where a.datname = current_database() and a.pid <> pg_catalog.pg_backend_pid()), 0),
+    coalesce((select max(greatest(pg_catalog.age(a.backend_xmin), pg_catalog.age(a.backend_xid)))
+              from pg_catalog.pg_stat_activity a
+              where coalesce(a.datname = current_database(), true)
+                  and a.pid <> pg_catalog.pg_backend_pid()), 0),
+    coalesce((select max(pg_catalog.age(p.transaction)) from pg_catalog.pg_prepared_xacts p
+              where p.database = current_database()), 0),
     coalesce((select max(pg_catalog.age(r.xmin)) from pg_catalog.pg_replication_slots r), 0))
 
 -- name: has_unfinished
