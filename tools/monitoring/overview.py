@@ -141,7 +141,8 @@ DO: Final = Row(
     (
         Panel(
             "Alerts",
-            "What fires or is about to, with the page that says what to do.",
+            "What fires or is about to. Each has a page in deploy/runbooks: CdcNoLeader in "
+            "cdc-no-leader.md.",
             queries=(
                 Query(
                     'ALERTS{alertname=~"(Cdc|Conductor).*"}',
@@ -158,6 +159,10 @@ DO: Final = Row(
                 "slot": "Slot",
                 "queue": "Queue",
                 "task": "Task",
+                "condition": "Condition",
+                "part": "Part",
+                "instance": "Instance",
+                "namespace": "Namespace",
             },
         ),
         Panel("Next steps", "Where to look.", kind="text", width=10, height=8, text=WHAT_TO_DO),
