@@ -262,9 +262,10 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare an application's models and triggers with the live catalog.
+    """Compare models and triggers with the live catalog, and the queue's schema with this version.
 
     Prints one line for each difference, with what would end it, and exits with 1 if there are any.
+    With --db-url only that database's tables are looked at, not the queue's schema.
     """
     from conductor.cli import actions  # noqa: PLC0415 - lazy
 

@@ -5,6 +5,7 @@ Raises ConductorError for whatever has a name; what the server says is put into 
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
@@ -19,7 +20,7 @@ from psycopg import AsyncConnection
 from pydantic import SecretStr
 
 from conductor import migrations
-from conductor.cli.checking import compare
+from conductor.cli.checking import check_schema, compare
 from conductor.cli.loading import load_conductor, load_orchestrator
 from conductor.codegen.reader import read_schemas
 from conductor.codegen.rendering import render_module
@@ -219,13 +220,18 @@ async def generate_models(settings: Settings, schemas: Sequence[str]) -> str:
 
 
 async def check(settings: Settings, path: str, db_url: str | None) -> list[Finding]:
-    """Return every difference between an application and the database of its tables."""
+    """Return every difference between an application and the database of its tables.
+
+    Without ``db_url`` that is the queue's, whose schema must be what this version needs.
+    """
     if settings.dsn is not None:  # a secret file's, too: applications look in the environment
         os.environ[f"{PREFIX}DSN"] = settings.conninfo
     async with load_conductor(path) as conductor:
         dsn = SecretStr(db_url or conductor.dsn)
         async with _connected(settings.model_copy(update={"dsn": dsn})) as (connection, _):
-            return await compare(connection, conductor)
+            found = await compare(connection, conductor)
+        missing = [] if db_url else await asyncio.to_thread(check_schema, conductor.dsn)
+        return [*missing, *found]
 
 
 def parse_instant(text: str | None) -> datetime | None:

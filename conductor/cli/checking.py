@@ -1,4 +1,4 @@
-"""Reading what `conductor.comparison` compares an application with."""
+"""Reading what `conductor.comparison` compares an application with, and the schema of the queue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from conductor.comparison import (
     generated_schemas,
 )
 from conductor.definitions import Task
-from conductor.errors import ConductorError
+from conductor.errors import ConductorError, MigrationMismatch
+from conductor.migrations import check_migrated
 from conductor.registration import Registration, find_table
 from conductor.rows import (
     DEFAULT_SOURCE,
@@ -32,6 +33,15 @@ from conductor.rows import (
 )
 from conductor.store.registration import RegistrationStore
 from conductor.triggers import OnChange
+
+
+def check_schema(dsn: str) -> list[Finding]:
+    """Return what keeps workers of this version from using the queue database as it is."""
+    try:
+        check_migrated(dsn)
+    except MigrationMismatch as error:
+        return [Finding("schema conductor", str(error), error.hint)]
+    return []
 
 
 async def compare(connection: AsyncConnection[Any], conductor: Conductor[Any]) -> list[Finding]:

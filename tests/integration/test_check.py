@@ -89,15 +89,38 @@ def on(trigger: str) -> str:
 
 
 @pytest.fixture
-def shop(database: ScratchDatabase) -> ScratchDatabase:
-    query(database.dsn, TABLES)
-    return database
+def shop(migrated: ScratchDatabase) -> ScratchDatabase:
+    query(migrated.dsn, TABLES)
+    return migrated
 
 
 def test_no_difference_is_success(shop: ScratchDatabase, tmp_path: Path) -> None:
     triggers = on('OnChange(Users, "insert", columns=("id",), when="new.id > 1")')
     assert check(shop, tmp_path, triggers=triggers) == (0, "", "no differences\n")
     assert check(shop, tmp_path, "--json")[:2] == (0, "[]\n")
+
+
+def test_a_queue_that_is_not_migrated_is_found(database: ScratchDatabase, tmp_path: Path) -> None:
+    query(database.dsn, TABLES)
+    status, shown, _ = check(database, tmp_path)
+    assert status == 1
+    assert shown.startswith("schema conductor: the database lacks migration 0001_initial, ")
+    assert shown.endswith(" (fix: Run `conductor migrate` with the newest version.)\n")
+    assert shown.count("\n") == 1
+    tables_elsewhere = check(database, tmp_path, "--db-url", database.dsn)
+    assert tables_elsewhere == (0, "", "no differences\n")
+
+
+def test_a_migration_that_is_missing_is_found(shop: ScratchDatabase, tmp_path: Path) -> None:
+    query(
+        shop.dsn,
+        "delete from conductor.migrations where number = "
+        "(select max(number) from conductor.migrations)",
+    )
+    status, shown, _ = check(shop, tmp_path)
+    assert (status, shown.count("\n")) == (1, 1)
+    assert "lacks migration" in shown
+    assert "0001" not in shown
 
 
 @pytest.mark.pg(15)
