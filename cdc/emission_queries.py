@@ -88,7 +88,8 @@ after that."""
 
 ADD_EVENT_WAKEUPS: Final = sql.SQL("""
     insert into conductor.wakeups (job, step, outcome, result)
-    select u.job, u.step, u.outcome, u.result
+    select u.job, u.step, u.outcome,
+        case u.outcome when 'completed' then u.result -> 'payload' else u.result end
     from unnest(%(jobs)s::bigint[], %(steps)s::text[], %(outcomes)s::text[],
         %(results)s::text[]::json[]) with ordinality as u (job, step, outcome, result, place)
     order by u.place

@@ -78,7 +78,7 @@ async def _tell_of_events(
     words = [
         (row["job"], row["name"], *ending)
         for row in await cursor.fetchall()
-        if (ending := _judge(row["condition"], waits[row["place"]][1].value)) is not None
+        if (ending := _judge(row["condition"], waits[row["place"]][1])) is not None
     ]
     if words:
         values = _by_column(_WORD_COLUMNS, words)
@@ -86,8 +86,12 @@ async def _tell_of_events(
     return {int(job) for job, *_ in words}
 
 
-def _judge(condition: str | None, value: Any) -> tuple[str, str] | None:
-    """Return how a step ends that waits for this event: outcome and result; None: it waits on."""
+def _judge(condition: str | None, emission: Emission) -> tuple[str, str] | None:
+    """Return how a step ends that waits for this event: outcome and result; None: it waits on.
+
+    The result is the event's envelope, whose text the payload is taken from, unless it failed.
+    """
+    value = emission.value
     when = orjson.loads(condition).get("when") if condition else None
     try:
         if when and not filters.compile_stored(when).matches({"event": value}):
@@ -96,10 +100,11 @@ def _judge(condition: str | None, value: Any) -> tuple[str, str] | None:
         reason = {"type": "FilterFailed", "message": str(error)}
         return "failed", orjson.dumps(reason).decode()
     try:
-        return "completed", orjson.dumps(value).decode()
+        orjson.dumps(value)
     except orjson.JSONEncodeError as error:  # it reads what is nested deeper than it writes
         reason = {"type": "EventUnreadable", "message": str(error)}
         return "failed", orjson.dumps(reason).decode()
+    return "completed", emission.payload.decode()
 
 
 def _by_column(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:

@@ -191,7 +191,7 @@ async def _fan_out(store: DispatchStore, waits: WaitStore, taken: Sequence[Dispa
 
 def _message(event: str, dispatch: Dispatch) -> Message:
     payload = orjson.loads(dispatch.payload)["payload"]
-    return Message(event, payload, dispatch.emitted_by or "")
+    return Message(event, payload, dispatch.emitted_by or "", dispatch.payload)
 
 
 def select_jobs(

@@ -25,11 +25,12 @@ FAILED: Final = "failed"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """An emitted event: its payload, and the transaction that emitted it."""
+    """An emitted event: its payload, the transaction that emitted it, and the text of it all."""
 
     event: str
     payload: Any
     emitted_by: str
+    envelope: str
 
 
 async def leave_word(store: WaitStore, messages: Sequence[Message]) -> list[int]:
@@ -61,7 +62,10 @@ def probes(messages: Sequence[Message], known: Sequence[tuple[str, str]]) -> lis
 
 
 def judge(waiting: Waiting, message: Message) -> Wakeup | None:
-    """Return the word for a step whose fields match; None when its filter says no."""
+    """Return the word for a step whose fields match; None when its filter says no.
+
+    The payload goes to it as text, as to subscribers: written again, numbers might be others.
+    """
     condition = orjson.loads(waiting.condition) if waiting.condition else {}
     when = condition.get("when")
     try:
@@ -71,8 +75,8 @@ def judge(waiting: Waiting, message: Message) -> Wakeup | None:
         reason = to_json({"type": "FilterFailed", "message": str(error)}).decode()
         return Wakeup(waiting.job, waiting.name, FAILED, reason)
     try:
-        payload = orjson.dumps(message.payload).decode()
+        orjson.dumps(message.payload)
     except orjson.JSONEncodeError as error:  # it reads what is nested deeper than it writes
         reason = to_json({"type": "EventUnreadable", "message": str(error)}).decode()
         return Wakeup(waiting.job, waiting.name, FAILED, reason)
-    return Wakeup(waiting.job, waiting.name, COMPLETED, payload)
+    return Wakeup(waiting.job, waiting.name, COMPLETED, message.envelope)

@@ -37,7 +37,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Wakeup:
-    """What has come for a step: its outcome and result (JSON)."""
+    """What has come for a step: its outcome and result (JSON).
+
+    For one that is completed ``result`` is the event's envelope, and the result the payload in it.
+    """
 
     job: int
     step: str

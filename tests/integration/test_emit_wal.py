@@ -367,6 +367,49 @@ async def test_a_job_waits_for_an_event_that_is_emitted_through_the_wal(queue: Q
     await conductor.close()
 
 
+NUMBERS: Final = (
+    '{"order": 1.10, "odd": [1e3, 1.7976931348623157e308, 123456789012345678901234567890]}'
+)
+
+
+@pytest.mark.parametrize("via", ["wal", "queue"])
+async def test_who_waits_gets_what_subscribers_get_to_the_digit(queue: Queue, via: str) -> None:
+    any_event = define_event("numbers", payload=Any)
+    conductor = Conductor(queue.database.dsn, tasks=[wait], events=[any_event])
+
+    @conductor.task(wait, max_attempts=1)
+    async def handler(_event: Any, ctx: Context[None]) -> Any:
+        got = await ctx.wait_for_event("got", any_event)
+        await ctx.sleep("stay", 3600)
+        return got
+
+    @conductor.task("told", OnEvent(any_event))
+    async def told(_event: Any, _ctx: Context[None]) -> None: ...
+
+    orchestrator = Orchestrator(conductor)
+    async with running(queue.database):
+        await eventually(lambda: leads(queue.database, queue.database.name), "the sidecar")
+        await orchestrator.start(wait_captured_s=20)
+        await conductor.invoke(wait, 1)
+        await queue.until("select exists (select from conductor.jobs where state = 'waiting')")
+        emit = "select conductor.emit('numbers', %s::json, via => %s)"
+        query(queue.database.dsn, emit, NUMBERS, via)
+        got = "select from conductor.steps where name = 'got' and result is not null"
+        await queue.until(f"select exists ({got})")
+        await queue.until("select exists (select from conductor.history where task = 'told')")
+        await orchestrator.stop()
+    result = value(
+        queue.database.dsn, "select result::text from conductor.steps where name = 'got'"
+    )
+    payload = value(
+        queue.database.dsn,
+        "select (payload -> 'payload')::text from conductor.history where task = 'told'",
+    )
+    assert result == payload == NUMBERS
+    drop_slot(queue.database)
+    await conductor.close()
+
+
 async def test_an_event_nested_too_deep_fails_who_waits_and_the_stream_goes_on(
     queue: Queue,
 ) -> None:

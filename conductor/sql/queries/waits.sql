@@ -38,8 +38,10 @@ where not pg_visible_in_snapshot(m.emitted_by, s.seen)
 order by m.place, s.job, s.name
 
 -- name: add_wakeups
+-- A payload is taken out of its envelope as text: to the digit what subscribers get.
 insert into conductor.wakeups (job, step, outcome, result)
-select u.job, u.step, u.outcome, u.result
+select u.job, u.step, u.outcome,
+    case u.outcome when 'completed' then u.result -> 'payload' else u.result end
 from unnest(%(jobs)s::bigint[], %(steps)s::text[], %(outcomes)s::text[], %(results)s::json[])
     with ordinality as u (job, step, outcome, result, place)
 order by u.place
