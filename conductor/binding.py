@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, get_args, overload
 
@@ -25,6 +24,7 @@ from conductor.definitions import (
     check_option_text,
 )
 from conductor.errors import DefinitionInvalid, did_you_mean
+from conductor.handlers import check_events, check_result, is_async, read_handler
 from conductor.retry import RetryPolicy
 from conductor.triggers import Invocable, OnChange
 
@@ -100,15 +100,18 @@ def bind(
     _check_options(definition.name, options)
     _check_triggers(definition.name, triggers)
     _check_order(definition, triggers, options)
-    _check_handler(definition.name, handler)
+    written = read_handler(definition.name, handler)
     if batch is not None:
         _check_batch(definition, batch, options)
+    runs_async = is_async(written, batch)
+    check_events(written, definition, triggers, batch)
+    check_result(written, definition)
     rest: Any = {name: value for name, value in options.items() if name != "version"}
     return Task(
         definition=definition,
         triggers=triggers,
         handler=handler,
-        is_sync=not _is_async(handler),
+        is_sync=not runs_async,
         version=version,
         code=options.get("version"),
         batch=batch,
@@ -222,24 +225,6 @@ def _check_batch(definition: TaskDefinition[Any, Any], batch: Batch, options: Ta
         raise DefinitionInvalid(f"task {task!r} returns something, which a batch cannot")
     if options.get("waits"):
         raise DefinitionInvalid(f"task {task!r} is run in batches, which cannot wait for changes")
-
-
-def _check_handler(task: str, handler: Callable[..., Any]) -> None:
-    try:
-        inspect.signature(handler).bind("event", "context")
-    except TypeError as error:
-        raise DefinitionInvalid(
-            f"the handler of task {task!r} cannot be called with an event and a context: {error}",
-            hint="async def handler(event, ctx), or def for one that blocks.",
-        ) from error
-
-
-def _is_async(handler: Any) -> bool:
-    while isinstance(handler, partial):
-        handler = handler.func
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
-        getattr(handler, "__call__", None)  # noqa: B004 - its code, not whether there is one
-    )
 
 
 def check_tables(triggers: Iterable[Trigger[Any]], databases: Iterable[Database]) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Generic, get_args
+from typing import Any, Final, Generic, Union, cast, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from typing_extensions import TypeVar, override
 
 from conductor import filters
@@ -55,10 +55,11 @@ _WITHOUT: dict[str, frozenset[Operation]] = {
     "new": frozenset({"delete", "truncate"}),
     "old": frozenset({"insert", "truncate"}),
 }
-_ROW_CHANGES: dict[str, type[Change[Any]]] = {
+_CHANGES: Final[dict[str, Any]] = {
     "insert": Insert,
     "update": Update,
     "delete": Delete,
+    "truncate": Truncate,
 }
 
 
@@ -180,6 +181,15 @@ class ChangeTrigger(Trigger[E_co], Generic[E_co]):
         return frozenset(f"{op} on {where}" for op in self._operations)
 
     @override
+    def gives(self, task: TaskDefinition[Any, Any]) -> tuple[Any, ...]:
+        """Changes of its operations, of its model; or transactions of them."""
+        row = self._model or dict[str, JsonValue]
+        operations = [op for op in OPERATIONS if op in self._operations]
+        changes: list[Any] = [_CHANGES[op][row] for op in operations]
+        group, union = cast("Any", Transaction), cast("Any", Union)
+        return tuple(changes) if self._group is None else (group[union[tuple(changes)]],)
+
+    @override
     def accepts(self, envelope: dict[str, Any]) -> bool:
         """Return whether the job stands for a change of this table and an operation of these."""
         if self._group is not None:
@@ -238,13 +248,14 @@ class ChangeTrigger(Trigger[E_co], Generic[E_co]):
             return Truncate(**common, **flags)
         unchanged = frozenset(envelope.get("unchanged", ()))
         changed = envelope.get("changed")
-        return _ROW_CHANGES[op](
+        found: Change[Any] = _CHANGES[op](
             **common,
             lacking=self._lacking(envelope["new"], unchanged) if op != "delete" else None,
             new=None if op == "delete" else self._row(envelope["new"], unchanged),
             old=None if op == "insert" else self._row(envelope.get("old") or {}, frozenset()),
             changed=None if changed is None else frozenset(changed),
         )
+        return found
 
     def _lacking(self, values: dict[str, Any], unchanged: frozenset[str]) -> Lacking | None:
         """Return what is to be read again of a new row."""

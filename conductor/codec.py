@@ -85,6 +85,11 @@ class Codec(Generic[T]):
         self.is_none = form is None or form is NoneType
         self._validate = validate
 
+    @property
+    def validates(self) -> bool:
+        """Whether values are checked."""
+        return self._validate
+
     @cached_property
     def adapter(self) -> TypeAdapter[T]:
         """The adapter of the form. Raises TypeError when pydantic cannot take the form."""

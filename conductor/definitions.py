@@ -268,6 +268,10 @@ class Trigger(ABC, Generic[E_co]):
         """What a job waits for that waits for this."""
         return self.name
 
+    def gives(self, task: TaskDefinition[Any, Any]) -> tuple[Any, ...]:  # noqa: ARG002 - theirs
+        """Return the types of the events it gives to a handler, as far as they are known."""
+        return ()
+
     @abstractmethod
     def accepts(self, envelope: dict[str, Any]) -> bool:
         """Return whether a job of this trigger's kind with this (parsed) payload is its own."""

@@ -46,6 +46,12 @@ class Invocable(Trigger[Invocation[Any]]):
         return frozenset({"invoke"})
 
     @override
+    def gives(self, task: TaskDefinition[Any, Any]) -> tuple[Any, ...]:
+        """An invocation with the task's payload."""
+        event: Any = Invocation
+        return (event[task.payload.form],)
+
+    @override
     def accepts(self, envelope: dict[str, Any]) -> bool:
         """Return True: the payload of an invocation is the application's own."""
         return True
@@ -86,6 +92,11 @@ class Cron(Trigger[Tick]):
     def claims(self) -> frozenset[str]:
         """Firings of this schedule."""
         return frozenset({f"cron:{self._name}"})
+
+    @override
+    def gives(self, task: TaskDefinition[Any, Any]) -> tuple[Any, ...]:
+        """A tick."""
+        return (Tick,)
 
     @override
     def accepts(self, envelope: dict[str, Any]) -> bool:
@@ -135,6 +146,12 @@ class OnEvent(Trigger[Emitted[P]], Generic[P]):
     def claims(self) -> frozenset[str]:
         """Emissions of the event."""
         return frozenset({self.name})
+
+    @override
+    def gives(self, task: TaskDefinition[Any, Any]) -> tuple[Any, ...]:
+        """An emitted event with its payload."""
+        event: Any = Emitted
+        return (event[self.event.payload.form],)
 
     @override
     def accepts(self, envelope: dict[str, Any]) -> bool:

@@ -1,0 +1,130 @@
+"""Whether a value of one type can be given where an annotation stands, as far as that is certain.
+
+What a type checker would know is not known here: whatever is not plainly wrong is accepted. Pure.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, NewType, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from typing_extensions import is_typeddict
+
+from conductor.events import Change
+
+EMPTY: Final = inspect.Parameter.empty
+"""An annotation that is not there, or cannot be read."""
+
+_UNIONS: Final = frozenset({Union, UnionType})
+_AWAITABLE: Final = frozenset({collections.abc.Awaitable, collections.abc.Coroutine})
+_PROMOTED: Final[dict[Any, frozenset[Any]]] = {
+    bytes: frozenset({bytearray, memoryview}),
+    complex: frozenset({float, int}),
+    float: frozenset({int}),
+}
+_LISTS: Final = frozenset({list, tuple})
+
+
+def accepts(wanted: Any, given: Any) -> bool:
+    """Return False if a value of the type ``given`` is certainly none of ``wanted``.
+
+    >>> accepts(int | str, bool), accepts(list[int], list[str]), accepts("Unknown", int)
+    (True, False, True)
+    """
+    wanted, given = _plain(wanted), _plain(given)
+    parts, choices = members(given), members(wanted)
+    if len(parts) > 1:
+        return all(accepts(wanted, part) for part in parts)
+    if len(choices) > 1:
+        return any(accepts(choice, given) for choice in choices)
+    if get_origin(given) is Literal and get_origin(wanted) is not Literal:
+        return all(accepts(wanted, type(value)) for value in get_args(given))
+    found, known = class_of(given), class_of(wanted)
+    if Any in {found, known} or not inspect.isclass(found) or not inspect.isclass(known):
+        return True
+    if is_typeddict(found) and is_typeddict(known):
+        return known.__annotations__.keys() <= found.__annotations__.keys()
+    if known in _LISTS and found is collections.abc.Sequence:
+        known = collections.abc.Sequence
+    return _is_a(found, known) and _accepts_arguments(wanted, given)
+
+
+def _is_a(found: type, known: type) -> bool:
+    try:
+        is_a = issubclass(found, known)
+    except TypeError:  # a protocol, say
+        return True
+    return (
+        is_a
+        or found in _PROMOTED.get(known, ())
+        or found.__qualname__ == known.__qualname__  # its module was imported twice, maybe
+        or (_generic(found) is not None and _generic(found) is _generic(known))
+    )
+
+
+def _generic(model: type) -> Any:
+    """Return the model that a model with parameters is of."""
+    if not issubclass(model, BaseModel):
+        return None
+    return model.__pydantic_generic_metadata__["origin"]
+
+
+def _accepts_arguments(wanted: Any, given: Any) -> bool:
+    """Return whether parameters fit, where they mean the same: of one class, or of our own."""
+    ours, theirs, found = get_args(wanted), get_args(given), class_of(given)
+    is_alike = found in {class_of(wanted), collections.abc.Sequence} or issubclass(found, Change)
+    return not is_alike or len(ours) != len(theirs) or all(map(accepts, ours, theirs))
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union; of anything else itself."""
+    plain = _plain(annotation)
+    return get_args(plain) if get_origin(plain) in _UNIONS else (plain,)
+
+
+def class_of(annotation: Any) -> Any:
+    """Return the class that an annotation names, without parameters; else what is written."""
+    plain = _plain(annotation)
+    if plain is EMPTY:
+        return None
+    return get_origin(plain) or plain
+
+
+def returned(annotation: Any) -> Any:
+    """Return what an awaitable gives; of anything else itself."""
+    if get_origin(annotation) in _AWAITABLE:
+        return get_args(annotation)[-1]
+    return annotation
+
+
+def shown(annotation: Any) -> str:
+    """Return an annotation as one would write it.
+
+    >>> shown(dict[str, int] | None)
+    'dict[str, int] | None'
+    """
+    if annotation is NoneType or annotation is None:
+        return "None"
+    parts = members(annotation)
+    if len(parts) > 1:
+        return " | ".join(map(shown, parts))
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if inspect.isclass(annotation) and not arguments:
+        return annotation.__name__
+    if origin in {None, Annotated, Literal} or not arguments:
+        return str(annotation).replace("typing.", "")
+    return f"{origin.__name__}[{', '.join(map(shown, arguments))}]"
+
+
+def _plain(annotation: Any) -> Any:
+    """Return an annotation without what says nothing of a value's class."""
+    if annotation is None:
+        return NoneType
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if isinstance(annotation, NewType):
+        return _plain(annotation.__supertype__)
+    return annotation
