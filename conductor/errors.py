@@ -267,7 +267,7 @@ class BatchFailed(ConductorError):
 
 
 class JobFailed(ConductorError):
-    """The job ended as failed. ``error`` is what history keeps: type, message, attempt."""
+    """The job ended as failed. ``error`` is what history keeps: type, message, hint, attempt."""
 
     retry = Retry.MANUAL
     hint = "See `conductor jobs show`; `conductor jobs retry` runs it again."

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from typing_extensions import TypeIs, TypeVar
 
 from conductor.errors import ColumnNotCaptured, RowAbsent
+from conductor.rows import TableName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -197,7 +198,7 @@ class Update(Change[Row_co]):
         if self._changed is None:
             raise ColumnNotCaptured(
                 f"which columns of {self.schema}.{self.table} changed is not known",
-                hint=f"alter table {self.schema}.{self.table} replica identity full",
+                hint=f"alter table {TableName(self.schema, self.table)} replica identity full",
             )
         return self._changed
 

@@ -82,7 +82,10 @@ def is_final(error: BaseException) -> bool:
 
 
 def describe(error: BaseException, job: JobInfo) -> bytes:
-    """Return an error as history keeps it: type, message, attempt, traceback, as JSON."""
+    """Return an error as history keeps it: type, message, hint, attempt, traceback, as JSON.
+
+    The hint is that of our own errors, which say what to do and never what was in a row.
+    """
     try:
         return _describe(error, job)
     except BaseException as second:  # noqa: BLE001 - of the error's own __str__, say
@@ -96,6 +99,8 @@ def _describe(error: BaseException, job: JobInfo) -> bytes:
         "message": _text(str(error)),
         "attempt": job.attempt + 1,
     }
+    if isinstance(error, ConductorError) and error.hint:
+        description["hint"] = _text(str(error.hint))
     if isinstance(error, PayloadInvalid):
         description["errors"] = error.errors
     elif error.__traceback__ is not None:

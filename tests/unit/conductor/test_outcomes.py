@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from conductor.definitions import Task, define_task
-from conductor.errors import NonRetryable, PayloadInvalid
+from conductor.errors import ColumnUnchanged, NonRetryable, PayloadInvalid
 from conductor.job import JobInfo
 from conductor.retry import RetryPolicy
 from conductor.store.jobs import Finished, Rescheduled
@@ -81,6 +81,19 @@ def test_final_errors_are_not_tried_again(error: Exception) -> None:
 def test_a_validation_error_is_kept() -> None:
     outcome = failed(raised(PayloadInvalid("bad", [{"loc": ("a",), "msg": "m"}])))
     assert orjson.loads(outcome.document)["errors"] == [{"loc": ["a"], "msg": "m"}]
+
+
+def test_what_to_do_about_an_error_of_ours_is_kept() -> None:
+    unchanged = ColumnUnchanged("column 'bio' was not touched")
+    for error, hint in (
+        (unchanged, ColumnUnchanged.hint),
+        (NonRetryable("no", hint="Ask \0 Ada."), "Ask  Ada."),
+    ):
+        assert orjson.loads(failed(raised(error), attempt=9).document)["hint"] == hint
+    theirs = ValueError("x")
+    theirs.hint = "secret"  # type: ignore[attr-defined]  # the point of the test
+    for other in (theirs, NonRetryable("no", hint="")):
+        assert "hint" not in orjson.loads(failed(raised(other), attempt=9).document)
 
 
 def test_any_text_can_be_kept() -> None:
