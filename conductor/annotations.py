@@ -80,9 +80,15 @@ def _accepts_arguments(wanted: Any, given: Any) -> bool:
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union; of anything else itself."""
+    """Return the members of a union, and of unions in it; of anything else itself.
+
+    >>> members(Annotated[int | None, "note"])
+    (<class 'int'>, <class 'NoneType'>)
+    """
     plain = _plain(annotation)
-    return get_args(plain) if get_origin(plain) in _UNIONS else (plain,)
+    if get_origin(plain) not in _UNIONS:
+        return (plain,)
+    return tuple(member for each in get_args(plain) for member in members(each))
 
 
 def class_of(annotation: Any) -> Any:

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from types import UnionType
-from typing import Annotated, Any, Final, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 from uuid import UUID
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from conductor.annotations import class_of, members
 from conductor.catalog import TableFacts, check_schema, refusals
 from conductor.codegen.facts import Attribute, Catalog, Table, Type
 from conductor.definitions import Task
@@ -55,6 +55,7 @@ _HOLD: Final[Mapping[str, frozenset[type]]] = {
     "uuid": frozenset({UUID, str}),
 }
 _SEQUENCES: Final = frozenset({list, set, tuple})
+_VECTORS: Final = frozenset({"halfvec", "vector"})  # pgvector's
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,27 +198,62 @@ def _compare_field(
             f"{field}: … | None, or alter table {where} alter column {name} set not null",
             name,
         )
-    known = _base_type(column.type, catalog)
+    for problem in _differences(annotation, column.type, catalog, model.__name__):
+        yield Finding(where, f"column {name!r}{problem}", _AGAIN, name)
+
+
+def _differences(annotation: Any, oid: int, catalog: Catalog, model: str) -> Iterator[str]:
+    """Yield what the values of a type, or their elements, have and an annotation does not take."""
+    known = _base_type(oid, catalog)
     classes = set(_classes_of(annotation))
-    enums = [each for each in classes if issubclass(each, Enum)]
-    for labels in (_labels(enum) for enum in enums if known.kind == "e"):
-        lacking = [label for label in known.labels if label not in labels]
+    labels = _labels_of(annotation)
+    if known.kind == "e" and labels is not None:
+        lacking = ", ".join(repr(label) for label in known.labels if label not in labels)
         if lacking:
-            yield Finding(
-                where,
-                f"column {name!r}: model {model.__name__} lacks the labels"
-                f" {', '.join(map(repr, lacking))} of type {known.schema}.{known.name}",
-                _AGAIN,
-                name,
-            )
-    if not _can_hold(known, classes):
+            of = f"of type {known.schema}.{known.name}"
+            yield f": model {model} lacks the labels {lacking} {of}"
+    elif not _can_hold(known, set(_plain_classes(classes))):
         shown = " or ".join(sorted(each.__name__ for each in classes))
-        problem = f"column {name!r} is {known.name}, which {shown} of model {model.__name__} is not"
-        yield Finding(where, problem, _AGAIN, name)
+        yield f" is {known.name}, which {shown} of model {model} is not"
+    elif known.element and known.name not in _HOLD:
+        element = _element_of(annotation)
+        if element is not None:
+            for problem in _differences(element, known.element, catalog, model):
+                yield f" has elements, and each{problem}" if problem[0] == " " else problem
 
 
-def _labels(enum: type[Enum]) -> set[Any]:
-    return {member.value for member in enum}
+def _plain_classes(classes: set[type]) -> Iterator[type]:
+    """Yield the classes that values of the database may be read as: of an enum those of its own."""
+    for each in classes:
+        if issubclass(each, Enum):
+            yield from (type(member.value) for member in each)
+        else:
+            yield each
+
+
+def _labels_of(annotation: Any) -> set[Any] | None:
+    """Return the values that enums and literals list; None if others are taken as well."""
+    labels: set[Any] = set()
+    for member in members(annotation):
+        if get_origin(member) is Literal:
+            labels.update(get_args(member))
+        elif inspect.isclass(member) and issubclass(member, Enum):
+            labels.update(each.value for each in member)
+        elif member is not type(None):
+            return None
+    return labels
+
+
+def _element_of(annotation: Any) -> Any:
+    """Return what elements of a sequence are, however deep it is nested; None: not written down."""
+    lists = [member for member in members(annotation) if get_origin(member) in _SEQUENCES]
+    if len(lists) != 1:
+        return None
+    arguments = [each for each in get_args(lists[0]) if each is not ...]
+    if len(arguments) != 1:
+        return None
+    nested = any(get_origin(member) in _SEQUENCES for member in members(arguments[0]))
+    return _element_of(arguments[0]) if nested else arguments[0]
 
 
 def _base_type(oid: int, catalog: Catalog) -> Type:
@@ -242,18 +278,14 @@ def _takes_none(annotation: Any) -> bool:
 
 def _classes_of(annotation: Any) -> Iterator[type]:
     """Yield the classes that a value may be of, as far as they are written down."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        yield from _classes_of(arguments[0])
-    elif origin in {Union, UnionType}:
-        for argument in arguments:
-            yield from _classes_of(argument)
-    elif isinstance(origin, type):
-        yield origin
-    elif isinstance(annotation, type) and annotation is not type(None):
-        yield annotation
-    elif annotation is not None and annotation is not type(None):
-        yield object  # not written down: anything
+    for member in members(annotation):
+        found = class_of(member)
+        if get_origin(member) is Literal:
+            yield from {type(value) for value in get_args(member)} - {type(None)}
+        elif found is Any or not inspect.isclass(found):
+            yield object  # not written down: anything
+        elif found is not type(None):
+            yield found
 
 
 def _can_hold(known: Type, classes: set[type]) -> bool:
@@ -266,6 +298,8 @@ def _can_hold(known: Type, classes: set[type]) -> bool:
         return bool(classes & {Range, str, *(_SEQUENCES if known.kind == "m" else ())})
     if known.is_builtin and known.name in {"json", "jsonb"}:
         return True
+    if known.name in _VECTORS and not known.is_builtin:
+        return bool(classes & {list, str})
     if known.is_builtin and known.name in _HOLD:
         return bool(classes & _HOLD[known.name])
     return str in classes

@@ -63,6 +63,15 @@ def parse_array(text: str) -> list[Any]:
     return stack[0][0]
 
 
+def is_vector(text: str) -> bool:
+    """Return whether a text is pgvector's, which is JSON, and no array with subscripts.
+
+    >>> is_vector("[1,2.5]"), is_vector("[2:3]={7,8}")
+    (True, False)
+    """
+    return text.startswith("[") and not _SUBSCRIPTS.match(text)
+
+
 def parse_record(text: str) -> list[str | None]:
     r"""Return the fields of a composite value.
 

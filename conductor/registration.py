@@ -242,8 +242,8 @@ async def _resolve_models(store: RegistrationStore, registration: Registration) 
         adopt(model, find_table(model, task, tables))
 
 
-def find_table(model: type[BaseModel], task: str, tables: Sequence[TableName]) -> TableName:
-    """Return the table that the Supabase CLI would write this class for.
+def find_table(model: type[BaseModel], task: str | None, tables: Sequence[TableName]) -> TableName:
+    """Return the table that the Supabase CLI would write this class for; ``task`` wants it.
 
     Raises UnknownTable when there is none, RegistrationRefused when there are several.
     """
@@ -253,12 +253,12 @@ def find_table(model: type[BaseModel], task: str, tables: Sequence[TableName]) -
         by_class.setdefault(class_name(table.schema, table.table), []).append(table)
     found = by_class.get(name, [])
     if not found:
-        where = f"of model {name} (task {task!r})"
+        where = f"of model {name}" + (f" (task {task!r})" if task else "")
         raise UnknownTable(name, by_class, where=where, hint="Generate the models again.")
     if len(found) > 1:
         quoted = " or ".join(map(str, found))
         raise RegistrationRefused(
-            f"task {task!r}: model {name} may be {quoted}",
+            f"{f'task {task!r}: ' if task else ''}model {name} may be {quoted}",
             hint=f'Database.from_supabase(module, tables={{"{name}": {str(found[0])!r}}})',
         )
     return found[0]

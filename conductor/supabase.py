@@ -136,14 +136,17 @@ def adapt(
 ) -> type[ModelT]:
     """Return a subclass of ``base`` and of the model that reads the router's values.
 
-    ``as_text``: within a composite, where json is text. ``options`` are the class's own.
+    ``as_text``: a composite, in which json is text and any attribute may be null, whatever the CLI
+    says. ``options`` are the class's own.
     """
     check_model(model)
     hints = get_type_hints(model, vars(_module_of(model)), include_extras=True)
-    annotations = {
-        field: Annotated[_retyped(hints[field], as_text=as_text), Column(info.alias or field)]
-        for field, info in model.model_fields.items()
-    }
+    annotations: dict[str, Any] = {}
+    for field, info in model.model_fields.items():
+        annotation = _retyped(hints[field], as_text=as_text)
+        if as_text:
+            annotation = Union[annotation, None]  # noqa: UP007 - at run time
+        annotations[field] = Annotated[annotation, Column(info.alias or field)]
     namespace = {
         "__annotations__": annotations,
         "__module__": model.__module__,

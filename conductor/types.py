@@ -29,6 +29,7 @@ from pydantic_core import CoreSchema, core_schema, from_json, to_json
 
 from conductor.literals import (
     Bounds,
+    is_vector,
     parse_array,
     parse_multirange,
     parse_range,
@@ -235,11 +236,16 @@ JsonText: TypeAlias = Annotated[
 
 
 def _array(value: Any) -> Any:
-    return parse_array(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return from_json(value) if is_vector(value) else parse_array(value)
 
 
 Array: TypeAlias = Annotated[list[T | None], BeforeValidator(_array)]
-"""An array: any element may be null. Lower bounds other than 1 are dropped."""
+"""An array: any element may be null. Lower bounds other than 1 are dropped.
+
+The text of pgvector's ``vector`` (``[1,2.5]``) is read as well.
+"""
 
 
 class Composite(BaseModel):

@@ -277,7 +277,8 @@ def check(
     else:
         for finding in found:
             typer.echo(str(finding))
-        typer.echo(f"{len(found)} differences" if found else "no differences", err=True)
+        count = f"{len(found)} difference{'s' if len(found) > 1 else ''}"
+        typer.echo(count if found else "no differences", err=True)
     if found:
         raise typer.Exit(EXIT_DIFFERENT)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -32,6 +32,7 @@ from conductor.rows import (
     table_name,
 )
 from conductor.store.registration import RegistrationStore
+from conductor.supabase import class_name
 from conductor.triggers import OnChange
 
 
@@ -52,7 +53,11 @@ async def compare(connection: AsyncConnection[Any], conductor: Conductor[Any]) -
     store = RegistrationStore(connection)
     tables = [TableName(*key) for key in await store.table_keys()]
     registration = Registration(conductor.app, conductor.version, tuple(conductor.tasks.values()))
-    findings = _resolve(registration, tables)
+    unused = dict.fromkeys(_unresolved_models(conductor))
+    if unused:
+        others = {class_name(*key) for key in await store.other_relations()}
+        unused = {model: None for model in unused if model.__name__ not in others}
+    findings = _resolve({**unused, **registration.models_to_resolve}, tables)
     tasks = [task for task in registration.tasks if not _is_unresolved(task)]
     models = [model for model in _models(conductor, tasks) if not is_unresolved(model)]
     known = [str(table) for table in tables]
@@ -71,9 +76,19 @@ async def compare(connection: AsyncConnection[Any], conductor: Conductor[Any]) -
     return sorted(findings, key=lambda found: (found.table, found.column or "", found.task or ""))
 
 
-def _resolve(registration: Registration, tables: list[TableName]) -> list[Finding]:
+def _unresolved_models(conductor: Conductor[Any]) -> Iterator[type[BaseModel]]:
+    """Yield the models of the database whose tables are not known yet, wanted or not."""
+    for database in conductor.databases:
+        if database.source == DEFAULT_SOURCE:
+            yield from filter(is_unresolved, database.models)
+
+
+def _resolve(
+    models: Mapping[type[BaseModel], str | None], tables: list[TableName]
+) -> list[Finding]:
+    """Find the tables of models, each with the task that wants it, if one does."""
     findings: list[Finding] = []
-    for model, task in registration.models_to_resolve.items():
+    for model, task in models.items():
         try:
             adopt(model, find_table(model, task, tables))
         except ConductorError as error:

@@ -239,6 +239,11 @@ class RegistrationStore:
         cursor = await self._connection.execute(_QUERIES["table_keys"])
         return await cursor.fetchall()
 
+    async def other_relations(self) -> list[tuple[str, str]]:
+        """Return schema and name of what has columns and no changes: views, composite types."""
+        cursor = await self._connection.execute(_QUERIES["other_relations"])
+        return await cursor.fetchall()
+
     async def table_names(self) -> list[str]:
         """Return every ``schema.table`` of the application, for the nearest name."""
         cursor = self._connection.cursor(row_factory=scalar_row)

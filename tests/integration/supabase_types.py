@@ -34,6 +34,7 @@ class PublicMovies(BaseModel):
     old_data: Optional[Json[Any]] = Field(alias="old_data")
     pair: Optional[PublicPair] = Field(alias="pair")
     price: Optional[float] = Field(alias="price")
+    scene: Optional[list[Any]] = Field(alias="scene")
     shown_at: Optional[datetime.datetime] = Field(alias="shown_at")
     size: Optional[int] = Field(alias="size")
 
@@ -68,3 +69,7 @@ class PublicGone(BaseModel):
 class PublicPair(BaseModel):
     a: int = Field(alias="a")
     b: Json[Any] = Field(alias="b")
+
+
+class PublicCheap(BaseModel):
+    id: Optional[int] = Field(alias="id")

@@ -18,8 +18,8 @@ TABLES = """
 create type mood as enum ('happy', 'sad');
 create domain label as text not null;
 create table users (
-    id bigint primary key, email text not null, bio text, mood mood not null, tags text[],
-    data jsonb, price numeric, called label, size bigint generated always as (length(email)) stored
+    id bigint primary key, email text not null, bio text, mood mood not null, moods mood[] not null,
+    tags text[], data jsonb, price numeric, called label, size bigint generated always as (length(email)) stored
 );
 create table keyless (note text);
 create view emails as select email from users;
@@ -32,11 +32,15 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Literal
 from conductor import Conductor, Database, OnChange, TableRow
+from conductor.types import Array
 import sys
 
 class Mood(StrEnum):
     HAPPY = "happy"
     SAD = "sad"
+
+class Glad(StrEnum):
+    HAPPY = "happy"
 
 {models}
 
@@ -55,6 +59,7 @@ class Users(TableRow, table="public.users"):
     email: str
     bio: str | None
     mood: Mood
+    moods: list[Mood]
     tags: list[str] | None
     data: Any
     price: Decimal | None
@@ -141,13 +146,25 @@ def test_a_migration_that_is_missing_is_found(shop: ScratchDatabase, tmp_path: P
         (USERS.replace("tags: list[str] | None", "tags: str | None"), "column 'tags' is _text",
          _AGAIN),
         (USERS.replace("price: Decimal | None", "price: datetime | None"), "is numeric", _AGAIN),
+        (USERS.replace("mood: Mood", 'mood: Literal["happy"]'),
+         "column 'mood': model Users lacks the labels 'sad' of type public.mood", _AGAIN),
+        (USERS.replace("mood: Mood", "mood: Glad | Literal['glad']"), "lacks the labels 'sad' of",
+         _AGAIN),
+        (USERS.replace("id: int", "id: Mood"), "column 'id' is int8, which Mood of", _AGAIN),
+        (USERS.replace("id: int", 'id: Literal["a"]'), "column 'id' is int8, which str of", _AGAIN),
+        (USERS.replace("list[str]", "list[int]"),
+         "column 'tags' has elements, and each is text, which int of model Users is not", _AGAIN),
+        (USERS.replace("list[str]", "list[list[datetime] | None]"), "each is text, which datetime",
+         _AGAIN),
+        (USERS.replace("moods: list[Mood]", "moods: list[Literal['sad']]"),
+         "column 'moods': model Users lacks the labels 'happy' of type public.mood", _AGAIN),
     ],
 )  # fmt: skip
 def test_a_model_that_differs_is_found(
     shop: ScratchDatabase, tmp_path: Path, models: str, problem: str, fix: str
 ) -> None:
-    code, lines, _ = check(shop, tmp_path, models=models)
-    assert (code, len(lines.splitlines())) == (1, 1), lines
+    code, lines, count = check(shop, tmp_path, models=models)
+    assert (code, len(lines.splitlines()), count) == (1, 1, "1 difference\n"), lines
     assert problem in lines
     assert f"(fix: {fix}" in lines or fix in lines.partition("(fix:")[2]
 
@@ -156,7 +173,10 @@ def test_a_model_that_differs_is_found(
 @pytest.mark.parametrize(
     "field", ["mood: str", 'mood: Literal["happy", "sad"]', "mood: Any", "price: float | None",
               "price: str | None", "data: dict[str, int] | None", "tags: set[str] | None",
-              "called: Any"],
+              "called: Any", "tags: list[list[str]] | None", "tags: tuple[str, ...] | None",
+              "tags: list[Any] | None", "tags: list[str | int] | None", "mood: Glad | str",
+              'mood: Literal["happy"] | Glad | Mood', "moods: Array[Mood]", "moods: list[str]",
+              "id: Literal[1, 2]", "bio: Literal['a'] | None", "bio: Mood | None"],
 )  # fmt: skip
 def test_what_a_model_may_be_is_no_difference(
     shop: ScratchDatabase, tmp_path: Path, field: str
@@ -173,7 +193,8 @@ def test_a_new_label_of_an_enum_is_found(shop: ScratchDatabase, tmp_path: Path) 
     query(shop.dsn, "alter type mood add value 'so so'")
     code, lines, _ = check(shop, tmp_path)
     assert code == 1
-    assert "model Users lacks the labels 'so so' of type public.mood" in lines
+    for column in ("mood", "moods"):
+        assert f"{column!r}: model Users lacks the labels 'so so' of type public.mood" in lines
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,23 @@ create type mood as enum ('sad', 'so so');
 create type pair as (a int, b jsonb);
 create table movies (
     id bigint primary key, "Odd name" text, moods mood[], cover bytea, old_data jsonb, data json,
-    price numeric, shown_at timestamptz, pair pair,
+    price numeric, shown_at timestamptz, pair pair, scene vector,
     size bigint generated always as (length("Odd name")) stored
 );
 create table hosts (id int primary key, "Ip address" inet);
 create table "victory-road" (id int primary key);
+create view cheap as select id from movies where price < 5;
 create table twice (id int primary key);
 create table "Twice" (id int primary key);
+"""
+
+
+# The name and the text of pgvector's type, whose C code is not here.
+VECTOR = """
+create type vector;
+create function vector_in(cstring) returns vector language internal immutable strict as 'textin';
+create function vector_out(vector) returns cstring language internal immutable strict as 'textout';
+create type vector (input = vector_in, output = vector_out, storage = extended);
 """
 
 
@@ -58,6 +68,7 @@ def types() -> Iterator[ModuleType]:
 
 @pytest.fixture
 def shop(migrated: ScratchDatabase) -> ScratchDatabase:
+    query(migrated.admin_dsn, VECTOR)
     query(migrated.dsn, TABLES)
     return migrated
 
@@ -168,16 +179,25 @@ async def test_rows_are_read_as_the_router_sends_them(
         query(
             shop.dsn,
             "insert into movies values (1, 'x', '{sad,\"so so\"}', '\\x00ff', '{\"a\": 1}', '[1]',"
-            " 9.5, 'infinity', row(1, '{\"b\": [2]}'))",
+            " 9.5, 'infinity', row(1, '{\"b\": [2]}'), '[1,2.5,-3e-05]')",
         )
+        query(shop.dsn, "insert into movies (id, pair) values (2, row(null, null))")
         query(shop.dsn, "insert into hosts values (1, '10.0.0.1')")
-        await eventually(lambda: len(events) == 2, "two changes")
+        await eventually(lambda: len(events) == 3, "three changes")
         async with await _connect(shop) as connection:
-            assert await compare(connection, conductor) == []
+            unused = ["PublicGone", "PublicTwice"]  # and of those whose table is known nothing
+            assert [found.table for found in await compare(connection, conductor)] == unused
             query(shop.dsn, 'alter table hosts drop column "Ip address"')
-            (finding,) = await compare(connection, conductor)
-            assert (finding.table, finding.column) == ("public.hosts", "Ip address")
-    movie, host = (event.new for event in sorted(events, key=lambda e: e.table, reverse=True))
+            query(shop.dsn, 'alter table "victory-road" alter column id type text')
+            findings = await compare(connection, conductor)
+            assert [(found.table, found.column) for found in findings] == [
+                ("PublicGone", None),
+                ("PublicTwice", None),
+                ('public."victory-road"', "id"),
+                ("public.hosts", "Ip address"),
+            ]
+    found = {(event.table, event.new.id): event.new for event in events}
+    movie, host = found["movies", 1], found["hosts", 1]
     assert isinstance(movie, types.PublicMovies)
     assert (movie.id, movie.odd_name, movie.moods) == (1, "x", ["sad", "so so"])
     assert (movie.cover, movie.old_data, movie.data) == (b"\x00\xff", {"a": 1}, [1])
@@ -185,6 +205,9 @@ async def test_rows_are_read_as_the_router_sends_them(
     assert movie.shown_at == DatetimeOutOfRange.of("infinity", movie.shown_at.tzinfo)
     assert isinstance(movie.pair, types.PublicPair)
     assert (movie.pair.a, movie.pair.b) == (1, {"b": [2]})
+    assert movie.scene == [1, 2.5, -3e-05]
+    none = found["movies", 2].pair
+    assert (none.a, none.b) == (None, None)
     with pytest.raises(ColumnNotCaptured, match=r"'size' of public\.movies"):
         _ = movie.size
 

@@ -272,6 +272,13 @@ where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_s
     and n.nspname not like 'pg\_toast%%' and n.nspname not like 'pg\_temp%%'
 order by 1, 2
 
+-- name: other_relations
+-- What has columns and no changes: views and composite types, schema and name.
+select n.nspname::text, c.relname::text
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('v', 'm', 'c', 'f') and n.nspname not in ('pg_catalog', 'information_schema')
+order by 1, 2
+
 -- name: table_names
 select n.nspname || '.' || c.relname
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
