@@ -32,6 +32,7 @@ from conductor.metrics import (
     JOBS,
     OLDEST_READY,
     RECONNECTS,
+    STATES,
     TABLE,
     WORKERS,
     XMIN_AGE,
@@ -117,6 +118,9 @@ class Gauges:
         halted = await store.count_halted_lanes(COUNTED_AT_MOST)
         xmin_age = await store.oldest_xmin()
         self._metrics.clear(JOBS)
+        for queue in queues:  # at 0, so that the first job is a rise
+            for state in STATES:
+                self._metrics.get(JOBS, queue, state)
         for queue, state, count in jobs:
             self._metrics.get(JOBS, queue, state).set(count)
         for metric, found in (

@@ -30,6 +30,12 @@ _LATENCY_BUCKETS_S: Final = (
     *(2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0),
 )
 
+OUTCOMES: Final = ("completed", "failed", "cancelled")
+STATES: Final = ("ready", "suspect", "scheduled", "running", "waiting", "parked")
+FIRED_BY: Final = ("cron", "event")
+PARTS: Final = ("dispatcher", "gauges", "maintenance", "scheduler", "supersession")
+"""The parts of a process that repeat a piece of work (`conductor.periodic`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metric(Generic[Instrument]):
@@ -39,6 +45,7 @@ class Metric(Generic[Instrument]):
     name: str
     help: str
     labels: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()  # of the last label, when they are known beforehand
     scope: Literal["process", "queue database"] = "process"
 
 
@@ -53,6 +60,7 @@ ENQUEUED = Metric(
     "conductor_jobs_enqueued_total",
     "Jobs put into the queue by this process' scheduler and dispatcher.",
     ("queue", "task", "trigger"),
+    FIRED_BY,
 )
 STARTED = Metric(Counter, "conductor_jobs_started_total", "Attempts started.", ("queue", "task"))
 FINISHED = Metric(
@@ -60,6 +68,7 @@ FINISHED = Metric(
     "conductor_jobs_finished_total",
     "Jobs that ended for good, by outcome.",
     ("queue", "task", "outcome"),
+    OUTCOMES,
 )
 RETRIED = Metric(
     Counter,
@@ -120,12 +129,14 @@ RECONNECTS = Metric(
     "conductor_reconnects_total",
     "Lost database connections, by the part of the process that lost one.",
     ("part",),
+    ("worker", "leases", *PARTS),
 )
 FAILURES = Metric(
     Counter,
     "conductor_failures_total",
     "Passes of a part of the process that failed for another reason and were tried again.",
     ("part",),
+    PARTS,
 )
 EVENTS_DISPATCHED = Metric(
     Counter,
@@ -167,7 +178,8 @@ JOBS = Metric(
     "conductor_jobs",
     "Jobs by state; counted up to a bound, so the bound means that many or more.",
     ("queue", "state"),
-    "queue database",
+    STATES,
+    scope="queue database",
 )
 OLDEST_READY = Metric(
     Gauge,
@@ -175,50 +187,49 @@ OLDEST_READY = Metric(
     "Since when the oldest job or schedule that is due could run, whether or not a worker marked"
     " it ready; 0 when there is none.",
     ("queue",),
-    "queue database",
+    scope="queue database",
 )
 HALTED_LANES = Metric(
     Gauge,
     "conductor_lanes_halted",
     "Lanes of ordered tasks that stand still since a job has failed; counted up to a bound.",
     ("queue",),
-    "queue database",
+    scope="queue database",
 )
 WORKERS = Metric(
     Gauge,
     "conductor_workers",
     "Workers that renew their lease; those of every queue dispatch what is emitted.",
     ("queue",),
-    "queue database",
+    scope="queue database",
 )
 GAPS_OPEN = Metric(
     Gauge,
     "conductor_gaps_open",
-    "Gaps nobody has closed, by condition ('none': there is none), of the router's slots.",
+    "Gaps nobody has closed, by condition (of cdc_conditions_total; none: there is no gap), of the"
+    " router's slots.",
     ("slot", "condition"),
-    "queue database",
+    scope="queue database",
 )
 DEAD_LETTERS = Metric(
     Gauge,
     "conductor_dead_letters",
     "Dead letters nobody has taken away, of the router's slots; counted up to a bound.",
     ("slot",),
-    "queue database",
+    scope="queue database",
 )
 GAUGES_READ = Metric(
     Gauge,
     "conductor_gauges_read_timestamp_seconds",
     "When the gauges of the whole queue were last read.",
-    (),
-    "queue database",
+    scope="queue database",
 )
 XMIN_AGE = Metric(
     Gauge,
     "conductor_oldest_xmin_age_transactions",
     "Age of the oldest snapshot, open or prepared transaction, or slot that keeps dead rows of the"
     " queue from being removed.",
-    (),
-    "queue database",
+    scope="queue database",
 )
 
 TABLE: Final[tuple[Metric[Any], ...]] = tuple(

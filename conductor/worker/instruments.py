@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from conductor.metrics import (
     BUSY_SLOTS,
@@ -12,6 +12,7 @@ from conductor.metrics import (
     FENCED,
     FINISHED,
     LEASES_LOST,
+    OUTCOMES,
     RECONNECTS,
     RETRIED,
     SETTLE,
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from conductor.worker.batches import Member
     from conductor.worker.execution import Execution
 
-_ENDINGS: Final = ("completed", "failed", "cancelled")
-
 
 class _TaskInstruments:
     """The instruments of one task."""
@@ -44,7 +43,7 @@ class _TaskInstruments:
         self.suspended = metrics.get(SUSPENDED, queue, task)
         self.wait = metrics.get(WAIT, queue, task)
         self.duration = metrics.get(DURATION, queue, task)
-        self.ended = {e: metrics.get(FINISHED, queue, task, e) for e in _ENDINGS}
+        self.ended = {e: metrics.get(FINISHED, queue, task, e) for e in OUTCOMES}
 
 
 class Instruments:

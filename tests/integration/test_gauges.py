@@ -11,7 +11,7 @@ import pytest
 from conductor.connections import Connections
 from conductor.errors import MigrationMismatch
 from conductor.gauges import EVERY_S, SIDECAR, Gauges, SidecarGauges
-from conductor.metrics import Metrics
+from conductor.metrics import STATES, Metrics
 from tests.integration.conftest import Queue
 
 pytestmark = pytest.mark.anyio
@@ -223,6 +223,15 @@ USED_UP = 50
 async def use_up_transactions(queue: Queue) -> None:
     for _ in range(USED_UP):
         await queue.rows("select pg_current_xact_id()")
+
+
+async def test_every_state_of_jobs_is_there_from_the_start(queue: Queue, worker: Exporter) -> None:
+    await queue.rows("insert into conductor.queues (name) values ('mail')")
+    await worker.gauges.tick()
+    states = await queue.column("select unnest(enum_range(null::conductor.job_state))::text")
+    assert sorted(STATES) == sorted(states)
+    for state in states:
+        assert worker.shows("conductor_jobs", queue="mail", state=state) == 0
 
 
 async def test_gauges_that_cannot_be_read_are_not_shown(queue: Queue, worker: Exporter) -> None:

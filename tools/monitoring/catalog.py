@@ -26,7 +26,8 @@ class Described:
     kind: str  # counter, gauge or histogram
     help: str
     labels: tuple[str, ...]
-    values: tuple[str, ...] = ()  # of its only own label, when they are known beforehand
+    valued: str = ""  # the label whose values are known beforehand
+    values: tuple[str, ...] = ()
     whole_queue: bool = False  # it describes the queue, not the process
 
     @property
@@ -47,7 +48,9 @@ def sidecar_metrics() -> Iterator[Described]:
     for metric in cdc.metrics.TABLE:
         own = () if metric.label is None else (metric.label,)
         kind = metric.instrument.__name__.lower()
-        yield Described(metric.name, kind, metric.help, (*own, "slot"), metric.values)
+        yield Described(
+            metric.name, kind, metric.help, (*own, "slot"), metric.label or "", metric.values
+        )
 
 
 def worker_metrics() -> Iterator[Described]:
@@ -58,6 +61,8 @@ def worker_metrics() -> Iterator[Described]:
             metric.instrument.__name__.lower(),
             metric.help,
             metric.labels,
+            metric.labels[-1] if metric.values else "",
+            metric.values,
             whole_queue=metric.scope != "process",
         )
 

@@ -11,8 +11,13 @@ This page is made from the tables in `cdc/metrics.py` and `conductor/metrics.py`
 
 `GET /metrics` of each process serves its own metrics, beside `/livez` and `/readyz`. Units are base
 units and named in the metric. A label never holds an id, a key or an LSN. What has happened is a
-timestamp, not an age: subtract it from `time()`. Counters and one-hot gauges whose labels are known
-beforehand start at 0. A histogram `x` is stored as `x_bucket`, `x_sum` and `x_count`.
+timestamp, not an age: subtract it from `time()`. A label whose values are known beforehand has them
+behind it, and a counter or gauge of such labels starts at 0. `task` and `queue` are those that are
+registered, and start at 0 as well, in the process that has them. A histogram `x` is stored as
+`x_bucket`, `x_sum` and `x_count`.
+
+There is no metric of a backfill, because there is no backfill: the router captures changes from a
+subscription's beginning on, and reads no rows that were there before.
 """
 SIDECAR = """
 ## The sidecar: `cdc run`
@@ -67,6 +72,6 @@ def _row(metric: Described) -> str:
 
 
 def _label(metric: Described, label: str) -> str:
-    if not metric.values or label != metric.labels[0]:
+    if not metric.values or label != metric.valued:
         return f"`{label}`"
     return f"`{label}` ({', '.join(metric.values)})"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,14 @@ def test_names_follow_the_conventions(metric: Metric[Any]) -> None:
     assert metric.name.endswith("_total") == (metric.instrument is Counter)
     assert metric.help.endswith(".")
     assert set(metric.labels) <= BOUNDED_LABELS
+
+
+def test_known_values_are_those_of_the_code() -> None:
+    package = Path(metrics.__file__).parent
+    source = "".join(path.read_text() for path in package.rglob("*.py"))
+    assert set(re.findall(r'Periodic\("(\w+)", self', source)) == set(metrics.PARTS)
+    others = set(re.findall(r'get\(RECONNECTS, "(\w+)"\)', source))
+    assert {*others, *metrics.PARTS} == set(metrics.RECONNECTS.values)
 
 
 def test_every_constant_is_in_the_table_once() -> None:
