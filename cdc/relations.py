@@ -129,6 +129,6 @@ def _shape(
         key_indexes=tuple(i for i, column in enumerate(columns) if column.is_key),
         types=types,
         converters=tuple(converters),
-        fragments=row_converter(converters),
+        fragments=row_converter(tuple(converters)),
         revision=revision,
     )

@@ -11,6 +11,7 @@ What a job's payload holds is the contract of `conductor` (trigger ``change``)::
      "changed": ["state"], "unchanged": ["note"], "commit_time": "…", "commit_lsn": "0/16B3748"}
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +28,6 @@ from cdc.values import undecodable
 from cdc.wire.messages import (
     UNCHANGED,
     Delete,
-    Field,
     Insert,
     Row,
     Truncate,
@@ -44,8 +44,9 @@ _OPERATIONS: Final[dict[type, Operation]] = {
     Delete: "delete",
     Truncate: "truncate",
 }
-
+_BOOLEANS: Final = (b"false", b"true")
 Change = Insert | Update | Delete | Truncate
+_Wanted = tuple[Subscription, ChangeFilter]
 
 
 @dataclass(slots=True)
@@ -88,6 +89,7 @@ class Router:
     def __init__(self, generation: int, subscriptions: Iterable[Subscription]) -> None:
         self._generation = generation
         self._active: dict[int, Subscription] = {}
+        self._by_table: defaultdict[tuple[str, str], list[_Wanted]] = defaultdict(list)
         self._queues: dict[bytes, str] = {}
         self._topics: dict[bytes, str] = {}
         self._plans: dict[int, _TablePlan] = {}
@@ -115,12 +117,14 @@ class Router:
             wanted = subscription.filter
             if isinstance(wanted, ChangeFilter) and wanted.waits:
                 self._topics[subscription.head] = change_topic(wanted)
+        self._by_table.clear()
         self._plans.clear()
 
     def retire(self, ids: Iterable[int]) -> None:
         """Let subscriptions route no more."""
         for subscription_id in ids:
             self._active.pop(subscription_id, None)
+        self._by_table.clear()
         self._plans.clear()
 
     def queue_of(self, head: bytes) -> str:
@@ -243,7 +247,7 @@ class Router:
                 payload = route.delete(change.old_kind).render(fragments) + suffix
                 specs.append(JobSpec(route.copy_head, position, ordinal, payload))
         else:
-            flags = (_bool(change.cascade), _bool(change.restart_identity))
+            flags = (_BOOLEANS[change.cascade], _BOOLEANS[change.restart_identity])
             for route in routes:
                 payload = route.head_truncate + b'"cascade":%b,"restart_identity":%b' % flags
                 specs.append(JobSpec(route.copy_head, position, ordinal, payload + suffix))
@@ -314,8 +318,15 @@ class Router:
     def _plan(self, shape: RelationShape) -> "_TablePlan":
         plan = self._plans.get(shape.oid)
         if plan is None or plan.shape is not shape:
-            plan = self._plans[shape.oid] = _TablePlan.of(shape, self.active)
+            plan = self._plans[shape.oid] = _TablePlan.of(shape, self._wanted(shape))
         return plan
+
+    def _wanted(self, shape: RelationShape) -> "Sequence[_Wanted]":
+        if not self._by_table:  # one pass for all tables
+            for s in self.active:
+                if isinstance(s.filter, ChangeFilter):
+                    self._by_table[s.filter.schema, s.filter.table].append((s, s.filter))
+        return self._by_table[shape.schema, shape.name]
 
 
 class _TablePlan:
@@ -336,14 +347,9 @@ class _TablePlan:
         }
 
     @classmethod
-    def of(cls, shape: RelationShape, subscriptions: Sequence[Subscription]) -> "_TablePlan":
+    def of(cls, shape: RelationShape, subscriptions: "Sequence[_Wanted]") -> "_TablePlan":
         """Compile the subscriptions that concern the table."""
-        found = [
-            (s.filter, _Route(s, s.filter, shape))
-            for s in subscriptions
-            if isinstance(s.filter, ChangeFilter)
-            and (s.filter.schema, s.filter.table) == (shape.schema, shape.name)
-        ]
+        found = [(wanted, _Route(s, wanted, shape)) for s, wanted in subscriptions]
         plan = cls(shape, [r for wanted, r in found if not wanted.waits and wanted.group is None])
         if awaited := [r for wanted, r in found if wanted.waits]:
             plan.waits = cls(shape, awaited)
@@ -587,13 +593,6 @@ def _compare(shape: RelationShape, update: Update) -> tuple[Row, list[str] | Non
         for name, after, before in zip(shape.column_names, new, old, strict=False)
         if after is not UNCHANGED and after != before
     ]
-    return [_filled(after, before) for after, before in zip(new, old, strict=False)], changed
-
-
-def _filled(after: Field, before: Field) -> Field:
-    """A full old row carries the TOASTed values that the new row leaves out."""
-    return before if after is UNCHANGED else after
-
-
-def _bool(value: bool) -> bytes:  # noqa: FBT001 - a JSON literal
-    return b"true" if value else b"false"
+    # A full old row carries the TOASTed values that the new row leaves out.
+    pairs = zip(new, old, strict=False)
+    return [before if after is UNCHANGED else after for after, before in pairs], changed

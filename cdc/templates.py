@@ -1,6 +1,7 @@
 """Rows as JSON objects: the text around the values, made once a subscription. Pure."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
@@ -23,7 +24,7 @@ class ObjectTemplate:
         self._head = head + b"{"
         pairs = b",".join(key.replace(b"%", b"%%") + b"%b" for key in keys)
         self._template = self._head.replace(b"%", b"%%") + pairs + b"}"
-        self._select = _selector(indexes, len(names))
+        self._select = _selector(tuple(indexes), len(names))
 
     def render(self, fragments: Fragments) -> bytes:
         """Return the object; every value must be there."""
@@ -42,8 +43,9 @@ class ObjectTemplate:
         return self._head + b",".join(parts) + b"}", absent
 
 
-def _selector(indexes: Sequence[int], width: int) -> Callable[[Any], tuple[Any, ...]]:
-    if list(indexes) == list(range(width)):
+@lru_cache(maxsize=1024)  # most tables and subscriptions take the same few: they stay warm
+def _selector(indexes: tuple[int, ...], width: int) -> Callable[[Any], tuple[Any, ...]]:
+    if indexes == tuple(range(width)):
         return tuple
     if len(indexes) > 1:
         return itemgetter(*indexes)

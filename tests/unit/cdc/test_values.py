@@ -122,7 +122,7 @@ def test_json_is_embedded_as_it_is() -> None:
 @pytest.mark.parametrize("type_oid", [TEXT, JSON, 99999])
 def test_bytes_that_are_not_utf_8_have_an_error_of_their_own(type_oid: int) -> None:
     with pytest.raises(ValueUndecodable, match="byte 2 of a value of 4 bytes is not UTF-8"):
-        row_converter([converter_for(type_oid, {})])([b'"a\xff"'])
+        row_converter((converter_for(type_oid, {}),))([b'"a\xff"'])
     with pytest.raises(UnicodeDecodeError):
         converter_for(type_oid, {})(b"\xff")
     with pytest.raises(UnicodeDecodeError):
@@ -168,16 +168,16 @@ def test_rows_convert_like_their_values(kinds: list[object]) -> None:
         b"null" if value is None else value if value is UNCHANGED else converter(value)
         for value, converter in zip(row, converters, strict=True)
     ]
-    assert row_converter(converters)(row) == expected
+    assert row_converter(tuple(converters))(row) == expected
 
 
 @pytest.mark.parametrize("width", [0, 1, 3])
 def test_rows_of_another_width_are_refused(width: int) -> None:
     with pytest.raises(ProtocolError, match=f"expected a row of 2 columns, got {width}"):
-        row_converter([json_string, json_string])([b"a"] * width)
+        row_converter((json_string, json_string))([b"a"] * width)
 
 
 def test_very_wide_tables() -> None:
     wide = [json_string, converter_for(INT4, {})] * 800
-    assert row_converter(wide)([b"1"] * 1600) == [b'"1"', b"1"] * 800
-    assert row_converter([])([]) == []
+    assert row_converter(tuple(wide))([b"1"] * 1600) == [b'"1"', b"1"] * 800
+    assert row_converter(())([]) == []
