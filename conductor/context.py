@@ -115,8 +115,9 @@ class Context(BaseContext[D]):
 
         The result is stored as JSON of the type ``returns``, else of fn's annotated return type,
         else of JSON types only; the first run too returns what reading it back gives. An exception
-        of ``fn`` passes through and nothing is stored. ``name`` is unique in the handler. Raises
-        ResultInvalid, StepNameReused, StepOrderChanged.
+        of ``fn`` passes through; when the handler goes on from it, it is stored and raised again
+        in every later run. ``name`` is unique in the handler. Raises ResultInvalid, StepNameReused,
+        StepOrderChanged, StepFailed.
         """
         run = self._run
         codec = step_codec(fn, returns)
@@ -126,7 +127,7 @@ class Context(BaseContext[D]):
             if stored is not None:
                 await asyncio.sleep(0)
                 return decode_step(codec, name, stored.result)
-            with tracing.step(name, "step"):
+            with run.noting(name, place, "step"), tracing.step(name, "step"):
                 with inside(f"step {name!r}"):
                     value = fn()
                     if isawaitable(value):
@@ -403,9 +404,11 @@ class Context(BaseContext[D]):
         except BaseException:
             _dismiss(awaitables)
             raise
-        results = await asyncio.gather(*_begun(awaitables, gather), return_exceptions=True)
+        tasks = _begun(awaitables, gather)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
+                run.adopt(tasks)
                 raise result
         await self._durable(run.gathered(gather))
         return tuple(results)
@@ -437,6 +440,7 @@ class Context(BaseContext[D]):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._run.adopt(tasks)
 
     async def _choose(self, name: str, tasks: Sequence[asyncio.Future[Any]]) -> int:
         """Return which of the tasks ended first in the first run that saw one end."""
@@ -490,7 +494,7 @@ class Context(BaseContext[D]):
                     value = await fn(connection)
                     return encode_step(codec, name, None if codec.is_none else value)
 
-                with tracing.step(name, "transaction"):
+                with run.noting(name, place, "transaction"), tracing.step(name, "transaction"):
                     document: bytes | None = await run.transact(name, place, work)
             else:
                 document = stored.result

@@ -12,6 +12,7 @@ The worker says how a run is suspended and abandoned. This module must not settl
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -28,11 +29,13 @@ from conductor.errors import (
     FenceLost,
     FilterFailed,
     StepMisplaced,
+    StepOrderChanged,
     WaitTimeout,
     WaitUnavailable,
     WaitUndeclared,
 )
-from conductor.replay import Replay, check_step_name, enclosing, member_of
+from conductor.failures import describe, restore
+from conductor.replay import Replay, check_step_name, enclosing, failed, member_of
 from conductor.store.steps import (
     Call,
     NewJob,
@@ -45,7 +48,7 @@ from conductor.store.steps import (
 from conductor.transactions import CommitUnknown
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection, Iterator
 
     from psycopg import AsyncConnection, Connection
 
@@ -64,6 +67,15 @@ class Gather:
 
     place: int | None
     names: set[str]
+
+
+@dataclass(slots=True)
+class _Failure:
+    """What a step has failed with, and the task that was told so; None: a thread's handler."""
+
+    task: asyncio.Future[Any] | None
+    step: StepWrite
+    error: Exception
 
 
 gathering: ContextVar[Gather | None] = ContextVar("gathering", default=None)
@@ -128,7 +140,9 @@ class Run:
 
     __slots__ = (
         "_checking",
+        "_failures",
         "_held",
+        "_kept",
         "_open",
         "_parked",
         "_replay",
@@ -156,6 +170,8 @@ class Run:
         self._held: set[asyncio.Task[Any]] = set()
         self._checking = False
         self._rounds = 0
+        self._failures: list[_Failure] = []
+        self._kept: list[Exception] = []
 
     def suspend(self, wake_at: datetime | None, *, waits: bool) -> None:
         """End the run here; it goes on at ``wake_at``, or (``waits``) when something comes."""
@@ -188,10 +204,57 @@ class Run:
         sequential, gather = self._is_sequential(), gathering.get()
         replay = await self._replayed()
         position, stored = replay.reach(name, kind, sequential=sequential)
+        await self._keep_failures()
         if gather is not None and not sequential:
             gather.names.add(name)
             position = None if gather.place is None else member_of(gather.place)
+        if stored is not None and stored.kind == failed(kind):
+            error = restore(name, stored.result or b"{}")
+            self._kept.append(error)
+            raise error
         return position, stored
+
+    # --- steps that fail ---------------------------------------------------------------------
+
+    @contextmanager
+    def noting(self, name: str, position: int | None, kind: str) -> Iterator[None]:
+        """Take note of the error that a step ends with: should the handler go on, it is kept."""
+        try:
+            yield
+        except FenceLost:
+            raise
+        except Exception as error:
+            step = self.result(name, position, failed(kind), describe(error))
+            self._failures.append(_Failure(self._current(), step, error))
+            raise
+
+    def adopt(self, tasks: Collection[asyncio.Future[Any]]) -> None:
+        """Take over what tasks have failed with: it is raised in this one."""
+        for failure in self._failures:
+            if failure.task in tasks:
+                failure.task = self._current()
+
+    def is_kept(self, error: BaseException) -> bool:
+        """Return whether an error is kept: the handler comes to it in every run."""
+        return any(error is kept for kept in self._kept)
+
+    async def _keep_failures(self) -> None:
+        """Keep the errors that the handler has gone on from, as this await of it shows."""
+        if not self._failures:
+            return
+        task, sequential = self._current(), self._is_sequential()
+        for failure in list(self._failures):
+            if failure.task is task or (sequential and failure.task and failure.task.done()):
+                self._failures.remove(failure)
+                step = failure.step
+                if (await self.write(step)).kind != step.kind:
+                    raise StepOrderChanged(f"{step.name!r} has failed, but not in an earlier run")
+                self._kept.append(failure.error)
+
+    def _current(self) -> asyncio.Future[Any] | None:
+        return None if self.path is None else asyncio.current_task()
+
+    # --- gathering ---------------------------------------------------------------------------
 
     async def gather(self) -> Gather:
         """Come to a gather: it takes a place."""
@@ -213,6 +276,8 @@ class Run:
 
     def _is_sequential(self) -> bool:
         return self.path is None or asyncio.current_task() is self.path
+
+    # --- reading and writing -----------------------------------------------------------------
 
     async def _replayed(self) -> Replay:
         replay = self._replay

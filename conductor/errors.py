@@ -327,6 +327,15 @@ class StepRefused(ConductorError):
     hint = "See the server's message: rights on schema conductor, a trigger, a constraint, a value."
 
 
+class StepFailed(ConductorError):
+    """A step has failed in an earlier run, which went on; its error cannot be made again here.
+
+    That of a class which is not found at the top of a module, or wants more than plain arguments.
+    """
+
+    hint = "Raise, and catch, errors of classes at the top of a module; or catch this one as well."
+
+
 class StepMisplaced(ConductorError):
     """A step or a wait was reached inside another step or a transaction, which is a step itself.
 

@@ -67,7 +67,7 @@ class Replay:
             place = self.take_place()
             self._check_place(name, place)
         stored = self._by_name.get(name)
-        if stored is not None and stored.kind != kind:
+        if stored is not None and stored.kind not in {kind, failed(kind)}:
             raise StepOrderChanged(f"{name!r} was a {stored.kind} in an earlier run, now a {kind}")
         return place, stored
 
@@ -109,6 +109,11 @@ class Replay:
             raise StepOrderChanged(
                 f"{name!r} is step {place + 1}, but was step {was + 1} in an earlier run"
             )
+
+
+def failed(kind: str) -> str:
+    """Return what a step of a kind is stored as once it has failed for good."""
+    return f"failed {kind}"
 
 
 def member_of(place: int) -> int:

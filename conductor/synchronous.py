@@ -71,7 +71,7 @@ class SyncContext(BaseContext[D]):
         place, stored = self._await(run.reach(name, "step"))
         if stored is not None:
             return decode_step(codec, name, stored.result)
-        with tracing.step(name, "step"):
+        with run.noting(name, place, "step"), tracing.step(name, "step"):
             with inside(f"step {name!r}"):
                 value = fn()
             document = encode_step(codec, name, value)
@@ -219,7 +219,7 @@ class SyncContext(BaseContext[D]):
             value = fn(connection)
             return encode_step(codec, name, None if codec.is_none else value)
 
-        with tracing.step(name, "transaction"):
+        with run.noting(name, place, "transaction"), tracing.step(name, "transaction"):
             try:
                 document: bytes | None = run.transact_blocking(name, place, work)
             except CommitUnknown as unknown:

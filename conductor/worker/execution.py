@@ -186,6 +186,7 @@ class Execution(Run):
             self.info,
             error,
             stepped=self.stepped,
+            is_kept=self.is_kept(error),
             randomness=random(),  # noqa: S311 - jitter is no secret
         )
 

@@ -33,12 +33,18 @@ def completed(
 
 
 def failed(
-    task: Task[Any, Any], job: JobInfo, error: BaseException, *, stepped: bool, randomness: float
+    task: Task[Any, Any],
+    job: JobInfo,
+    error: BaseException,
+    *,
+    stepped: bool,
+    randomness: float,
+    is_kept: bool = False,
 ) -> Outcome:
-    """Return the outcome of a run that ended with an error."""
+    """Return the outcome of a run that ended with an error, in every run when it is kept."""
     document = describe(error, job)
     failures = job.attempt + 1
-    if is_final(error) or failures >= task.max_attempts:
+    if is_kept or is_final(error) or failures >= task.max_attempts:
         return _finished(task, job, "failed", document, stepped=stepped)
     delay_s = task.retry.delay_s(failures, randomness)
     return Rescheduled(job.id, job.fence, job.task, failures=1, delay_s=delay_s, error=document)

@@ -114,6 +114,82 @@ async def test_a_step_that_fails_is_tried_again(workshop: Workshop) -> None:
     assert (row["result"], row["attempt"], len(runs)) == ("well", 2, 3)
 
 
+async def test_a_failure_that_the_handler_goes_on_from_is_kept(workshop: Workshop) -> None:
+    tally = Tally()
+
+    async def handler(_event: Any, ctx: Any) -> Any:
+        def fail() -> None:
+            tally.ran["pay"] += 1
+            raise FileNotFoundError(2, f"for the {tally.ran['pay']}. time")
+
+        async def book(db: Any) -> None:
+            tally.ran["book"] += 1
+            await db.execute("select 1 / 0")
+
+        said = []
+        try:
+            await ctx.step("pay", fail)
+        except OSError as error:
+            said = [error.errno, error.strerror]
+        await ctx.sleep("pause", 0.1)
+        try:
+            await ctx.transaction("book", book)
+        except psycopg.errors.DivisionByZero as error:
+            await ctx.step("note", tally.step("note"))
+            said.append(str(error))
+        if not ctx.job.attempt:
+            raise ValueError("again")
+        return said
+
+    row = await finish(workshop, handler)
+    assert row["result"] == [2, "for the 1. time", "division by zero"]
+    assert tally.ran == {"pay": 1, "book": 1, "note": 1}
+    assert (row["attempt"], row["fence"]) == (1, 3)
+
+
+async def test_a_job_whose_failure_is_kept_is_not_tried_again(workshop: Workshop) -> None:
+    tally = Tally()
+
+    async def handler(_event: Any, ctx: Any) -> Any:
+        def fail() -> None:
+            raise OSError("no luck")
+
+        await ctx.step("take", tally.step("take"))
+        try:
+            await ctx.step("pay", fail)
+        except OSError:
+            await ctx.step("give back", tally.step("give back"))
+            raise
+
+    row = await finish(workshop, handler, max_attempts=10)
+    assert (row["state"], row["error"]["type"], row["attempt"]) == ("failed", "OSError", 1)
+    assert tally.ran == {"take": 1, "give back": 1}
+
+
+async def test_a_failure_is_not_kept_of_what_has_committed(workshop: Workshop) -> None:
+    """A commit without an answer, say, and nobody could say then whether it had been one."""
+
+    async def handler(_event: Any, ctx: Any) -> Any:
+        def fail() -> None:
+            raise OSError("no answer")
+
+        try:
+            if not ctx.job.attempt:
+                await ctx.step("pay", fail)
+        except OSError:
+            await workshop.queue.rows(
+                "insert into conductor.steps (job, name, position, kind, result)"
+                " values (%s, 'pay', 0, 'step', '1')",
+                ctx.job.id,
+            )
+            await ctx.step("note", lambda: None)
+            return "refused"
+        return await ctx.step("pay", fail, returns=int)
+
+    row = await finish(workshop, handler)
+    assert (row["state"], row["error"]["type"]) == ("failed", "StepOrderChanged")
+
+
 REFUSES = """
 create sequence sent;
 create function refuse() returns trigger language plpgsql as $$

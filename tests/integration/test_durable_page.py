@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_block_is_of_a_kind_that_is_run() -> None:
     assert {block.language for block in PAGE.blocks()} == {"python", "sql", "sh"}
-    assert PAGE.files == {"shop.py", "later.py", "test_shop.py", "place.py"}
+    assert PAGE.files == {"shop.py", "later.py", "test_shop.py", "place.py", "paying.py"}
     assert [len(PAGE.blocks(language)) for language in ("sql", "sh")] == [1, 3]
 
 
@@ -38,7 +38,7 @@ def test_the_type_checker_agrees(folder: Path) -> None:
     command = (
         str(Path(sys.executable).parent / "mypy"),
         *("--strict", "--config-file=", f"--cache-dir={MYPY_CACHE}"),
-        *("shop.py", "later.py", "test_shop.py", "place.py"),
+        *("shop.py", "later.py", "test_shop.py", "place.py", "paying.py"),
     )
     variables = {**os.environ, "MYPYPATH": str(ROOT)}
     done = subprocess.run(
@@ -53,7 +53,7 @@ def test_its_tests_pass_and_versions_stand_side_by_side(
     test, _, _ = (block.text for block in PAGE.blocks("sh"))
     done = shell(database, folder, test.replace("pytest", PYTEST))
     assert (done.returncode, "4 passed" in done.stdout) == (0, True), done.stdout + done.stderr
-    done = shell(database, folder, "python later.py")
+    done = shell(database, folder, "python later.py && python paying.py")
     assert done.returncode == 0, done.stderr
 
 

@@ -283,6 +283,99 @@ async def test_who_was_not_first_in_a_gather_may_come_another_way() -> None:
     assert await rehearsal.run(handled(handler), Invocation(Order(id=7))) == []
 
 
+class Flaky:
+    """Fails the first times; counts."""
+
+    def __init__(self, failures: int = 1) -> None:
+        self.failures, self.calls = failures, 0
+
+    def __call__(self) -> int:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise ConnectionResetError(104, "reset")
+        return self.calls
+
+
+async def test_a_failure_that_the_handler_goes_on_from_is_kept() -> None:
+    pay = Flaky()
+
+    async def handler(_event: Any, ctx: Context[None]) -> list[Any]:
+        try:
+            await ctx.step("pay", pay)
+        except OSError as error:
+            await ctx.step("note", lambda: None)
+            await ctx.sleep("pause", 5)
+            return [type(error).__name__, error.errno]
+        return ["paid"]
+
+    done = await Rehearsal().run(handled(handler), Invocation(Order(id=7)))
+    assert (done, pay.calls) == (["ConnectionResetError", 104], 1)
+
+
+async def test_a_step_may_be_tried_again_under_other_names() -> None:
+    pay = Flaky(2)
+
+    def handler(_event: Any, ctx: SyncContext[None]) -> list[Any]:
+        for attempt in range(5):
+            try:
+                return [ctx.step(f"pay {attempt}", pay)]
+            except OSError:
+                ctx.sleep(f"pause {attempt}", 60)
+        return []
+
+    rehearsal = Rehearsal()
+    assert await rehearsal.run(handled(handler), Invocation(Order(id=7))) == [3]
+    assert [step.kind for step in rehearsal.steps.values()] == [
+        *("failed step", "sleep", "failed step", "sleep", "step")
+    ]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+async def test_a_failure_in_a_gather_is_kept_when_that_is_over(nested: bool) -> None:
+    pay = Flaky()
+
+    async def handler(_event: Any, ctx: Context[None]) -> list[Any]:
+        async def careful(*steps: Any) -> str:
+            try:
+                await ctx.gather(*steps)
+            except OSError:
+                await ctx.step("note", lambda: None)
+                return "refused"
+            return "paid"
+
+        steps = ctx.step("pay", pay), ctx.sleep("short", 1)
+        if nested:
+            how, _ = await ctx.gather(careful(*steps), ctx.sleep("long", 5))
+        else:
+            how = await careful(*steps)
+            await ctx.sleep("long", 5)
+        return [how]
+
+    done = await Rehearsal().run(handled(handler), Invocation(Order(id=7)))
+    assert done == ["paid"]  # the sleep has ended the run before anybody saw the failure
+    pay.calls = 0
+    pay.failures = 5
+    done = await Rehearsal().run(handled(handler), Invocation(Order(id=7)))
+    assert (done, pay.calls) == (["refused"], 2)
+
+
+async def test_a_failure_beside_steps_that_go_on_is_not_kept() -> None:
+    pay = Flaky()
+
+    async def others(ctx: Context[None]) -> None:
+        for n in range(5):
+            await ctx.step(f"other {n}", lambda: None)
+
+    async def handler(_event: Any, ctx: Context[None]) -> list[Any]:
+        await ctx.gather(ctx.step("pay", pay), others(ctx))
+        return ["paid"]
+
+    rehearsal = Rehearsal()
+    with pytest.raises(OSError, match="reset"):
+        await rehearsal.run(handled(handler), Invocation(Order(id=7)))
+    assert await rehearsal.run(handled(handler), Invocation(Order(id=7))) == ["paid"]
+
+
 def test_changes() -> None:
     one, two = Users(id=1, email="a"), Users(id=1, email="b")
     assert inserted(one).new is one
