@@ -19,7 +19,8 @@ create type mood as enum ('happy', 'sad');
 create domain label as text not null;
 create table users (
     id bigint primary key, email text not null, bio text, mood mood not null, moods mood[] not null,
-    tags text[], data jsonb, price numeric, called label, size bigint generated always as (length(email)) stored
+    tags text[], data jsonb, price numeric, called label,
+    size bigint generated always as (length(email)) stored
 );
 create table keyless (note text);
 create view emails as select email from users;

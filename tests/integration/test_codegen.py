@@ -165,6 +165,23 @@ def _is_row(member: Any) -> bool:
     return isinstance(member, type) and getattr(member, "__table_name__", None) is not None
 
 
+@pytest.mark.pg(18)
+def test_a_constraint_that_is_not_valid_yet_lets_null_through(
+    migrated: ScratchDatabase, tmp_path: Path
+) -> None:
+    query(
+        migrated.dsn,
+        "create table public.old (id bigint primary key, name text, kind text not null);"
+        " insert into old values (1, null, 'x');"
+        " alter table old add constraint named not null name not valid",
+    )
+    module = load(source_of(migrated, "public"), tmp_path)
+    assert module.PublicOld(id=1, name=None, kind="x").name is None
+    query(migrated.dsn, "update old set name = ''; alter table old validate constraint named")
+    valid = load(source_of(migrated, "public"), tmp_path).PublicOld.model_fields
+    assert [valid[field].annotation for field in ("name", "kind")] == [str, str]
+
+
 def test_unknown_schemas_are_named(migrated: ScratchDatabase) -> None:
     done = generate(migrated.dsn, "--schemas", "publik")
     assert done.returncode == 2

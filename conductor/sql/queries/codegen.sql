@@ -27,9 +27,14 @@ join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = w.name
 where c.relkind in ('r', 'p')
 
 -- name: attributes
--- Columns of tables and attributes of composite types, in their order.
+-- Columns of tables and attributes of composite types, in their order. From PostgreSQL 18 a not-null
+-- constraint can be `not valid`: rows from before it may hold null.
 select a.attrelid as relation, a.attname::text as name, a.atttypid as type,
-    a.attnotnull as not_null, a.attndims as dimensions, a.attgenerated <> '' as generated,
+    a.attnotnull and not exists (
+        select from pg_catalog.pg_constraint k
+        where k.conrelid = a.attrelid and k.contype = 'n' and not k.convalidated
+            and k.conkey = array[a.attnum]
+    ) as not_null, a.attndims as dimensions, a.attgenerated <> '' as generated,
     pg_catalog.col_description(a.attrelid, a.attnum) as comment
 from pg_catalog.pg_attribute a
 where a.attrelid = any (%(relations)s::oid[]) and a.attnum > 0 and not a.attisdropped
