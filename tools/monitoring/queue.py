@@ -178,10 +178,7 @@ PARTS: Final = Row(
             "because each process that ran them died.",
             queries=(
                 Query("sum(increase(conductor_jobs_rescued_total[5m]))", "rescued"),
-                Query(
-                    "sum by (queue, task) (increase(conductor_jobs_crashed_total[5m]) > 0)",
-                    "{{task}} crashed for good",
-                ),
+                Query("sum(increase(conductor_jobs_crashed_total[5m]))", "failed for good"),
             ),
             width=6,
         ),
