@@ -217,12 +217,12 @@ def runnable(expr: str) -> str:
 
 
 def alerts_that_stand_still(system: System) -> None:
-    """The worker is stopped, and the queue database keeps the router from committing."""
+    """The worker is stopped, so nobody marks what is due ready; the router cannot commit."""
     faults = ("ConductorNoWorkers", "ConductorQueueStale", "ConductorTargetDown", "CdcWalNearLimit")
     system.worker.end()
     system.execute(
-        "insert into conductor.jobs (queue, task, payload, run_at)"
-        """ values ('mail', 'greet', '{"name": "Ann"}', now() - interval '20 minutes')"""
+        "insert into conductor.jobs (queue, task, payload, run_at, state) values"
+        """ ('mail', 'greet', '{"name": "Ann"}', now() - interval '20 minutes', 'scheduled')"""
     )
     with psycopg.connect(system.database.dsn) as blocker:
         blocker.execute("select from conductor.progress for update")
