@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
+from inspect import unwrap
 from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from orjson import loads
@@ -186,10 +188,20 @@ def step_codec(fn: Callable[..., Any], returns: Any) -> Codec[Any]:
     """Return how a step's result is stored: by ``returns``, else fn's annotation, else as JSON."""
     if returns is not UNSET:
         return _codec_of(returns)
-    code: CodeType | None = getattr(fn, "__code__", None)
-    if code is None or "return" not in getattr(fn, "__annotations__", ()):
+    annotated = _annotated(fn)
+    code: CodeType | None = getattr(unwrap(annotated), "__code__", None)  # a wrapper's is shared
+    if code is None or "return" not in getattr(annotated, "__annotations__", ()):
         return _JSON
-    return _codec_of(_annotation(fn, code))
+    return _codec_of(_annotation(annotated, code))
+
+
+def _annotated(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what says the type of a call: of a partial its function, of an object its method."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    if isinstance(fn, type) or hasattr(fn, "__code__"):
+        return fn
+    return getattr(fn, "__call__", fn)  # noqa: B004 - itself, not whether it is there
 
 
 def encode_step(codec: Codec[Any], name: str, value: Any) -> bytes:

@@ -129,18 +129,38 @@ class SyncContext(BaseContext[D]):
         )
         return calls.definition_of(task).decode_result(child_document(step))
 
+    @overload
     def start(
         self,
         name: str,
         task: TaskDefinition[P, R] | Task[P, R],
         payload: P,
         **options: Unpack[ChildOptions],
-    ) -> JobHandle[R]:
+    ) -> JobHandle[R]: ...
+    @overload
+    def start(
+        self,
+        name: str,
+        task: TaskDefinition[None, R] | Task[None, R],
+        payload: None = ...,
+        **options: Unpack[ChildOptions],
+    ) -> JobHandle[R]: ...
+    def start(
+        self,
+        name: str,
+        task: TaskDefinition[Any, Any] | Task[Any, Any],
+        payload: Any = None,
+        **options: Unpack[ChildOptions],
+    ) -> JobHandle[Any]:
         """Like `Context.start`; the handle is for code of the event loop."""
         job = calls.child(self._run.info, task, payload, options)
         return self._handle(task, self._settled(self._run.make(name, "start", job)))
 
-    def emit(self, name: str, event: EventDefinition[P], payload: P) -> None:
+    @overload
+    def emit(self, name: str, event: EventDefinition[P], payload: P) -> None: ...
+    @overload
+    def emit(self, name: str, event: EventDefinition[None], payload: None = ...) -> None: ...
+    def emit(self, name: str, event: EventDefinition[Any], payload: Any = None) -> None:
         """Like `Context.emit`."""
         job = calls.emission(self._run.info, event, payload)
         self._settled(self._run.make(name, "emit", job))

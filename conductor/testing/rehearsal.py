@@ -8,8 +8,8 @@ the handler runs again from the top, as it would: one whose replay goes another 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from inspect import isawaitable
 from typing import Any, Final, overload
@@ -22,11 +22,12 @@ from conductor.codec import Codec
 from conductor.context import Context
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import Run, Services, is_over
-from conductor.errors import StillWaiting, Unanswered
+from conductor.errors import FilterFailed, StillWaiting, Unanswered
 from conductor.events import Change
+from conductor.filters import compile_stored
 from conductor.job import JobHandle, JobInfo
 from conductor.matching import event_topic, matched_values
-from conductor.store.steps import Call, NewJob, ScheduleCall, StepWrite, StoredStep, Write
+from conductor.store.steps import Call, NewJob, ScheduleCall, StepWrite, StoredStep, Wanted, Write
 from conductor.synchronous import SyncContext
 from conductor.testing.changes import EPOCH, envelope
 from conductor.triggers import OnChange
@@ -51,7 +52,8 @@ class Rehearsal:
         self.runs = 0
         self.now = EPOCH
         self._answers: dict[str, tuple[TaskDefinition[Any, Any], Any]] = {}
-        self._messages: dict[str, deque[tuple[Any, bytes]]] = defaultdict(deque)
+        self._messages: list[_Message] = []
+        self._wanted: dict[str, Wanted] = {}
         self._made: list[tuple[str, NewJob]] = []
         self._cancelled: list[int] = []
         self._schedules: dict[tuple[str, str], bytes] = {}
@@ -79,15 +81,18 @@ class Rehearsal:
     @overload
     def bring(self, source: OnChange[Any], message: Change[Any]) -> None: ...
     def bring(self, source: EventDefinition[Any] | OnChange[Any], message: Any) -> None:
-        """Bring an event or a change to who waits for it; the first that matches takes it."""
+        """Bring an event or a change, to all steps that wait for it when it comes.
+
+        It comes when the handler next waits or sleeps, after those that were brought before it, and
+        is kept for as long as nobody waits for it. Filters decide as they would.
+        """
         if isinstance(source, EventDefinition):
             document = source.encode_payload(message)
-            self._messages[event_topic(source.name)].append((loads(document), document))
-            return
-        document = envelope(message)
-        change = loads(document)
-        row = change.get("new") or change.get("old")
-        self._messages[source.topic].append((row, document))
+            event = loads(document)
+            arrived = _Message(event_topic(source.name), event, {"event": event}, document)
+        else:
+            arrived = _changed(source, envelope(message))
+        self._messages.append(arrived)
 
     def given(self, name: str, result: Any, *, kind: str = "step") -> None:
         """Let a step (``kind`` "transaction": of that kind) be done already, with this result."""
@@ -124,13 +129,43 @@ class Rehearsal:
                 return result
 
     def _pass(self, suspended: _Suspended) -> None:
-        """Let time pass until the first of what the handler waits for."""
+        """Let something come, or time pass until the first of what the handler waits for."""
+        if self._deliver():
+            return
         if suspended.wake_at is None:
             waiting = [step.name for step in self.steps.values() if not is_over(step)]
             raise StillWaiting(f"the handler waits for {', '.join(map(repr, waiting))}")
         self.now = max(self.now, suspended.wake_at)
         for step in self.steps.values():
             step.due = step.wake_at is not None and step.wake_at <= self.now
+
+    def _deliver(self) -> bool:
+        """Let the first message come that a step waits for; return whether there is one."""
+        for message in self._messages:
+            found = [
+                (step, how) for step in self.steps.values() if (how := self._meet(step, message))
+            ]
+            if found:
+                for step, how in found:
+                    step.outcome, step.result = how
+                self._messages.remove(message)
+                return True
+        return False
+
+    def _meet(self, step: StoredStep, message: _Message) -> tuple[str, bytes] | None:
+        """Return what a message makes of a step; None: nothing."""
+        wanted = self._wanted.get(step.name)
+        if wanted is None or step.outcome is not None or wanted.topic != message.topic:
+            return None
+        if matched_values(wanted.fields, message.row) != wanted.matched:
+            return None
+        condition = loads(wanted.condition) if wanted.condition else {}
+        when = [condition.get("when"), message.when]
+        try:
+            fits = all(compile_stored(each).matches(message.values) for each in when if each)
+        except FilterFailed as error:
+            return "failed", dumps({"type": "FilterFailed", "message": str(error)})
+        return ("completed", message.document) if fits else None
 
     # --- after the run -----------------------------------------------------------------------
 
@@ -207,12 +242,7 @@ class Rehearsal:
             if call.kind == "invoke":
                 await self._answer(call.makes, step)
         if call.wants is not None:
-            wants, messages = call.wants, self._messages[call.wants.topic]
-            for message in messages:
-                if matched_values(wants.fields, message[0]) == wants.matched:
-                    messages.remove(message)
-                    step.outcome, step.result = "completed", message[1]
-                    return
+            self._wanted[call.name] = call.wants
 
     async def _answer(self, made: NewJob, step: StoredStep) -> None:
         if made.task not in self._answers:
@@ -225,6 +255,32 @@ class Rehearsal:
             step.outcome, step.result = "failed", dumps(description)
         else:
             step.outcome, step.result = "completed", definition.returns.encode(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """An event or a change that was brought. ``values``: what a filter sees; ``when``: its own."""
+
+    topic: str
+    row: Any
+    values: dict[str, Any]
+    document: bytes
+    when: str | None = None
+
+
+def _changed(source: OnChange[Any], document: bytes) -> _Message:
+    """Return a change that was brought to who waits for those of a trigger."""
+    change, wanted = loads(document), source.filter
+    op, changed = change["op"], change.get("changed")
+    row = change.get("new") or change.get("old")
+    values = {"new": None, "old": None, "changed": [], **change}
+    fits = op in wanted.operations and not (
+        op == "update"
+        and wanted.changed
+        and changed is not None
+        and not set(changed) & set(wanted.changed)
+    )
+    return _Message(source.topic if fits else "", row, values, document, wanted.when)
 
 
 async def _answered(result: Any, payload: Any) -> Any:

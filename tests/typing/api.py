@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Literal, NewType, TypedDict, assert_never, assert_type
 
 import psycopg
@@ -46,6 +47,7 @@ from conductor import (
     is_event,
 )
 from conductor.sync import SyncJobHandle
+from conductor.testing import Rehearsal, inserted
 
 
 class SendEmail(BaseModel):
@@ -499,8 +501,41 @@ async def wrong_durable(ctx: Context[Deps]) -> None:
     await ctx.wait_for_change("a", Users)  # type: ignore[arg-type]  # not a change
 
 
+def doubled(number: int) -> int:
+    return 2 * number
+
+
 def blocking(ctx: SyncContext[Deps]) -> None:
     assert_type(ctx.invoke("a", send_email, SendEmail(to="")), EmailSent)
     assert_type(ctx.wait_for_event("b", user_created), UserCreated)
     ctx.schedule("d", send_email, Cron("0 9 * * *"), SendEmail(to=""))
     assert_type(ctx.wait_for_change("c", on_user), Insert[Users])
+    assert_type(ctx.start("e", send_email, SendEmail(to="")), JobHandle[EmailSent])
+    assert_type(ctx.start("f", nightly), JobHandle[None])
+    ctx.emit("g", user_created, UserCreated(email=""))
+    ctx.emit("h", started)
+    assert_type(ctx.step("i", partial(doubled, 7)), int)
+    ctx.start("j", send_email)  # type: ignore[arg-type]  # no payload
+    ctx.emit("k", user_created)  # type: ignore[arg-type]  # no payload
+
+
+# --- rehearsing ------------------------------------------------------------------------------
+
+
+async def rehearsed(rehearsal: Rehearsal) -> None:
+    rehearsal.answer(send_email, EmailSent(message_id="m"))
+    rehearsal.answer(send, lambda payload: EmailSent(message_id=payload.to))
+    rehearsal.answer(send_email, ValueError("no"))
+    rehearsal.bring(user_created, UserCreated(email=""))
+    rehearsal.bring(on_user, inserted(Users(id=1, email="", bio=None)))
+    assert_type(await rehearsal.run(send, Invocation(SendEmail(to=""))), EmailSent)
+    assert_type(rehearsal.invoked(send_email), list[SendEmail])
+    assert_type(rehearsal.emitted(user_created), list[UserCreated])
+    assert_type(rehearsal.scheduled(send), dict[str, SendEmail])
+    assert_type(inserted(Users(id=1, email="", bio=None)), Insert[Users])
+
+
+def wrongly_rehearsed(rehearsal: Rehearsal) -> None:
+    rehearsal.answer(send_email, 7)  # type: ignore[misc]  # not what it returns
+    rehearsal.bring(user_created, OrderPlaced(total=1))  # type: ignore[misc]  # not its payload
+    rehearsal.bring(on_user, Users(id=1, email="", bio=None))  # type: ignore[call-overload]  # a row

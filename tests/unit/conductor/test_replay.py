@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial, wraps
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -127,6 +128,42 @@ def test_the_type_of_a_step() -> None:
     assert step_codec(annotated, bytes).form is bytes
     with pytest.raises(ValueError, match="JSON"):
         step_codec(lambda: 1, UNSET).encode({1, 2})
+
+
+class Oven:
+    def __call__(self, _degrees: int) -> set[int]:
+        return {1}
+
+    def bake(self) -> datetime:
+        return annotated()
+
+
+def passed(fn: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(fn)
+    def wrapper(*args: Any) -> Any:
+        return fn(*args)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    "fn, form",
+    [
+        (partial(Oven(), 200), set[int]),
+        (partial(partial(passed(annotated))), datetime),
+        (Oven(), set[int]),
+        (Oven().bake, datetime),
+        (passed(annotated), datetime),
+        (passed(annotated_async), set[int]),
+    ],
+)
+def test_the_type_is_that_of_what_is_called(fn: Callable[..., Any], form: Any) -> None:
+    assert step_codec(fn, UNSET).form == form
+
+
+@pytest.mark.parametrize("fn", [Oven, int, len, partial(int, "1")])
+def test_a_class_says_nothing_of_its_type(fn: Callable[..., Any]) -> None:
+    assert step_codec(fn, UNSET) is step_codec(lambda: None, UNSET)
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "a\ud800", 7])

@@ -21,7 +21,7 @@ from conductor import (
     define_event,
     define_task,
 )
-from conductor.errors import StepOrderChanged
+from conductor.errors import FilterFailed, StepOrderChanged
 from conductor.testing import (
     Rehearsal,
     StillWaiting,
@@ -281,6 +281,55 @@ async def test_who_was_not_first_in_a_gather_may_come_another_way() -> None:
 
     rehearsal = Rehearsal()
     assert await rehearsal.run(handled(handler), Invocation(Order(id=7))) == []
+
+
+vip = OnChange(Users, "insert", "update", when="new.email.startsWith('a')", changed=["email"])
+
+
+async def test_filters_decide_what_a_wait_gets() -> None:
+    async def handler(_event: Any, ctx: Context[None]) -> list[Any]:
+        big = await ctx.wait_for_event("big", paid, when="event.id > 100", timeout=60)
+        small = await ctx.wait_for_event("small", paid, timeout=60)
+        user = await ctx.wait_for_change("user", vip, timeout=60)
+        return [big.id, small.id, user.new.email]
+
+    rehearsal = Rehearsal()
+    for number in (5, 500):
+        rehearsal.bring(paid, Order(id=number))
+    ann, bea = Users(id=1, email="ann"), Users(id=2, email="bea")
+    for change in (inserted(bea), deleted(ann), updated(ann, ann), updated(ann, bea)):
+        rehearsal.bring(vip, change)
+    task = handled(handler, waits=[vip])
+    assert await rehearsal.run(task, Invocation(Order(id=7))) == [500, 5, "ann"]
+
+
+async def test_a_filter_that_fails_fails_the_wait() -> None:
+    async def handler(_event: Any, ctx: Context[None]) -> list[Any]:
+        await ctx.wait_for_event("big", paid, when="10 / (event.id - 5) > 1", timeout=60)
+        return []
+
+    rehearsal = Rehearsal()
+    rehearsal.bring(paid, Order(id=5))
+    with pytest.raises(FilterFailed, match="wait 'big': filter"):
+        await rehearsal.run(handled(handler), Invocation(Order(id=7)))
+
+
+async def test_all_that_wait_get_what_comes_and_one_thing_comes_at_a_time() -> None:
+    async def handler(_event: Any, ctx: Context[None]) -> list[Any]:
+        one = await ctx.subscribe("one", paid)
+        two = await ctx.subscribe("two", paid)
+        user = await ctx.subscribe("user", vip)
+        match await ctx.wait_for_any("first", user.wait(), two.wait()):
+            case (0, change):
+                return [change.new.email]
+            case (_, order):
+                return [(await one.wait()).id, order.id, (await user.wait(60)).new.email]
+
+    rehearsal = Rehearsal()
+    rehearsal.bring(paid, Order(id=5))
+    rehearsal.bring(vip, inserted(Users(id=1, email="ann")))
+    task = handled(handler, waits=[vip])
+    assert await rehearsal.run(task, Invocation(Order(id=7))) == [5, 5, "ann"]
 
 
 class Flaky:
