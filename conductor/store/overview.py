@@ -53,19 +53,26 @@ async def read_overview(connection: AsyncConnection[Any]) -> Row:
 def _with_states(tasks: list[Row], states: list[Row]) -> list[Row]:
     """Return tasks with what of theirs is in which state; unregistered ones with jobs as well."""
     counts: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    due: dict[tuple[str, str], float] = {}
     for row in states:
-        counts[row["queue"], row["task"]][row["what"]] = row["jobs"]
+        name = row["queue"], row["task"]
+        counts[name][row["what"]] = row["jobs"]
+        if row["due_s"] is not None:
+            due[name] = max(row["due_s"], due.get(name, 0.0))
     known = {(row["queue"], row["task"]) for row in tasks}
     others = [
         {"queue": queue, "task": task, "ready": None, "oldest_ready_s": None}
         for queue, task in sorted(counts.keys() - known)[:SHOWN_AT_MOST]
     ]
-    return [_with_counts(row, counts[row["queue"], row["task"]]) for row in (*tasks, *others)]
+    names = [(row, (row["queue"], row["task"])) for row in (*tasks, *others)]
+    return [_with_counts(row, counts[name], due.get(name)) for row, name in names]
 
 
-def _with_counts(task: Row, counts: dict[str, int]) -> Row:
+def _with_counts(task: Row, counts: dict[str, int], due_s: float | None) -> Row:
     states = {state: counts.get(state, 0) for state in _STATES}
-    return {**task, **states, "failed_per_minute": counts.get("failed", 0)}
+    ages = [age for age in (task["oldest_ready_s"], due_s) if age is not None]
+    oldest = {"oldest_ready_s": max(ages, default=None)}
+    return {**task, **oldest, **states, "failed_per_minute": counts.get("failed", 0)}
 
 
 def _summed(queues: list[Row], tasks: list[Row]) -> list[Row]:

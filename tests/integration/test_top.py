@@ -104,6 +104,19 @@ async def test_everything_is_counted(stocked: AsyncConnection[Any]) -> None:
     assert slot["lag_bytes"] is slot["retained_wal_bytes"] is None
 
 
+async def test_what_is_due_ages_though_no_worker_marks_it_ready(
+    stocked: AsyncConnection[Any],
+) -> None:
+    await stocked.execute(
+        "insert into conductor.jobs (queue, task, payload, state, run_at) values"
+        " ('mail', 'sort', '{}', 'scheduled', now() - interval '1 hour')"
+    )
+    overview = await read_overview(stocked)
+    sort = by(overview["tasks"], "task")["sort"]
+    assert 3600 <= sort["oldest_ready_s"] < 3700
+    assert by(overview["queues"], "queue")["mail"]["oldest_ready_s"] == sort["oldest_ready_s"]
+
+
 async def test_a_slot_of_this_server_is_described(
     connection: AsyncConnection[Any], queue: Queue
 ) -> None:

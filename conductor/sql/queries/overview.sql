@@ -49,25 +49,28 @@ left join lateral (
 
 -- name: task_states
 -- What runs, what is put off and what failed lately, by task. Of what is put off the nearest count.
-select b.queue, b.task, b.what, count(*) as jobs
+-- due_s: for how long the oldest could have run, though nobody has marked it ready.
+select b.queue, b.task, b.what, count(*) as jobs,
+    extract(epoch from conductor.now() - min(b.due_at))::float8 as due_s
 from (
-    (select j.queue, j.task, 'running' as what from conductor.jobs j
+    (select j.queue, j.task, 'running' as what, null::timestamptz as due_at from conductor.jobs j
      where j.state = 'running' limit %(bound)s)
     union all
-    (select j.queue, j.task, 'suspect' from conductor.jobs j
+    (select j.queue, j.task, 'suspect', j.run_at from conductor.jobs j
      where j.state = 'suspect' limit %(bound)s)
     union all
-    (select j.queue, j.task, 'parked' from conductor.jobs j
+    (select j.queue, j.task, 'parked', null from conductor.jobs j
      where j.state = 'parked'
      order by j.queue, j.task, j.key limit %(bound)s)
     union all
     (select j.queue, j.task,
          case when j.state = 'waiting' then 'waiting' when j.attempt > 0 then 'retrying'
-             else 'scheduled' end
+             else 'scheduled' end,
+         case when j.run_at <= conductor.now() then j.run_at end
      from conductor.jobs j
      where j.state in ('scheduled', 'waiting') order by j.run_at limit %(bound)s)
     union all
-    (select h.queue, h.task, 'failed' from conductor.history h
+    (select h.queue, h.task, 'failed', null from conductor.history h
      where h.outcome = 'failed' and h.finished_at > conductor.now() - interval '1 minute'
      limit %(bound)s)
 ) b
