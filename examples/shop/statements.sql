@@ -96,11 +96,11 @@ select * from unnest(%(keys)s::text[], %(jobs)s::bigint[], %(tasks)s::text[])
 on conflict (key) do update set deliveries = l.deliveries + 1;
 
 -- name: is_captured
--- Whether every change subscription is stamped: from then on each change gives its jobs.
+-- Whether every subscription is stamped: from then on each change and each event gives its jobs.
 select count(*) > 0 and count(a.start_lsn) = count(*)
 from conductor.subscriptions s
 left join conductor.activations a on a.subscription = s.id
-where s.kind = 'change' and s.retired_at is null;
+where s.retired_at is null;
 
 -- name: close_traffic
 -- The last change: once its job is there, so are those of all earlier commits.

@@ -116,7 +116,11 @@ def fail_in_every_way(database: ScratchDatabase) -> None:
     execute(
         database, "select conductor.invoke('pay', payload => %s)", json.dumps({"other": SECRET})
     )
-    execute(database, "select conductor.emit('paid', %s)", json.dumps({"number": SECRET}))
+    execute(
+        database,
+        "select conductor.emit('paid', %s, via => 'queue')",
+        json.dumps({"number": SECRET}),
+    )
     execute(
         database,
         "insert into conductor.jobs (queue, task, trigger, payload)"

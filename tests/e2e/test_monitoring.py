@@ -152,7 +152,7 @@ def work(system: System) -> None:
         system.execute(
             "select conductor.invoke('greet', json_build_object('name', %s::text))", name
         )
-    system.execute("""select conductor.emit('note.made', '{"name": "Ann"}')""")
+    system.execute("""select conductor.emit('note.made', '{"name": "Ann"}', via => 'queue')""")
 
 
 def headroom(system: System) -> float:

@@ -271,6 +271,25 @@ async def test_pieces_of_a_large_transaction_hold_them_too(migrated: ScratchData
     )
 
 
+async def test_sql_emits_through_the_wal_where_a_sidecar_routes_events(
+    migrated: ScratchDatabase,
+) -> None:
+    plain = "select conductor.emit('x', %s)"
+    assert value(migrated.dsn, plain, "0") is not None  # nobody would see it: a row
+    query(migrated.dsn, "delete from conductor.jobs")
+    async with running(migrated):
+        await captured(migrated, on_event(migrated.dsn, "x"))
+        assert value(migrated.dsn, plain, "1") is None
+        await eventually(lambda: jobs(migrated), "the job")
+        assert value(migrated.dsn, "select conductor.emit('x', '2', via => 'queue')") is not None
+        query(
+            migrated.admin_dsn, f"alter database {migrated.name} set conductor.emit_via = 'queue'"
+        )
+        assert value(migrated.dsn, plain, "3") is not None
+    tasks = [job["task"] for job in jobs(migrated)]
+    assert tasks == ["told", "conductor.dispatch", "conductor.dispatch"]
+
+
 async def test_one_slot_of_a_database_routes_them(migrated: ScratchDatabase) -> None:
     other = f"{migrated.name}_2"
     owners = "select slot from conductor.progress where emits order by slot"
