@@ -29,7 +29,7 @@ types: .venv
 demo: .venv
 	KEEP=$(KEEP) $(BIN)/python -m examples.shop.demo
 
-bench: .venv
+bench: .venv/bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
 format: .venv
@@ -44,4 +44,8 @@ clean:
 
 .venv/complete: pyproject.toml constraints.txt
 	$(PYTHON) -m tools.venv .venv
+	@touch $@
+
+.venv/bench: .venv/complete
+	$(PYTHON) -m tools.venv .venv bench
 	@touch $@

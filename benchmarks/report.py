@@ -4,13 +4,21 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Final
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
+RESULTS: Final = Path(__file__).parent / "RESULTS.md"
+RUN: Final = '`make bench ARGS="'
+HEAD: Final = """# Benchmarks
+
+Server, sidecar, worker and load share the machine, which does other work as well, durable commits
+throughout: read the ratios. Each table is one run.
+"""
+_HEAD_LINES: Final = 4  # of a run, before its rows
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ def rate(values: Sequence[float], unit: str) -> str:
 
 
 def store(results: Sequence[Result], server: str, folder: Path, *, write: bool) -> Path:
-    """Store the results as JSON in a folder, and as RESULTS.md when `write` is set."""
+    """Store the results as JSON in a folder; when `write` is set, put them into RESULTS.md."""
     now = datetime.now(UTC)
     about = {
         "at": now.isoformat(timespec="seconds"),
@@ -52,22 +60,38 @@ def store(results: Sequence[Result], server: str, folder: Path, *, write: bool) 
     path = folder / f"{now:%Y%m%dT%H%M%SZ}.json"
     path.write_text(json.dumps({**about, "results": [asdict(r) for r in results]}, indent=1) + "\n")
     if write:
-        RESULTS.write_text(table(results, about))
+        known = RESULTS.read_text() if RESULTS.exists() else ""
+        RESULTS.write_text(merge(known, results, about))
     return path
 
 
-def table(results: Sequence[Result], about: dict[str, str | int | None]) -> str:
-    """The results as a Markdown page."""
+def merge(page: str, results: Sequence[Result], about: Mapping[str, str | int | None]) -> str:
+    """Return the page with these results as its last part, and without older ones of their names.
+
+    A part is a run: when, where, and a table. Parts that have no row left are left out.
+    """
+    names = {result.name for result in results}
+    parts = page.partition(RUN)[1:]
+    kept = [_without(RUN + part, names) for part in "".join(parts).split(RUN) if part]
+    return "\n".join([HEAD, *filter(None, kept), _part(results, about)])
+
+
+def _part(results: Sequence[Result], about: Mapping[str, str | int | None]) -> str:
+    """A run as Markdown."""
     where = f"PostgreSQL {about['server']}, Python {about['python']}, {about['cores']} cores"
     lines = [
-        "# Benchmarks",
-        "",
-        f'`make bench ARGS="{" ".join(sys.argv[1:])}"`, {str(about["at"])[:10]}: {where}.',
-        "Server, sidecar, worker and load share the machine, durable commits throughout: read the",
-        "ratios.",
+        f'{RUN}{" ".join(sys.argv[1:])}"`, {str(about["at"])[:10]}: {where}.',
         "",
         "| what | measured | value | budget |",
         "|---|---|---|---|",
         *(f"| {r.name} | {r.numbers} | {r.shown} | {r.budget} |" for r in results),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _without(part: str, names: Collection[str]) -> str:
+    """A run without the rows of these names; empty when none is left."""
+    lines = part.strip().splitlines()
+    head, rows = lines[:_HEAD_LINES], lines[_HEAD_LINES:]
+    kept = [row for row in rows if row.removeprefix("| ").partition(" | ")[0] not in names]
+    return "\n".join([*head, *kept]) + "\n" if kept else ""

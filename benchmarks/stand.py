@@ -1,6 +1,7 @@
 """The stand everything is measured on: one durable server, one database, our processes."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -65,16 +66,18 @@ class Stand:
         cursor = await self.connection.execute(STATEMENTS[statement], parameters)
         return await cursor.fetchone() if cursor.description else None
 
-    async def wait_for(self, statement: str, **parameters: Any) -> float:
+    async def wait_for(
+        self, statement: str, timeout_s: float = TIMEOUT_S, /, **parameters: Any
+    ) -> float:
         """Wait until the statement says true; return when that was (monotonic seconds).
 
         Raises:
             TimeoutError: it never was.
         """
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while not await self.run(statement, **parameters):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{statement}: not within {TIMEOUT_S:.0f} s")
+                raise TimeoutError(f"{statement}: not within {timeout_s:.0f} s")
             await asyncio.sleep(POLL_INTERVAL_S)
         return time.monotonic()
 
@@ -110,20 +113,28 @@ class Stand:
             await process.stop()
 
     async def program(self, name: str, *arguments: str) -> str:
-        """Run a program of the server's installation against the database; return its output.
+        """Run a program of the server's installation; return its output.
 
         Raises:
             RuntimeError: it failed.
         """
-        process = await asyncio.create_subprocess_exec(
-            self.server.binaries.bindir / name,
-            *arguments,
-            env=dict(self.server.binaries.environment),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        output, _ = await process.communicate()
-        if process.returncode != 0:
-            raise RuntimeError(f"{name}: {output.decode(errors='replace').strip()}")
-        return output.decode()
+        path = str(self.server.binaries.bindir / name)
+        return await _run((path, *arguments), dict(self.server.binaries.environment))
+
+    async def python(self, module: str, *arguments: str) -> str:
+        """Run a module of ours as a process; return its output (errors: `program`)."""
+        return await _run((sys.executable, "-m", module, *arguments), None)
+
+
+async def _run(command: tuple[str, ...], environment: dict[str, str] | None) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"{command[0]}: {output.decode(errors='replace').strip()}")
+    return output.decode()

@@ -105,3 +105,16 @@ begin
     end if;
 end
 $$;
+
+-- name: retire
+delete from conductor.workers where id = %(worker)s;
+
+-- name: analyze_peer
+analyze pgqueuer;
+
+-- name: read_peer_pace
+-- From when the first job was picked until the last was logged as done.
+select count(*) filter (where status = 'successful')
+    / nullif(extract(epoch from max(created) filter (where status = 'successful')
+        - min(created) filter (where status = 'picked')), 0)::float8
+from pgqueuer_log;

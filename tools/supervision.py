@@ -60,6 +60,16 @@ class SupervisedProcess:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
+    def memory_bytes(self) -> int:
+        """How much of the running process is in memory (Linux, proc(5): VmRSS)."""
+        return self._status_bytes("VmRSS")
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most that it ever was (VmHWM)."""
+        return self._status_bytes("VmHWM")
+
+    @property
     def restarts(self) -> int:
         """How often it was started again."""
         return max(self.starts - 1, 0)
@@ -95,6 +105,10 @@ class SupervisedProcess:
         """The end of its log."""
         lines = self.log_file.read_text(errors="replace").splitlines()
         return "\n".join(lines[-count:])
+
+    def _status_bytes(self, field: str) -> int:
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
     async def _spawn(self) -> None:
         with self.log_file.open("ab" if self.starts else "wb") as log:

@@ -19,14 +19,14 @@ OLDEST_PYTHON = (3, 11)
 PIP_PACKAGES = ("python3-pip-whl", "ca-certificates")
 SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 PINS = "constraints.txt"
-EXTRAS = ".[dev,uvloop]"
+EXTRAS = ("dev", "uvloop")
 
 
 def main() -> None:
-    """Create or refresh the environment named by the first argument."""
+    """Create or refresh the environment that is named first; further extras may follow."""
     if sys.version_info < OLDEST_PYTHON:
         sys.exit("venv: Python 3.11 or newer is needed; set PYTHON to its path")
-    folder = Path(sys.argv[1])
+    folder, extras = Path(sys.argv[1]), (*EXTRAS, *sys.argv[2:])
     python = folder / "bin" / "python"
     if not _has_pip(python):
         shutil.rmtree(folder, ignore_errors=True)
@@ -36,7 +36,7 @@ def main() -> None:
             sys.exit(f"venv: install python3-venv, this Python has no ensurepip ({error})")
     # The build backend is pinned too, so it is installed first and used in place.
     _pip(python, "install", "-c", PINS, "hatchling", "editables")
-    _pip(python, "install", "-c", PINS, "--no-build-isolation", "-e", EXTRAS)
+    _pip(python, "install", "-c", PINS, "--no-build-isolation", "-e", f".[{','.join(extras)}]")
 
 
 def _has_pip(python: Path) -> bool:

@@ -5,12 +5,16 @@ import sys
 
 import pytest
 
+WIDE = ("claims", "memory", "subscriptions")
 RESULTS = (
     "router, 10 rows a transaction",
     "router, 1 row a transaction",
     "router, one transaction",
     "no-op jobs of one worker process",
     "commit → handler started",
+    "claim with",
+    "sidecar's memory",
+    "routing of a change",
     "metrics of the router, a change",
     "metrics of a worker, a job",
 )
@@ -20,7 +24,7 @@ RESULTS = (
 def test_the_benchmarks_print_and_store_their_results() -> None:
     command = [sys.executable, "-m", "benchmarks", "--runs", "1", "--scale", "0.02"]
     done = subprocess.run(
-        [*command, "--only", "router", "worker", "latency", "metrics"],
+        [*command, "--only", "router", "worker", "latency", "metrics", *WIDE],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
