@@ -35,10 +35,12 @@ from conductor.matching import (
     Operation,
     change_topic,
 )
+from conductor.operands import check_operands
 from conductor.rows import (
     Columns,
     PlainRow,
     TableName,
+    column_kinds,
     column_names,
     is_unresolved,
     read_row,
@@ -220,6 +222,7 @@ class ChangeTrigger(Trigger[E_co], Generic[E_co]):
         if self._model is not None:
             columns = column_names(self._model).values()
             filters.check_columns(when, columns, f"of {source_name(self._model)}")
+            check_operands(when, column_kinds(self._model))
         read = when.references
         if read.reads_changed and "update" not in operations:
             raise FilterInvalid(f"filter {when.source!r}: `changed` is about updates")

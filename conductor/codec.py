@@ -23,6 +23,7 @@ from typing import (
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from pydantic.json_schema import JsonSchemaMode
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import ReadOnly, TypeVar, is_typeddict
 
@@ -148,20 +149,24 @@ class Codec(Generic[T]):
 
     def members(self) -> frozenset[str] | None:
         """Return the keys of the JSON object that values are; None when they are not known."""
-        try:
-            schema = self.json_schema() or {}
-        except (NameError, ValueError):  # a name that is defined later
-            return None
+        schema = self.schema() or {}
         reference = schema.get("$ref", "")
         if reference:
             schema = schema["$defs"][reference.rpartition("/")[2]]
         known = schema.get("properties")
         return None if known is None or schema.get("additionalProperties") else frozenset(known)
 
-    def json_schema(self) -> dict[str, Any] | None:
+    def schema(self, mode: JsonSchemaMode = "validation") -> dict[str, Any] | None:
+        """Return the JSON schema, or None as long as a name is not defined yet."""
+        try:
+            return self.json_schema(mode)
+        except (NameError, ValueError):
+            return None
+
+    def json_schema(self, mode: JsonSchemaMode = "validation") -> dict[str, Any] | None:
         """Return the JSON schema, or None for a type that has none."""
         try:
-            return self.adapter.json_schema()
+            return self.adapter.json_schema(mode=mode)
         except (PydanticUserError, TypeError):
             return None
 

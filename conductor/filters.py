@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CHANGE_NAMES",
     "EVENT_NAMES",
+    "MACROS",
+    "MAPS",
     "BrokenFilter",
     "Filter",
     "FilterFailed",
@@ -32,13 +34,15 @@ __all__ = [
     "check_names",
     "compile",
     "compile_stored",
+    "evaluate",
+    "tokens_of",
 ]
 
 CHANGE_NAMES: Final = frozenset({"new", "old", "changed", "op"})
 EVENT_NAMES: Final = frozenset({"event"})
 
-_MAPS: Final = frozenset({"new", "old", "event"})
-_MACROS: Final = frozenset({"all", "exists", "exists_one", "filter", "map"})
+MAPS: Final = frozenset({"new", "old", "event"})
+MACROS: Final = frozenset({"all", "exists", "exists_one", "filter", "map"})
 _TYPES: Final = frozenset(
     {"bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"}
 )
@@ -95,7 +99,7 @@ class References:
 
 
 NO_REFERENCES: Final = References(
-    frozenset(), dict.fromkeys(_MAPS, frozenset()), frozenset(), frozenset()
+    frozenset(), dict.fromkeys(MAPS, frozenset()), frozenset(), frozenset()
 )
 
 
@@ -167,7 +171,7 @@ def _compile(source: str) -> Filter:
         program = cel.compile(source)
     except Exception as error:
         raise FilterInvalid(f"filter {source!r} is not CEL: {_reason(error)}") from error
-    tokens = tuple(_tokens(source))
+    tokens = tuple(tokens_of(source))
     _check_functions(source, program)
     _check_patterns(source, tokens)
     return Filter(source, program, _references(tokens, program))
@@ -201,7 +205,7 @@ def check_columns(found: Filter, columns: Iterable[str], where: str) -> None:
 def _check_functions(source: str, program: cel.Program) -> None:
     for name in program.functions():
         if name.isidentifier() and name not in _FUNCTIONS:
-            meant = did_you_mean(name, _FUNCTIONS | _MACROS)
+            meant = did_you_mean(name, _FUNCTIONS | MACROS)
             raise FilterInvalid(
                 f"filter {source!r}: unknown function {name!r}{meant}",
                 hint="Functions are those of the CEL specification.",
@@ -213,13 +217,13 @@ def _check_patterns(source: str, tokens: tuple[Token, ...]) -> None:
     for name, bracket, pattern in zip(tokens, tokens[1:], tokens[2:], strict=False):
         if name.text == "matches" and bracket.text == "(" and pattern.kind == "text":
             try:
-                _evaluate(f'"".matches({pattern.text})')
+                evaluate(f'"".matches({pattern.text})')
             except Exception as error:
                 raise FilterInvalid(f"filter {source!r}: {_reason(error)}") from error
 
 
 def _references(tokens: tuple[Token, ...], program: cel.Program) -> References:
-    columns: dict[str, set[str]] = {name: set() for name in _MAPS}
+    columns: dict[str, set[str]] = {name: set() for name in MAPS}
     whole: set[str] = set()
     bound: set[str] = set()
     changed: set[str] = set()
@@ -229,9 +233,9 @@ def _references(tokens: tuple[Token, ...], program: cel.Program) -> References:
             changed.add(_text(token))
         if token.kind != "name":
             continue
-        if before.text == "." and token.text in _MACROS and after[0].text == "(":
+        if before.text == "." and token.text in MACROS and after[0].text == "(":
             bound.add(after[1].text)
-        if before.text == "." or token.text not in _MAPS:
+        if before.text == "." or token.text not in MAPS:
             continue
         column = _column(after)
         if column is None:
@@ -257,16 +261,18 @@ def _column(after: list[Token]) -> str | None:
 
 
 def _text(token: Token) -> str:
-    return str(_evaluate(token.text))
+    return str(evaluate(token.text))
 
 
-def _evaluate(source: str) -> Any:
+def evaluate(source: str) -> Any:
+    """Return the value of a literal."""
     import cel  # noqa: PLC0415 - lazy
 
     return cel.evaluate(source)
 
 
-def _tokens(source: str) -> Iterator[Token]:
+def tokens_of(source: str) -> Iterator[Token]:
+    """Yield the pieces of an expression, without blanks and comments."""
     for match in _TOKEN.finditer(source):
         kind = match.lastgroup or ""
         if kind != "blank":

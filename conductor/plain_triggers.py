@@ -24,6 +24,7 @@ from conductor.definitions import (
 from conductor.errors import DefinitionInvalid, UnknownField
 from conductor.events import Emitted, Invocation, Tick
 from conductor.matching import EventFilter
+from conductor.operands import Kinds, certain, check_operands, kinds_of
 
 P = TypeVar("P")
 
@@ -173,3 +174,12 @@ def _check_event_filter(event: EventDefinition[Any], when: filters.Filter) -> No
             raise UnknownField(
                 field, known, where=f"of event {event.name!r} in filter {when.source!r}"
             )
+    if event.payload.validates:
+        check_operands(when, _kinds(event))
+
+
+def _kinds(event: EventDefinition[Any]) -> dict[str, Kinds]:
+    """Return what fields of a payload may be: as it is sent here, or from SQL, as it is read."""
+    read, sent = (kinds_of(event.payload.schema(mode)) for mode in ("validation", "serialization"))
+    both = {name: read[name] | sent[name] for name in read.keys() & sent.keys()}
+    return certain(event.payload.form, both)

@@ -15,6 +15,7 @@ from inspect import getmembers, isclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, JsonValue, PrivateAttr
+from pydantic.errors import PydanticUserError
 from pydantic_core import SchemaValidator, core_schema, to_json
 from typing_extensions import TypeVar
 
@@ -27,6 +28,7 @@ from conductor.errors import (
     UnknownColumn,
     UnknownTable,
 )
+from conductor.operands import Kinds, certain, kinds_of
 from conductor.texts import flaw_of
 
 if TYPE_CHECKING:
@@ -256,6 +258,18 @@ def column_names(model: type[BaseModel]) -> dict[str, str]:
         alias = info.validation_alias if isinstance(info.validation_alias, str) else info.alias
         names[field] = alias or field
     return names
+
+
+@cache
+def column_kinds(model: type[BaseModel]) -> dict[str, Kinds]:
+    """Return what the router sends for a model's columns, as far as the model is certain of it."""
+    if is_unresolved(model):  # the types of another generator
+        return {}
+    try:
+        found = row_model(model)
+        return certain(found, kinds_of(found.model_json_schema()))
+    except (NameError, PydanticUserError, ValueError):
+        return {}
 
 
 @cache

@@ -103,7 +103,7 @@ async def test_a_filter_and_no_fields(till: Till) -> None:
 async def test_a_filter_that_fails_ends_the_wait(till: Till) -> None:
     @till.conductor.task(wait)
     async def handler(_event: Any, ctx: Context[None]) -> Any:
-        await ctx.wait_for_event("paid", paid, when="event.note > 5")
+        await ctx.wait_for_event("paid", paid, when="int(event.note) > 5")
 
     async with Orchestrator(till.conductor):
         (one,) = await till.start(0)

@@ -47,6 +47,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 class Greeting(BaseModel):
     name: str
+    is_loud: bool = False
 
 
 class Users(TableRow, table="public.users"):
@@ -193,7 +194,9 @@ def test_a_wrong_filter_is_refused_when_it_is_made(
     [
         ("event.nmae == ''", UnknownField, "'nmae' of event 'greeted' .* did you mean 'name'"),
         ("new.name == ''", FilterInvalid, "unknown variable 'new'"),
-        ("event.name", None, ""),
+        ("event.is_loud", None, ""),
+        ("event.name", FilterInvalid, "event.name is text, not a condition"),
+        ("event.name > 5", FilterInvalid, "event.name is text, and > compares it with 5"),
     ],
 )
 def test_a_filter_of_an_event_is_checked_against_its_payload(

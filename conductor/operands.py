@@ -1,0 +1,261 @@
+"""Filters that cannot be meant: a comparison with what a column never is, a result that is no bool.
+
+The library tells nothing of an expression's types, so only plain shapes are judged: a column or a
+literal next to a comparison, ``&&``, ``||``, ``!`` or ``?``, or as the whole. What a value may be
+comes from a JSON schema, and whatever is not certain passes. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias, get_args
+
+from pydantic import BeforeValidator, PlainValidator, WrapValidator
+
+from conductor.errors import FilterInvalid
+from conductor.filters import MACROS, MAPS, Filter, evaluate, tokens_of
+
+Kinds: TypeAlias = frozenset[str]
+"""What a value may be: number, numeral (a number as text), text, bool, null, bytes."""
+
+_OF_SCHEMA: Final[Mapping[str, Kinds]] = {
+    # a column of numeric is text, whatever its model says
+    "integer": frozenset({"number", "numeral"}),
+    "number": frozenset({"number", "numeral"}),
+    "string": frozenset({"text", "numeral"}),
+    # pydantic takes 1 and "t" for true
+    "boolean": frozenset({"bool", "number", "numeral", "text"}),
+    "null": frozenset({"null"}),
+}
+_VALIDATORS: Final = (BeforeValidator, PlainValidator, WrapValidator)
+_NAMES: Final = {"bool": "a bool", "bytes": "bytes", "null": "null", "number": "a number"}
+_ORDERS: Final = frozenset({"<", "<=", ">", ">="})
+_COMPARISONS: Final = _ORDERS | {"==", "!="}
+_LOGICAL: Final = frozenset({"&&", "||"})
+_OPENS: Final = frozenset({"", "(", "[", ",", "?", ":"}) | _LOGICAL
+_CLOSES: Final = frozenset({"", ")", "]", ",", "?", ":"}) | _LOGICAL
+_HINT: Final = "Numeric and times are text: double(new.price) > 9.5, timestamp(new.at) > …"
+
+
+class _Operand(NamedTuple):
+    """A column or a literal: as it is written, what it may be, and where it ends."""
+
+    text: str
+    kinds: Kinds | None
+    end: int
+    is_column: bool
+
+
+def certain(model: Any, kinds: Mapping[str, Kinds]) -> dict[str, Kinds]:
+    """Return those members whose values a model reads without a validator that takes others too."""
+    decorators = getattr(model, "__pydantic_decorators__", None)
+    if decorators is None:
+        return dict(kinds)
+    config: Mapping[str, Any] = getattr(model, "model_config", {})
+    checks = (*decorators.model_validators.values(), *decorators.root_validators.values())
+    if config.get("coerce_numbers_to_str") or any(_converts(check.info) for check in checks):
+        return {}
+    converted = {
+        field
+        for check in (*decorators.field_validators.values(), *decorators.validators.values())
+        for field in check.info.fields
+        if _converts(check.info)
+    }
+    found = dict(kinds)
+    for field, info in getattr(model, "model_fields", {}).items():
+        parts = (info.annotation, *info.metadata)
+        if converted & {field, "*"} or any(map(_has_validator, parts)):
+            for name in (field, info.alias, info.validation_alias, info.serialization_alias):
+                found.pop(str(name), None)
+    return found
+
+
+def _converts(check: Any) -> bool:
+    return getattr(check, "mode", "before") != "after"
+
+
+def _has_validator(annotation: Any) -> bool:
+    """Return whether values pass a function before they are what the annotation says."""
+    return isinstance(annotation, _VALIDATORS) or any(map(_has_validator, get_args(annotation)))
+
+
+def kinds_of(schema: Mapping[str, Any] | None) -> dict[str, Kinds]:
+    """Return what the members of a JSON object may be, by name, as far as its schema is certain.
+
+    >>> list(kinds_of({"properties": {"age": {"type": "integer"}, "tags": {"type": "array"}}}))
+    ['age']
+    """
+    schema = schema or {}
+    definitions: Mapping[str, Any] = schema.get("$defs", {})
+    members = _resolved(schema, definitions).get("properties", {})
+    found = {name: _kinds(member, definitions) for name, member in members.items()}
+    return {name: kinds for name, kinds in found.items() if kinds is not None}
+
+
+def _kinds(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Kinds | None:
+    schema = _resolved(schema, definitions)
+    if "anyOf" in schema:
+        parts = [_kinds(part, definitions) for part in schema["anyOf"]]
+        return None if None in parts else frozenset().union(*filter(None, parts))
+    if "contentMediaType" in schema or "contentSchema" in schema:  # JSON, which may be anything
+        return None
+    name = schema.get("type")
+    return _OF_SCHEMA.get(name) if isinstance(name, str) else None
+
+
+def _resolved(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
+    while "$ref" in schema:
+        schema = definitions.get(schema["$ref"].rpartition("/")[2], {})
+    return schema
+
+
+def check_operands(found: Filter, kinds: Mapping[str, Kinds]) -> None:
+    """Raise FilterInvalid for a comparison that never holds, and for what is no condition."""
+    tokens = _tokens(found.source)
+    if not _shadows(tokens):
+        _Reading(found.source, tokens, kinds).check()
+
+
+class _Reading:
+    """One expression while it is checked."""
+
+    def __init__(self, source: str, tokens: Sequence[str], kinds: Mapping[str, Kinds]) -> None:
+        self._source = source
+        self._tokens = tokens
+        self._kinds = kinds
+
+    def check(self) -> None:
+        """Look at every operand."""
+        first, last = _outer(self._tokens)
+        for start in range(len(self._tokens)):
+            before = self._at(start - 1)
+            operand = self._operand(start)
+            if operand is None or before not in _OPENS | {"!"}:
+                continue
+            after = self._at(operand.end)
+            if after in _COMPARISONS and before != "!":
+                self._compare(operand, after)
+            elif after in _CLOSES:
+                is_whole = (start, operand.end) == (first, last)
+                if is_whole or before in _LOGICAL | {"!"} or after in _LOGICAL | {"?"}:
+                    self._condition(operand)
+
+    def _compare(self, left: _Operand, operator: str) -> None:
+        right = self._operand(left.end + 1)
+        if right is None or self._at(right.end) not in _CLOSES:
+            return
+        if left.is_column == right.is_column or left.kinds is None or right.kinds is None:
+            return
+        column, literal = (left, right) if left.is_column else (right, left)
+        assert column.kinds is not None  # noqa: S101 - neither is
+        assert literal.kinds is not None  # noqa: S101 - neither is
+        is_null = literal.kinds == {"null"}
+        if (is_null and operator in _ORDERS) or not (is_null or column.kinds & literal.kinds):
+            raise FilterInvalid(
+                f"filter {self._source!r}: {column.text} is {_shown(column.kinds)}, and"
+                f" {operator} compares it with {literal.text}",
+                hint=_HINT,
+            )
+
+    def _condition(self, operand: _Operand) -> None:
+        if operand.kinds is not None and "bool" not in operand.kinds:
+            raise FilterInvalid(
+                f"filter {self._source!r}: {operand.text} is {_shown(operand.kinds)}, not a"
+                " condition",
+                hint=f"Compare it, such as {operand.text} != null.",
+            )
+
+    def _at(self, index: int) -> str:
+        return self._tokens[index] if 0 <= index < len(self._tokens) else ""
+
+    def _operand(self, start: int) -> _Operand | None:
+        text = self._at(start)
+        if text in MAPS:
+            return self._column(start)
+        sign = "-" if text == "-" and self._at(start + 1)[:1].isdigit() else ""
+        literal = self._at(start + 1) if sign else text
+        kinds = _kinds_of_literal(literal)
+        end = start + 1 + len(sign)
+        return None if kinds is None else _Operand(sign + literal, kinds, end, is_column=False)
+
+    def _column(self, start: int) -> _Operand | None:
+        dot, name, after = (self._at(start + offset) for offset in (1, 2, 3))
+        if dot == "." and name.isidentifier() and after != "(":
+            column, end = name, start + 3
+        elif dot == "[" and _is_text(name) and after == "]":
+            column, end = str(evaluate(name)), start + 4
+        else:
+            return None
+        text = "".join(self._tokens[start:end])
+        return _Operand(text, self._kinds.get(column), end, is_column=True)
+
+
+def _kinds_of_literal(text: str) -> Kinds | None:
+    if text in {"true", "false"}:
+        return frozenset({"bool"})
+    if text == "null":
+        return frozenset({"null"})
+    if text[:1].isdigit():
+        return frozenset({"number"})
+    if not _is_text(text):
+        return None
+    value = evaluate(text)
+    if not isinstance(value, str):
+        return frozenset({"bytes"})
+    return frozenset({"numeral" if _is_numeral(value) else "text"})
+
+
+def _is_text(token: str) -> bool:
+    return token[-1:] in {'"', "'"}
+
+
+def _is_numeral(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(kinds: Kinds) -> str:
+    if "number" in kinds:
+        return "a number"
+    names = [_NAMES[kind] for kind in sorted(kinds - {"null", "numeral", "text"})]
+    return "text" if kinds & {"numeral", "text"} else " or ".join(names) or "null"
+
+
+def _tokens(source: str) -> list[str]:
+    """Return the tokens of an expression, operators of two characters as one."""
+    tokens: list[str] = []
+    for _, text in tokens_of(source):
+        if tokens and tokens[-1] + text in _COMPARISONS | _LOGICAL:
+            tokens[-1] += text
+        else:
+            tokens.append(text)
+    return tokens
+
+
+def _shadows(tokens: Sequence[str]) -> bool:
+    """Return whether a macro binds the name of a map."""
+    return any(
+        macro in MACROS and bracket == "(" and name in MAPS
+        for macro, bracket, name in zip(tokens, tokens[1:], tokens[2:], strict=False)
+    )
+
+
+def _outer(tokens: Sequence[str]) -> tuple[int, int]:
+    """Return where the expression begins and ends without the brackets around all of it."""
+    first, last = 0, len(tokens)
+    while last - first > 1 and _closing(tokens, first) == last - 1:
+        first, last = first + 1, last - 1
+    return first, last
+
+
+def _closing(tokens: Sequence[str], opening: int) -> int | None:
+    """Return where the bracket that opens here is closed."""
+    depth = 0
+    for index, text in enumerate(tokens[opening:], opening):
+        depth += {"(": 1, ")": -1}.get(text, 0)
+        if depth == 0:
+            return index if tokens[opening] == "(" else None
+    return None
