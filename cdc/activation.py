@@ -10,7 +10,7 @@ brings them forward. It holds no durable state: a subscription without a stamp i
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -19,11 +19,13 @@ import structlog
 from cdc import gap_queries, queries
 from cdc.catalog import TableName
 from cdc.connection import Connection, queue_errors, source_errors
+from cdc.cut_over import CutOver
 from cdc.errors import CdcError, PublicationError, TableMissing
 from cdc.lsn import Lsn
 from cdc.marker import PREFIX, Marker
-from cdc.publication import Past, PublicationKeeper, Reconciled, Wanted
+from cdc.publication import PublicationKeeper, Reconciled
 from cdc.slots import SlotKeeper
+from cdc.wanted import Past, Wanted, dotted
 from conductor.matching import ChangeFilter, Subscription
 
 POLL_S: Final = 1.0
@@ -114,12 +116,19 @@ class SubscriptionBook:
                 return
             cursor = await self._queue.execute(queries.SUBSCRIPTIONS, self._parameters)
             rows = await cursor.fetchall()
+            memberships = await self._tables(queries.MEMBERSHIPS)
             self.past = Past(
                 named=set(await self._tables(queries.NAMED_TABLES)),
                 interrupted=set(await self._tables(gap_queries.INTERRUPTED_TABLES)),
                 memberships={
                     table: row["membership"]
-                    for table, row in (await self._tables(queries.MEMBERSHIPS)).items()
+                    for table, row in memberships.items()
+                    if not row["is_insert_only"]
+                },
+                insert_memberships={
+                    table: row["membership"]
+                    for table, row in memberships.items()
+                    if row["is_insert_only"]
                 },
             )
         self.entries = [entry for row in rows if (entry := self._entry(row)) is not None]
@@ -168,6 +177,14 @@ class ActivationMetrics(Protocol):
         """Whose jobs may be routed."""
 
 
+_Capture = tuple[int, bool]
+"""A table's OID, and whether its inserts alone are meant (and truncates)."""
+
+
+def _capture(wanted: Wanted, reconciled: Reconciled) -> _Capture:
+    return reconciled.published[wanted.table], wanted.is_insert_only
+
+
 @dataclass(slots=True)
 class _Writers:
     """The transactions that may have written to a table before it was published to them."""
@@ -191,6 +208,7 @@ class Activator:
         nonce: of the progress row; the marker proves with it that it is ours.
         metrics: where to report.
         routed_lsn: gives the position of the router.
+        cut_over: brings the second publication into the stream.
     """
 
     book: SubscriptionBook
@@ -201,8 +219,9 @@ class Activator:
     nonce: str
     metrics: ActivationMetrics
     routed_lsn: Callable[[], int]
-    _writers: dict[int, _Writers] = field(default_factory=dict)  # by table OID
-    _effective: set[int] = field(default_factory=set)  # table OIDs
+    cut_over: CutOver
+    _writers: dict[_Capture, _Writers] = field(default_factory=dict)
+    _effective: set[_Capture] = field(default_factory=set)
     _marked_start: set[int] = field(default_factory=set)
     _marked_end: set[int] = field(default_factory=set)
     _reconciled: Reconciled | None = None
@@ -224,7 +243,7 @@ class Activator:
             await self.listener.execute(queries.LISTEN_SUBSCRIPTIONS)
         while True:
             await self.step()
-            if self._writers:
+            if self._writers or self.cut_over.is_pending:
                 await asyncio.sleep(WRITER_POLL_S)
             else:
                 await self._wait_for_notification()
@@ -234,24 +253,22 @@ class Activator:
         await self.book.refresh()
         changes = self.book.changes
         reconciled = await self._reconcile(changes)
+        await self._carry_inserts(reconciled)
         starting = [
             e
             for e in changes
             if e.start_lsn is None
             and e.subscription.id not in self._marked_start
             and e.subscription.id not in reconciled.refused
-            and e.wanted.table in reconciled.published
+            and self._is_published(e.wanted, reconciled)
         ]
         oid_of = reconciled.published
         back = oid_of.keys() & self.book.past.interrupted
-        # What is routed already is captured whole: no writer has to be waited for again.
-        self._effective.update(
-            oid_of[e.wanted.table]
-            for e in changes
-            if e.routes and e.wanted.table in oid_of.keys() - back
-        )
-        await self._await_writers({e.wanted.table for e in starting} | back, reconciled)
-        start = [e for e in starting if oid_of[e.wanted.table] in self._effective]
+        self._note_effective(changes, reconciled, back)
+        waiting = {_capture(e.wanted, reconciled) for e in starting}
+        waiting |= {(oid_of[table], table in reconciled.inserts) for table in back}
+        await self._await_writers(waiting, reconciled)
+        start = [e for e in starting if _capture(e.wanted, reconciled) in self._effective]
         # Messages are in no publication: what is emitted after the mark's commit is routed.
         start += [
             e
@@ -262,6 +279,36 @@ class Activator:
         ]
         await self._mark(start=start, end=self._ending(self.book.entries, start))
         await self._end_interruptions(changes, reconciled)
+
+    async def _carry_inserts(self, reconciled: Reconciled) -> None:
+        """See to it that the stream carries the second publication, if a table is for it."""
+        if not reconciled.needs_inserts or reconciled.inserts_oid is None:
+            return
+        await self.cut_over.advance(reconciled.inserts_oid, reconciled.captured_inserts)
+
+    def _is_published(self, wanted: Wanted, reconciled: Reconciled) -> bool:
+        """Whether all that it wants is published, and reaches the stream."""
+        if wanted.table in reconciled.inserts:
+            oid = reconciled.inserts_oid
+            return wanted.is_insert_only and oid is not None and self.cut_over.carries(oid)
+        return wanted.table in reconciled.published
+
+    def _note_effective(
+        self, changes: list[Entry], reconciled: Reconciled, back: Collection[TableName]
+    ) -> None:
+        """Note what is routed already, and so captured: no writer has to be waited for again.
+
+        Inserts alone say nothing of updates: the table may just have been moved.
+        """
+        oid_of = reconciled.published
+        for e in changes:
+            if e.routes and e.wanted.table in oid_of.keys() - back:
+                self._is_effective(_capture(e.wanted, reconciled))
+        for table in reconciled.inserts:
+            self._effective.discard((oid_of[table], False))
+
+    def _is_effective(self, capture: _Capture) -> None:
+        self._effective |= {capture, (capture[0], True)}
 
     def _ending(self, entries: list[Entry], start: list[Entry]) -> list[Entry]:
         """Return what ends at this marker: an old definition not before the new one begins.
@@ -295,6 +342,7 @@ class Activator:
                 self._reconciled = await self.keeper.reconcile(
                     [entry.wanted for entry in entries],
                     past=self.book.past,
+                    carries=self.cut_over.carries,
                 )
             except PublicationError as error:
                 error.since = self._well_until
@@ -302,10 +350,14 @@ class Activator:
             self._seen_revision, self._looked_s = self.book.revision, now_s
             self._report(entries, self._reconciled)
             await self._begin_interruptions(self._reconciled)
-            if self._reconciled.memberships != self.book.past.memberships:
-                await self.slots.remember(self._reconciled.memberships, self.nonce)
+            await self._remember(self._reconciled)
             self._well_until = routed_lsn
         return self._reconciled
+
+    async def _remember(self, reconciled: Reconciled) -> None:
+        seen, past = (reconciled.memberships, reconciled.insert_memberships), self.book.past
+        if seen != (past.memberships, past.insert_memberships):
+            await self.slots.remember(seen[0], self.nonce, seen[1])
 
     async def _begin_interruptions(self, reconciled: Reconciled) -> None:
         """Leave a gap, once, for each captured table that is gone: the others go on."""
@@ -325,42 +377,48 @@ class Activator:
             table
             for table in self.book.past.interrupted
             if table not in reconciled.missing
-            and (table not in live or reconciled.published.get(table) in self._effective)
+            and (table not in live or self._is_captured(table, reconciled))
         }
         if over:
             await self.slots.end_interruptions(over)
-            self._log.info("interruption_ended", tables=sorted(map(_dotted, over)))
+            self._log.info("interruption_ended", tables=sorted(map(dotted, over)))
+
+    def _is_captured(self, table: TableName, reconciled: Reconciled) -> bool:
+        oid = reconciled.published.get(table)
+        return oid is not None and (oid, table in reconciled.inserts) in self._effective
 
     async def _wait_for_notification(self) -> None:
         with queue_errors():
             async for _ in self.listener.notifies(timeout=POLL_S, stop_after=1):
                 pass
 
-    async def _await_writers(self, tables: Iterable[TableName], reconciled: Reconciled) -> None:
+    async def _await_writers(self, waiting: set[_Capture], reconciled: Reconciled) -> None:
         """Find out which tables' earlier writers have all ended, without queueing for a lock."""
         published = set(reconciled.published.values())
-        self._effective &= published
-        needed = {reconciled.published[table] for table in tables} - self._effective
-        self._writers = {oid: w for oid, w in self._writers.items() if oid in needed}
+        self._effective = {capture for capture in self._effective if capture[0] in published}
+        needed = waiting - self._effective
+        self._writers = {c: w for c, w in self._writers.items() if c in needed}
         if not needed:
             return
+        oids = sorted({oid for oid, _ in needed})
         with source_errors():
-            cursor = await self.source.execute(queries.WRITERS, {"oids": sorted(needed)})
+            cursor = await self.source.execute(queries.WRITERS, {"oids": oids})
             rows = await cursor.fetchall()
         now_s = asyncio.get_running_loop().time()
-        for oid in needed:
+        for capture in needed:
+            oid = capture[0]
             present = {row["transaction"]: row["pid"] for row in rows if row["oid"] == oid}
-            writers = self._writers.setdefault(oid, _Writers(set(present), set(), now_s))
+            writers = self._writers.setdefault(capture, _Writers(set(present), set(), now_s))
             writers.transactions &= set(present)
             writers.pids = {present[t] for t in writers.transactions if present[t] is not None}
             if not writers.transactions:
-                del self._writers[oid]
-                self._effective.add(oid)
+                del self._writers[capture]
+                self._is_effective(capture)
             elif now_s - writers.since_s > SLOW_WRITER_S and not writers.reported:
                 writers.reported = True
                 self._log.warning(
                     "activation_waits",
-                    tables=sorted(_dotted(t) for t, o in reconciled.published.items() if o == oid),
+                    tables=sorted(dotted(t) for t, o in reconciled.published.items() if o == oid),
                     pids=sorted(writers.pids),
                     hint="the subscription begins when these transactions have ended",
                 )
@@ -414,7 +472,3 @@ class Activator:
 
 def _lsn(text: str | None) -> int | None:
     return None if text is None else Lsn.parse(text)
-
-
-def _dotted(table: TableName) -> str:
-    return f"{table[0]}.{table[1]}"

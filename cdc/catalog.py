@@ -19,6 +19,7 @@ TableName = tuple[str, str]
 """Schema and table."""
 
 MINIMUM_VERSION: Final = 150000
+_NAME_BYTES: Final = 63  # of an identifier: what is more is cut off
 _KINDS: Final = {
     "v": "a view",
     "m": "a materialised view",
@@ -146,6 +147,9 @@ class Publication:
     schemas: tuple[str, ...]
     tables: tuple[PublishedTable, ...]
     schema_memberships: tuple[int, ...] = ()  # as of a table, in pg_publication_namespace
+    oid: int = 0
+    publishes_inserts: bool = True  # and truncates
+    publishes_updates: bool = True  # or deletes
 
     @property
     def table_names(self) -> frozenset[TableName]:
@@ -170,6 +174,11 @@ class Publication:
     def publishes_all(self) -> bool:
         """Whether every operation of every partition is published, as its root."""
         return self.all_operations and self.via_root
+
+    @property
+    def is_insert_only(self) -> bool:
+        """Whether it publishes inserts and truncates, as of the root, and no update or delete."""
+        return self.publishes_inserts and self.via_root and not self.publishes_updates
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,31 +279,54 @@ async def read_table_names(connection: Connection) -> list[str]:
     return [row["name"] for row in await _rows(connection, publication_queries.TABLE_NAMES, {})]
 
 
-async def read_publication(connection: Connection, publication: str) -> Publication | None:
-    """Read a publication with its tables; None when there is none of that name."""
-    row = await _row(connection, publication_queries.PUBLICATION, {"publication": publication})
-    if row is None:
-        return None
-    tables = await _rows(
-        connection, publication_queries.PUBLICATION_TABLES, {"publication": publication}
-    )
-    return Publication(
-        **{
-            **row,
-            "schemas": tuple(row["schemas"]),
-            "schema_memberships": tuple(row["schema_memberships"]),
-        },
-        tables=tuple(PublishedTable(**table) for table in tables),
-    )
+def insert_only_name(publication: str) -> str:
+    """Return the name of the second publication, for tables without usable replica identity.
+
+    >>> insert_only_name("conductor")
+    'conductor_inserts'
+    """
+    ending = "_inserts"
+    room = _NAME_BYTES - len(ending)
+    return publication.encode()[:room].decode(errors="ignore") + ending
+
+
+def publication_names(publication: str) -> tuple[str, str]:
+    """Return the names of both our publications."""
+    return publication, insert_only_name(publication)
+
+
+async def read_publications(
+    connection: Connection, publications: Collection[str]
+) -> dict[str, Publication]:
+    """Read those of the named publications that exist, with their tables.
+
+    The tables of all of them are read at one moment: one that is moved is in one of them.
+    """
+    names = {"publications": list(publications)}
+    rows = await _rows(connection, publication_queries.PUBLICATIONS, names)
+    tables: dict[str, list[PublishedTable]] = {row["name"]: [] for row in rows}
+    for row in await _rows(connection, publication_queries.PUBLICATION_TABLES, names):
+        tables.setdefault(row.pop("publication"), []).append(PublishedTable(**row))
+    return {
+        row["name"]: Publication(
+            **{
+                **row,
+                "schemas": tuple(row["schemas"]),
+                "schema_memberships": tuple(row["schema_memberships"]),
+            },
+            tables=tuple(tables[row["name"]]),
+        )
+        for row in rows
+    }
 
 
 async def read_other_publications(
     connection: Connection, publication: str, tables: Collection[TableName]
 ) -> list[OtherPublication]:
-    """Read every publication but ours, compared with the tables that are captured through ours."""
+    """Read every publication but our two, compared with the tables that ours capture."""
     names = sorted(tables)
     parameters = {
-        "publication": publication,
+        "publications": list(publication_names(publication)),
         "schemas": [schema for schema, _ in names],
         "names": [name for _, name in names],
     }
@@ -315,7 +347,8 @@ class Shape:
 async def read_shape(connection: Connection, publication: str, request: CatalogRequest) -> Shape:
     """Read a table as it is published, and the base types of its columns and of those asked for."""
     schema, name = request.table
-    parameters = {"schema": schema, "name": name, "publication": publication}
+    publications = list(publication_names(publication))
+    parameters = {"schema": schema, "name": name, "publications": publications}
     row = await _row(connection, publication_queries.TABLE_SHAPE, parameters)
     table = None
     if row is not None:

@@ -4,7 +4,7 @@ One `Finding` a fact, each with its fix. It looks with the eyes of `cdc run`: th
 same comparisons, the same errors.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -17,8 +17,9 @@ from cdc.catalog import (
     Slot,
     Table,
     TableName,
+    publication_names,
     read_other_publications,
-    read_publication,
+    read_publications,
     read_server,
     read_table_names,
     read_tables,
@@ -45,6 +46,7 @@ from cdc.preflight import (
 from cdc.publication import Plan, plan
 from cdc.slots import Situation, SlotKeeper, judge
 from cdc.source import PGOUTPUT, ReplicationStream
+from cdc.wanted import dotted
 
 Level = Literal["ok", "warning", "error"]
 _NAME: Final = "cdc check"
@@ -153,7 +155,8 @@ async def _check_publication(
     wanted = [entry.wanted for entry in book.entries]
     names = {w.table for w in wanted}
     tables = await read_tables(source, names)
-    actual = await read_publication(source, settings.publication)
+    found = await read_publications(source, publication_names(settings.publication))
+    actual, second = (found.get(name) for name in publication_names(settings.publication))
     others = await read_other_publications(source, settings.publication, names)
     change = plan(
         settings.publication,
@@ -162,6 +165,7 @@ async def _check_publication(
         tables,
         await read_table_names(source),
         book.past,
+        second,
     )
     by_id = {w.subscription.id: w.subscription for w in wanted}
     findings = [
@@ -169,11 +173,13 @@ async def _check_publication(
         for i, e in change.refused.items()
     ]
     findings += _judge_publication(settings, change)
-    findings += _judge_strangers(settings, actual, book.past.named, others)
+    for publication in found.values():
+        findings += _judge_strange(publication, book.past.named)
+    findings += _judge_others(settings, others)
     if not change.statements:
         findings.append(Finding("ok", f"publication {settings.publication!r} has all it needs"))
         return findings
-    obstacle = _obstacle(settings, server, actual, tables, change)
+    obstacle = _obstacle(settings, server, found, tables, change)
     text = "; ".join(statement.as_string(source) for statement in change.statements)
     if obstacle is None:
         findings.append(Finding("ok", f"`cdc run` will run: {text}"))
@@ -203,26 +209,26 @@ def _judge_publication(settings: Settings, change: Plan) -> list[Finding]:
     return findings
 
 
-def _judge_strangers(
-    settings: Settings,
-    actual: Publication | None,
-    ours: Collection[TableName],
-    others: Sequence[OtherPublication],
-) -> list[Finding]:
+def _judge_strange(ours: Publication, named: Collection[TableName]) -> list[Finding]:
     """Name what is published beside what is ours. None of it is ever routed."""
-    strange = [] if actual is None else sorted(actual.table_names.difference(ours))
-    findings = []
-    if strange:
-        names = ", ".join(f"{schema}.{name}" for schema, name in strange[:5])
-        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
-        findings.append(
-            Finding(
-                "warning",
-                f"publication {settings.publication!r} also publishes {names}{more}, which no "
-                "subscription has ever named: decoded and sent, never routed",
-                "take them out, unless another subscriber needs them",
-            )
+    strange = sorted(ours.table_names.difference(named))
+    if not strange:
+        return []
+    names = ", ".join(map(dotted, strange[:5]))
+    more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+    return [
+        Finding(
+            "warning",
+            f"publication {ours.name!r} also publishes {names}{more}, which no subscription has "
+            "ever named: decoded and sent, never routed",
+            "take them out, unless another subscriber needs them",
         )
+    ]
+
+
+def _judge_others(settings: Settings, others: Sequence[OtherPublication]) -> list[Finding]:
+    """Name what other publications do to ours."""
+    findings = []
     for other in others:
         if other.partial_tables:
             findings.append(
@@ -249,18 +255,21 @@ def _judge_strangers(
 def _obstacle(
     settings: Settings,
     server: Server,
-    actual: Publication | None,
+    found: Mapping[str, Publication],
     tables: dict[TableName, Table],
     change: Plan,
 ) -> str | None:
     """Say why our role could not run the plan."""
     if not settings.manage_publication:
         return "the publication is not as it must be, and CDC_MANAGE_PUBLICATION is off"
-    if actual is None and not server.can_create:
+    if (change.create or change.inserts.create) and not server.can_create:
         return f"role {server.role!r} may not create a publication in {server.database!r}"
-    if actual is not None and not actual.owned:
-        return f"role {server.role!r} does not own publication {actual.name!r}"
-    foreign = [f"{schema}.{name}" for schema, name in change.add if not tables[schema, name].owned]
+    strange = [repr(name) for name, publication in found.items() if not publication.owned]
+    if strange:
+        return f"role {server.role!r} does not own publication {' and '.join(strange)}"
+    second = change.inserts
+    added = {*change.add, *second.add, *second.from_main, *second.to_main}
+    foreign = [dotted(table) for table in sorted(added) if not tables[table].owned]
     if foreign and not server.is_superuser:
         return f"role {server.role!r} does not own {', '.join(foreign)}"
     return None

@@ -48,7 +48,8 @@ class Settings(BaseSettings):
     """The replication slot; it is also the leader lock. One per source and queue."""
 
     publication: Annotated[str, Field(min_length=1, max_length=63)] = "conductor"
-    """The publication; made and kept by the sidecar unless CDC_MANAGE_PUBLICATION is off."""
+    """The publication; made and kept by the sidecar unless CDC_MANAGE_PUBLICATION is off. A second
+    one, named after it with `_inserts`, has the tables without a key."""
 
     source: Annotated[str, Field(min_length=1)] = "default"
     """The name under which subscriptions know this source."""

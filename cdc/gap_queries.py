@@ -54,6 +54,13 @@ CLOSE_GAP_UNHARMED: Final = sql.SQL("""
 """)
 """The condition passed, and nothing was missed."""
 
+CLOSE_CONTINUED: Final = sql.SQL("""
+    update conductor.gaps set closed_at = clock_timestamp(), to_lsn = %(to_lsn)s
+    where slot = %(slot)s and condition = %(condition)s and policy = 'continue'
+        and closed_at is null
+""")
+"""What the stream lacked while it went on, and has again."""
+
 RECENT_GAPS: Final = sql.SQL("""
     select id, condition, policy, from_lsn::text, to_lsn::text, detail, opened_at::text,
         closed_at::text

@@ -30,6 +30,7 @@ EVENTS: Final = {
     "subscriptions_marked": "Subscriptions begin or end with this marker in the stream.",
     "subscription_refused": "Its table cannot be captured as it is; `hint` says what to do.",
     "subscription_unreadable": "Its row was written by hand or by a newer version.",
+    "stream_restarts": "The stream ends in order and starts again at once, for `reason`.",
     "activation_waits": "Writers that were there before hold up a subscription: `pids`.",
     "interruption_ended": "Tables that were gone are captured again, or unwanted: gap closed.",
     "publication_unchanged": "The publication lacks something and may not be changed from here.",

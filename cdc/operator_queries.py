@@ -44,7 +44,7 @@ OTHER_PUBLICATIONS: Final = sql.SQL("""
             join pg_publication_rel pr on pr.prpubid = p.oid and pr.prrelid = c.oid
             where pr.prattrs is not null or pr.prqual is not null), '{}') as partial_tables
     from pg_publication p
-    where p.pubname <> %(publication)s
+    where p.pubname <> all (%(publications)s)
     order by 1
 """)
 

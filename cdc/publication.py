@@ -1,14 +1,14 @@
-"""The publication: what the subscriptions need of it, what it has, and how to get there.
+"""The publications: what the subscriptions need of them, what they have, and how to get there.
 
 `plan` is a pure comparison, `apply_plan` runs its statements, `PublicationKeeper` does both. Whole
 tables are published, with all operations and partitions as their root; projection and filters are
-the router's. Nothing is published that could make an application's write fail (a table without
-usable replica identity), and nothing of schema `conductor` ever is.
+the router's. Nothing is published that could make an application's write fail: the updates of a
+table without usable replica identity are not, its inserts are by the second publication
+(`insert_only`). Nothing of schema `conductor` ever is.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Final
 
 import psycopg
@@ -18,69 +18,26 @@ from cdc.catalog import (
     Publication,
     Table,
     TableName,
-    read_publication,
+    publication_names,
+    read_publications,
     read_table_names,
     read_tables,
 )
 from cdc.connection import Connection, one_line, source_error
 from cdc.errors import (
     CdcError,
-    ColumnUnknown,
     PrivilegeMissing,
     PublicationDrift,
     PublicationError,
     PublicationForeign,
     PublicationMissing,
-    ReplicaIdentityMissing,
     TableMissing,
-    TableUnknown,
 )
-from conductor.matching import ChangeFilter, Subscription
+from cdc.insert_only import NO_INSERT_PLAN, InsertPlan, plan_inserts
+from cdc.wanted import NO_PAST, Past, Wanted, dotted, refusal_of, why_missing
 
 _TRY_LATER: Final = ("55P03", "40P01", "42710", "42704", "XX000")
 """A lock not had in time, or another sidecar that was faster: the next look will tell."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A subscription, whether it has begun to route, and whether it is to end.
-
-    One that has begun needs its table published, unless it is to end anyway.
-    """
-
-    subscription: Subscription
-    started: bool = False
-    retired: bool = False
-
-    @property
-    def filter(self) -> ChangeFilter:
-        """Which changes it wants. The publication is about tables, so about nothing else."""
-        if not isinstance(self.subscription.filter, ChangeFilter):
-            raise TypeError(f"subscription {self.subscription.id} is not about changes")
-        return self.subscription.filter
-
-    @property
-    def table(self) -> TableName:
-        """Schema and table."""
-        return (self.filter.schema, self.filter.table)
-
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What the queue knows about the tables from before.
-
-    `named`: those that a subscription has ever named. No other is taken out: somebody else put it
-    in, perhaps for a subscriber of theirs. `interrupted`: captured ones whose gap is open already;
-    putting them back is no news. `memberships`: how captured ones were published when last seen
-    (see `Publication.memberships`).
-    """
-
-    named: Collection[TableName] = ()
-    interrupted: Collection[TableName] = ()
-    memberships: Mapping[TableName, int] = field(default_factory=dict)
-
-
-_NO_PAST: Final = Past()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +54,7 @@ class Plan:
     drift: tuple[str, ...] = ()  # what was captured, and is no longer as it must be
     misfit: tuple[str, ...] = ()  # what it leaves out, and nothing was captured through it yet
     missing: Mapping[TableName, TableMissing] = field(default_factory=dict)  # captured, and gone
+    inserts: InsertPlan = NO_INSERT_PLAN  # what becomes of the second publication
 
     @property
     def statements(self) -> Sequence[queries.Statement]:
@@ -109,7 +67,7 @@ class Plan:
         for table in self.whole:
             restored.append(publication_queries.drop_tables(name, [table]))
             restored.append(publication_queries.add_tables(name, [table]))
-        return created + restored + added + dropped
+        return [*created, *restored, *added, *dropped, *self.inserts.statements]
 
     @property
     def loss(self) -> CdcError | None:
@@ -137,9 +95,12 @@ def plan(
     actual: Publication | None,
     tables: Mapping[TableName, Table],
     known_names: Collection[str] = (),
-    past: Past = _NO_PAST,
+    past: Past = NO_PAST,
+    inserts: Publication | None = None,
+    *,
+    is_carried: bool = False,
 ) -> Plan:
-    """Compare the publication with what is wanted of it.
+    """Compare our publications with what is wanted of them.
 
     Args:
         publication: its name.
@@ -148,38 +109,44 @@ def plan(
         tables: those of the wanted tables that exist.
         known_names: `schema.table` of every table there is, to name the nearest.
         past: what was before.
+        inserts: the second publication as it is; None when there is none.
+        is_carried: the stream carries the second publication.
 
     Raises:
-        PublicationError: the publication cannot be used at all.
+        PublicationError: a publication cannot be used at all.
     """
-    if actual is not None and (problem := _unusable(actual)):
-        raise PublicationError(
-            f"publication {publication!r} {problem}",
-            hint="let cdc create one of its own: choose another CDC_PUBLICATION, or drop this one",
-        )
+    for found in (actual, inserts):
+        if found is not None:
+            _refuse_unusable(found)
     refused = {
         w.subscription.id: refusal
         for w in wanted
-        if not w.started and (refusal := _refusal(w, tables, known_names))
+        if not w.started and (refusal := refusal_of(w, tables, known_names))
     }
     accepted = [w for w in wanted if w.subscription.id not in refused]
-    needed = {w.table for w in accepted if _why_missing(w.table, tables) is None}
+    names = publication_names(publication)
+    second = plan_inserts(names, accepted, actual, inserts, tables, past, is_carried=is_carried)
+    all_needed = {w.table for w in accepted if why_missing(w.table, tables) is None}
+    needed = all_needed - second.tables
     published = _published(actual, needed)
     missing = _missing(wanted, tables)
-    captured = {w.table for w in wanted if w.started and not w.retired} - missing.keys()
-    partial = set() if actual is None else actual.partial_tables & needed
-    idle = set() if actual is None else (actual.table_names - needed).intersection(past.named)
+    captured = {w.table for w in wanted if w.started and not w.retired}
+    captured -= missing.keys() | second.captured | set(past.interrupted)
     return Plan(
         publication=publication,
         create=actual is None,
-        add=tuple(sorted(needed - published)),
-        drop=tuple(sorted(idle)),
+        add=tuple(sorted(needed - published.union(second.to_main))),
+        drop=_idle(actual, inserts, all_needed, second, past),
         restore=actual is not None and not actual.publishes_all,
-        whole=tuple(sorted(partial)),
+        whole=() if actual is None else tuple(sorted(actual.partial_tables & needed)),
         refused=refused,
-        drift=tuple(_drift(publication, captured - set(past.interrupted), actual, published, past)),
+        drift=(
+            *_drift(publication, captured, actual, published, past),
+            *second.drift,
+        ),
         misfit=tuple(_misfit(wanted, actual)),
         missing=missing,
+        inserts=second,
     )
 
 
@@ -195,7 +162,7 @@ async def apply_plan(connection: Connection, plan: Plan) -> CdcError | None:
     obstacle: CdcError | None = None
     for number, statement in enumerate(plan.statements):
         try:
-            await connection.execute(statement)
+            await _execute(connection, statement)
         except psycopg.errors.InsufficientPrivilege as error:
             obstacle = PrivilegeMissing(
                 f"the publication cannot be changed: {one_line(error)}",
@@ -209,9 +176,23 @@ async def apply_plan(connection: Connection, plan: Plan) -> CdcError | None:
     return obstacle
 
 
+async def _execute(connection: Connection, statement: queries.Statement) -> None:
+    """Run a statement, or several in one transaction: all of them or none."""
+    try:
+        await connection.execute(statement)
+    finally:
+        if connection.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
+            await connection.rollback()
+
+
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What the publication carries after a look at it, and what it cannot carry."""
+    """What the publications carry after a look at them, and what they cannot carry.
+
+    `published` has the tables of both; `inserts` those of the second, whose OID is `inserts_oid`
+    (None: there is none). `needs_inserts`: a table is for it. `captured_inserts`: what has begun
+    through it.
+    """
 
     published: Mapping[TableName, int]  # wanted and published tables: their OIDs
     refused: Mapping[int, CdcError]  # by subscription id
@@ -219,14 +200,23 @@ class Reconciled:
     loss: CdcError | None = None  # what was captured no longer, and was tolerated
     missing: Mapping[TableName, TableMissing] = field(default_factory=dict)  # captured, and gone
     memberships: Mapping[TableName, int] = field(default_factory=dict)  # of the published ones
+    inserts: frozenset[TableName] = frozenset()
+    inserts_oid: int | None = None
+    needs_inserts: bool = False
+    insert_memberships: Mapping[TableName, int] = field(default_factory=dict)
+    captured_inserts: frozenset[TableName] = frozenset()
+
+
+def _carries_none(_: int) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
 class PublicationKeeper:
-    """Looks at the publication and brings it to what is wanted, as far as it may.
+    """Looks at the publications and brings them to what is wanted, as far as it may.
 
     Args:
-        name: the publication.
+        name: the main publication; the second one is named after it.
         connection: an ordinary connection to the source database.
         manage: off: change nothing, only say which statements are missing.
         tolerate_missing: go on without a captured table that is gone.
@@ -241,14 +231,16 @@ class PublicationKeeper:
         self,
         wanted: Sequence[Wanted],
         *,
-        past: Past = _NO_PAST,
+        past: Past = NO_PAST,
         tolerate_drift: bool = False,
+        carries: Callable[[int], bool] = _carries_none,
     ) -> Reconciled:
         """Compare, change, and look again.
 
         Args:
             wanted: the subscriptions that route, or should.
             past: what was before.
+            carries: whether the stream carries a second publication of that OID.
             tolerate_drift: put right what somebody else changed (its gap is recorded already).
 
         Raises:
@@ -256,36 +248,52 @@ class PublicationKeeper:
                 longer, or would not be captured whole.
             PublicationError, PrivilegeMissing: there is no publication that could be used.
         """
-        change, actual, tables = await self._compare(wanted, past)
+        change, found, tables = await self._compare(wanted, past, carries)
         loss = change.loss or change.refusal
         if loss is not None and not tolerate_drift:
             raise loss
         if change.missing and not self.tolerate_missing:
             raise next(iter(change.missing.values()))
-        self._refuse_foreign(wanted, change, actual)
+        self._refuse_foreign(wanted, change, found.get(self.name))
         obstacle = await self._apply(change)
         if change.statements:
-            actual = await read_publication(self.connection, self.name)
+            found = await read_publications(self.connection, publication_names(self.name))
         needed = {w.table for w in wanted if w.subscription.id not in change.refused}
-        whole = _whole(actual, needed) - change.missing.keys()
-        published = {t: tables[t].oid for t in whole if t in tables}
-        memberships = {} if actual is None else actual.memberships(published)
-        return Reconciled(published, change.refused, obstacle, loss, change.missing, memberships)
+        needed = {table for table in needed - change.missing.keys() if table in tables}
+        main, second = (found.get(name) for name in publication_names(self.name))
+        inserts = _insert_only(second, needed)
+        whole = _whole(main, needed) & needed
+        captured = change.inserts.captured & inserts
+        return Reconciled(
+            published={t: tables[t].oid for t in whole | inserts},
+            refused=change.refused,
+            obstacle=obstacle,
+            loss=loss,
+            missing=change.missing,
+            memberships={} if main is None else main.memberships(whole),
+            inserts=inserts - whole,
+            inserts_oid=None if second is None else second.oid,
+            needs_inserts=change.inserts.is_needed or bool(inserts - whole),
+            insert_memberships={} if second is None else second.memberships(inserts - whole),
+            captured_inserts=captured,
+        )
 
-    async def plan(self, wanted: Sequence[Wanted], *, past: Past = _NO_PAST) -> Plan:
+    async def plan(self, wanted: Sequence[Wanted], *, past: Past = NO_PAST) -> Plan:
         """Compare, and change nothing (raises PublicationError as `reconcile` does)."""
-        change, _, _ = await self._compare(wanted, past)
+        change, _, _ = await self._compare(wanted, past, _carries_none)
         return change
 
     async def _compare(
-        self, wanted: Sequence[Wanted], past: Past
-    ) -> tuple[Plan, Publication | None, Mapping[TableName, Table]]:
+        self, wanted: Sequence[Wanted], past: Past, carries: Callable[[int], bool]
+    ) -> tuple[Plan, Mapping[str, Publication], Mapping[TableName, Table]]:
         names = {w.table for w in wanted}
         tables = await read_tables(self.connection, names)
         known = () if len(tables) == len(names) else await read_table_names(self.connection)
-        actual = await read_publication(self.connection, self.name)
-        change = plan(self.name, wanted, actual, tables, known, past)
-        return change, actual, tables
+        found = await read_publications(self.connection, publication_names(self.name))
+        main, second = (found.get(name) for name in publication_names(self.name))
+        is_carried = second is not None and carries(second.oid)
+        change = plan(self.name, wanted, main, tables, known, past, second, is_carried=is_carried)
+        return change, found, tables
 
     def _refuse_foreign(
         self, wanted: Sequence[Wanted], change: Plan, actual: Publication | None
@@ -314,6 +322,29 @@ class PublicationKeeper:
         return obstacle
 
 
+def _refuse_unusable(found: Publication) -> None:
+    if problem := _unusable(found):
+        raise PublicationError(
+            f"publication {found.name!r} {problem}",
+            hint="let cdc create one of its own: choose another CDC_PUBLICATION, or drop this one",
+        )
+
+
+def _idle(
+    actual: Publication | None,
+    inserts: Publication | None,
+    needed: Collection[TableName],
+    second: InsertPlan,
+    past: Past,
+) -> tuple[TableName, ...]:
+    """Return what the main publication has for nobody, or what the second one has as well."""
+    if actual is None:
+        return ()
+    idle = (actual.table_names - set(needed)).intersection(past.named)
+    in_both = set() if inserts is None else second.tables & inserts.table_names
+    return tuple(sorted(idle | (actual.table_names & in_both)))
+
+
 def _unusable(actual: Publication) -> str | None:
     if actual.all_tables:
         return "is FOR ALL TABLES, which makes updates of tables without a key fail"
@@ -336,6 +367,13 @@ def _whole(actual: Publication | None, needed: Collection[TableName]) -> set[Tab
     return _published(actual, needed) - actual.partial_tables
 
 
+def _insert_only(second: Publication | None, needed: Collection[TableName]) -> frozenset[TableName]:
+    """Return what the second publication publishes, of which it leaves nothing out."""
+    if second is None or not second.publishes_inserts or not second.via_root:
+        return frozenset()
+    return (second.table_names - second.partial_tables).intersection(needed)
+
+
 def _drift(
     name: str,
     captured: Collection[TableName],
@@ -348,15 +386,15 @@ def _drift(
         return []
     if actual is None:
         return [f"publication {name} is gone"]
-    drift = [f"table {_dotted(t)} is not in it" for t in sorted(set(captured) - set(published))]
+    drift = [f"table {dotted(t)} is not in it" for t in sorted(set(captured) - set(published))]
     for table in actual.tables:
         if table.key in captured and table.has_row_filter:
-            drift.append(f"table {_dotted(table.key)} has a row filter")
+            drift.append(f"table {dotted(table.key)} has a row filter")
         if table.key in captured and table.has_column_list:
-            drift.append(f"table {_dotted(table.key)} has a column list")
+            drift.append(f"table {dotted(table.key)} has a column list")
     now = actual.memberships(set(captured) - actual.partial_tables)
     drift += [
-        f"table {_dotted(t)} was taken out of it and put back"
+        f"table {dotted(t)} was taken out of it and put back"
         for t in sorted(now)
         if past.memberships.get(t, now[t]) != now[t]
     ]
@@ -389,59 +427,9 @@ def _missing(
     """Return an error for each captured table that is gone, or cannot be captured any more."""
     tasks: dict[TableName, set[str]] = {}
     for w in wanted:
-        if w.started and not w.retired and _why_missing(w.table, tables) is not None:
+        if w.started and not w.retired and why_missing(w.table, tables) is not None:
             tasks.setdefault(w.table, set()).add(w.subscription.task)
     return {
-        table: TableMissing(table, sorted(tasks[table]), _why_missing(table, tables))
+        table: TableMissing(table, sorted(tasks[table]), why_missing(table, tables))
         for table in sorted(tasks)
     }
-
-
-def _why_missing(name: TableName, tables: Mapping[TableName, Table]) -> str | None:
-    """Return what there is instead of a table ("" for nothing); None when it can be published."""
-    table = tables.get(name)
-    return "" if table is None else table.why_not_publishable
-
-
-def _refusal(
-    wanted: Wanted, tables: Mapping[TableName, Table], known_names: Collection[str]
-) -> CdcError | None:
-    """Say why a subscription cannot begin; None when it can."""
-    name = _dotted(wanted.table)
-    table = tables.get(wanted.table)
-    if table is None:
-        near = get_close_matches(name, known_names, n=3, cutoff=0.5)
-        meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        return TableUnknown(f"there is no table {name}{meant}")
-    if problem := table.why_not_publishable:
-        return TableUnknown(f"{name} cannot be captured: {problem}")
-    if unknown := sorted(_columns(wanted.filter) - set(table.columns)):
-        near = get_close_matches(unknown[0], table.columns, n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        return ColumnUnknown(f"table {name} has no column {unknown[0]}{meant}")
-    return _identity_refusal(wanted.filter, table)
-
-
-def _identity_refusal(wanted: ChangeFilter, table: Table) -> CdcError | None:
-    name = _dotted(table.key)
-    if not table.has_usable_identity:
-        where = ", ".join(table.leaves_without_identity) or name
-        return ReplicaIdentityMissing(
-            f"updates and deletes of {name} would fail once published: "
-            f"no usable replica identity on {where}",
-            hint=f"add a primary key, or: alter table {where} replica identity full",
-        )
-    if wanted.changed is not None and table.replica_identity != "f":
-        return ReplicaIdentityMissing(
-            f"`changed` needs the whole old row of {name}, which the WAL does not hold",
-            hint=f"alter table {name} replica identity full (every update then logs the old row)",
-        )
-    return None
-
-
-def _columns(wanted: ChangeFilter) -> set[str]:
-    return {*(wanted.columns or ()), *(wanted.changed or ())}
-
-
-def _dotted(table: TableName) -> str:
-    return f"{table[0]}.{table[1]}"

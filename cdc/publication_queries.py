@@ -54,7 +54,8 @@ TABLE_SHAPE: Final = sql.SQL("""
                 left join pg_publication_rel pr on pr.prpubid = p.oid and pr.prrelid = a.relid
                 left join pg_publication_namespace pn
                     on pn.pnpubid = p.oid and pn.pnnspid = ac.relnamespace
-                where p.pubname = %(publication)s and (pr.oid is not null or pn.oid is not null))
+                where p.pubname = any (%(publications)s)
+                    and (pr.oid is not null or pn.oid is not null))
             order by a.level desc limit 1), own.oid)
     ), identity as (
         select (i.indkey::int2[])[0:i.indnkeyatts - 1] as attnums
@@ -102,8 +103,10 @@ TABLE_NAMES: Final = sql.SQL("""
     order by 1 limit 10000
 """)
 
-PUBLICATION: Final = sql.SQL("""
-    select p.pubname as name, p.puballtables as all_tables, p.pubviaroot as via_root,
+PUBLICATIONS: Final = sql.SQL("""
+    select p.pubname as name, p.oid::bigint as oid, p.puballtables as all_tables,
+        p.pubviaroot as via_root, p.pubinsert and p.pubtruncate as publishes_inserts,
+        p.pubupdate or p.pubdelete as publishes_updates,
         p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate as all_operations,
         pg_has_role(p.pubowner, 'usage') as owned,
         coalesce((
@@ -116,26 +119,49 @@ PUBLICATION: Final = sql.SQL("""
             join pg_namespace n on n.oid = pn.pnnspid where pn.pnpubid = p.oid), '{}')
             as schema_memberships
     from pg_publication p
-    where p.pubname = %(publication)s
+    where p.pubname = any (%(publications)s)
 """)
 
 PUBLICATION_TABLES: Final = sql.SQL("""
-    select n.nspname as schema, c.relname as name,
+    select p.pubname as publication, n.nspname as schema, c.relname as name,
         pr.prqual is not null as has_row_filter, pr.prattrs is not null as has_column_list,
         pr.oid::bigint as membership
     from pg_publication p
     join pg_publication_rel pr on pr.prpubid = p.oid
     join pg_class c on c.oid = pr.prrelid
     join pg_namespace n on n.oid = c.relnamespace
-    where p.pubname = %(publication)s
-    order by 1, 2
+    where p.pubname = any (%(publications)s)
+    order by 1, 2, 3
 """)
+
+_INSERTS: Final = "publish = 'insert, truncate', publish_via_partition_root = true"
 
 
 def create_publication(publication: str) -> sql.Composed:
     """Create our publication, empty: all operations, partitions as their root."""
     return sql.SQL("create publication {} with (publish_via_partition_root = true)").format(
         sql.Identifier(publication)
+    )
+
+
+def create_insert_only(publication: str) -> sql.Composed:
+    """Create our second publication, empty: what never needs a replica identity."""
+    return sql.SQL("create publication {} with ({})").format(
+        sql.Identifier(publication), sql.SQL(_INSERTS)
+    )
+
+
+def restore_insert_only(publication: str) -> sql.Composed:
+    """Publish inserts and truncates again, partitions as their root, and nothing else."""
+    return sql.SQL("alter publication {} set ({})").format(
+        sql.Identifier(publication), sql.SQL(_INSERTS)
+    )
+
+
+def move_table(table: tuple[str, str], source: str, target: str) -> sql.Composed:
+    """Publish a table by another publication, at one moment: no row of it is missed."""
+    return sql.SQL("begin; {}; {}; commit").format(
+        drop_tables(source, [table]), add_tables(target, [table])
     )
 
 

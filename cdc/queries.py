@@ -11,7 +11,10 @@ from typing import Final
 
 from psycopg import sql
 
+from cdc.lsn import Lsn
+
 Statement = sql.SQL | sql.Composed
+FROM_THE_SLOT: Final = Lsn(0)
 
 # --- the session (every connection that renders values) ---------------------------------------
 
@@ -64,13 +67,21 @@ _PROTOCOLS: Final = {
 
 
 def start_replication(
-    slot: str, publications: Sequence[str], streaming: str = "off"
+    slot: str, publications: Sequence[str], streaming: str = "off", from_lsn: Lsn = FROM_THE_SLOT
 ) -> sql.Composed:
-    """Start at 0/0: the server begins at the slot's own position, and we skip ourselves."""
+    """Start at 0/0: the server begins at the slot's own position, and we skip ourselves.
+
+    `from_lsn`: or there, if the slot stands before it, and everything below was routed.
+    """
     names = sql.SQL(",").join(sql.Identifier(name) for name in publications)
     return sql.SQL(
-        "START_REPLICATION SLOT {} LOGICAL 0/0 ({}, publication_names {}, messages 'true')"
-    ).format(sql.Identifier(slot), _PROTOCOLS[streaming], sql.Literal(names.as_string()))
+        "START_REPLICATION SLOT {} LOGICAL {} ({}, publication_names {}, messages 'true')"
+    ).format(
+        sql.Identifier(slot),
+        sql.SQL(str(from_lsn)),
+        _PROTOCOLS[streaming],
+        sql.Literal(names.as_string()),
+    )
 
 
 _WAL2JSON_OPTIONS: Final = (
@@ -190,6 +201,14 @@ WRITERS: Final = sql.SQL("""
 """Who may have written to a table and has not ended: what CREATE INDEX CONCURRENTLY waits for, but
 looked at instead of queued behind (a queued lock would stop later writers)."""
 
+TRANSACTION_ID: Final = sql.SQL("select pg_current_xact_id()::text::bigint as xid")
+
+HORIZON: Final = sql.SQL("""
+    select pg_snapshot_xmin(pg_current_snapshot())::text::bigint as xid,
+        pg_current_wal_insert_lsn()::text as lsn
+""")
+"""Every transaction below has ended, with its commit below that position."""
+
 EMIT_MARK: Final = sql.SQL("""
     select pg_logical_emit_message(true, %(prefix)s, %(content)s)::text as lsn
 """)
@@ -215,7 +234,8 @@ BACKEND_PID: Final = sql.SQL("select pg_backend_pid() as pid")
 PROGRESS: Final = sql.SQL("""
     select slot, generation, state, epoch, routed_lsn::text, acknowledged_lsn::text, source,
         database, system_identifier, timeline, plugin, marker_nonce::text, sink_pid, leader,
-        updated_at::text, emits
+        updated_at::text, emits, (options -> 'inserts' ->> 0)::bigint as inserts_oid,
+        options -> 'inserts' ->> 1 as inserts_lsn
     from conductor.progress
     where slot = %(slot)s
 """)
@@ -316,17 +336,28 @@ NAMED_TABLES: Final = sql.SQL("""
 """Every table that a subscription has ever named, also one that has ended."""
 
 MEMBERSHIPS: Final = sql.SQL("""
-    select m ->> 0 as schema, m ->> 1 as name, (m ->> 2)::bigint as membership
-    from conductor.progress p, json_array_elements(p.options -> 'memberships') m
+    select m ->> 0 as schema, m ->> 1 as name, (m ->> 2)::bigint as membership,
+        coalesce((m ->> 3)::boolean, false) as is_insert_only
+    from conductor.progress p, json_array_elements(coalesce(p.options -> 'memberships', '[]')) m
     where p.slot = %(slot)s
 """)
 """By which row of its catalog the source published each captured table, as last seen."""
 
 REMEMBER_MEMBERSHIPS: Final = sql.SQL("""
     update conductor.progress
-    set options = json_build_object('memberships', %(memberships)s::json)
+    set options = json_build_object(
+        'memberships', %(memberships)s::json, 'inserts', options -> 'inserts')
     where slot = %(slot)s and marker_nonce = %(nonce)s::uuid
 """)
+
+NOTE_INSERTS: Final = sql.SQL("""
+    update conductor.progress
+    set options = json_build_object(
+        'memberships', coalesce(options -> 'memberships', '[]'),
+        'inserts', json_build_array(%(oid)s::bigint, %(lsn)s::text))
+    where slot = %(slot)s and generation = %(generation)s
+""")
+"""From where on the server can decode with the second publication of that OID."""
 
 LISTEN_SUBSCRIPTIONS: Final = sql.SQL("listen conductor_subscriptions")
 

@@ -13,7 +13,13 @@ from typing import Final
 
 from cdc import operator_queries, queries
 from cdc.activation import SubscriptionBook
-from cdc.catalog import Server, read_server, read_server_lsn
+from cdc.catalog import (
+    Server,
+    insert_only_name,
+    read_publications,
+    read_server,
+    read_server_lsn,
+)
 from cdc.config import Settings
 from cdc.connection import Connection, connect_queue, connect_source, queue_errors, source_errors
 from cdc.errors import PublicationDrift, SlotBusy
@@ -134,7 +140,11 @@ class Reconciliation:
             if refusal := refuse_unlimited_wal(self._server, allowed=allowed):
                 raise refusal
             connections = self._connections
+            second = insert_only_name(self._settings.publication)
+            found = await read_publications(connections.source, [second])
             start = await self._slots.create(connections.stream, connections.lock)
+            if second in found:
+                await self._slots.note_inserts(found[second].oid, start)
             return [*done, f"slot {self._settings.slot}: created at {start}"]
         await self._slots.alter_failover(self._connections.stream)
         return [*done, command.as_string(self._connections.source)]
@@ -169,7 +179,8 @@ class Reconciliation:
         """Wait until every transaction that began before the repair has ended."""
         connections, book = self._connections, self._book
         wanted = [entry.wanted for entry in book.entries]
-        past = replace(book.past, memberships={})  # what was put back has other ones
+        # What was put back has other ones.
+        past = replace(book.past, memberships={}, insert_memberships={})
         reconciled = await self._keeper.reconcile(wanted, past=past)
         oids = sorted(reconciled.published.values())
         deadline_s = asyncio.get_running_loop().time() + self._settings.slot_creation_deadline_s
@@ -187,7 +198,9 @@ class Reconciliation:
             await asyncio.sleep(_POLL_S if before else 0)
         progress = await self._slots.read_progress()
         if progress is not None:
-            await self._slots.remember(reconciled.memberships, progress.marker_nonce)
+            await self._slots.remember(
+                reconciled.memberships, progress.marker_nonce, reconciled.insert_memberships
+            )
 
     async def _close_gap(self) -> None:
         """End the gap of what is put right."""

@@ -12,12 +12,14 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
-from cdc.catalog import read_server, read_shape
+from cdc.catalog import publication_names, read_publications, read_server, read_shape
 from cdc.config import Settings
-from cdc.connection import Connection, connect_source
+from cdc.connection import Connection, connect_queue, connect_source
+from cdc.cut_over import Start, choose_start
 from cdc.marker import PREFIX
 from cdc.preflight import refuse_server
 from cdc.recording import Header, write_frame, write_header, write_shape
+from cdc.slots import SlotKeeper
 from cdc.source import PGOUTPUT, ReplicationStream
 from cdc.wire.frames import XLOG_DATA, XLOG_DATA_HEADER_SIZE, Keepalive, parse_frame
 from cdc.wire.wal2json import CatalogRequest, Decoder
@@ -30,7 +32,8 @@ class Recorder:
     """Records until `stop`, or until there are `limit` messages.
 
     Args:
-        settings: of the sidecar whose stream it is; the queue database is not used.
+        settings: of the sidecar whose stream it is. The queue database is read for the position
+            from which on its slot carries the second publication, if there is one.
         output: where to write.
         temporary: record through a slot that ends with the recording.
         limit: most messages; None for no limit.
@@ -98,7 +101,8 @@ class Recorder:
             slot = f"{slot[:40]}_recording_{os.getpid()}"
             await stream.create_slot(slot, settings.plugin, temporary=True)
         if settings.plugin == PGOUTPUT:
-            await stream.start(slot, [settings.publication])
+            start = await self._choose_start(source)
+            await stream.start(slot, start.publications, from_lsn=start.from_lsn)
         else:
             await stream.start_wal2json(slot, temporary=self._temporary)
         header = Header(
@@ -114,6 +118,22 @@ class Recorder:
         )
         self._output.write(write_header(header))
         self._output.flush()
+
+    async def _choose_start(self, source: Connection) -> Start:
+        """Choose the publications: what exists, for a slot of our own; else what a sidecar can."""
+        settings = self._settings
+        names = publication_names(settings.publication)
+        found = await read_publications(source, names)
+        if self._temporary:
+            return Start((names[0], *(name for name in names[1:] if name in found)))
+        if names[1] not in found:
+            return Start(names[:1])
+        queue = await connect_queue(settings.queue_conninfo, application_name=_NAME)
+        try:
+            slots = SlotKeeper(settings.slot, settings.source, source, queue)
+            return await choose_start(source, slots, settings.publication)
+        finally:
+            await queue.close()
 
     async def _record(self, source: Connection, stream: ReplicationStream) -> None:
         while self._limit is None or self.messages < self._limit:

@@ -19,7 +19,13 @@ import structlog
 
 from cdc import queries, spool
 from cdc.activation import Activator, SubscriptionBook
-from cdc.catalog import read_server, read_server_lsn, read_slot, read_slot_statistics
+from cdc.catalog import (
+    insert_only_name,
+    read_server,
+    read_server_lsn,
+    read_slot,
+    read_slot_statistics,
+)
 from cdc.config import Settings
 from cdc.connection import (
     Connection,
@@ -28,8 +34,16 @@ from cdc.connection import (
     listener_name,
     source_errors,
 )
+from cdc.cut_over import EVERY_PUBLICATION, CutOver, choose_start
 from cdc.emit_owner import claim_emits
-from cdc.errors import CdcError, SlotBusy, SourceUnavailable, StandbySlotsWaiting
+from cdc.errors import (
+    CdcError,
+    PublicationDrift,
+    PublicationMissing,
+    SlotBusy,
+    SourceUnavailable,
+    StandbySlotsWaiting,
+)
 from cdc.lsn import Lsn
 from cdc.marker import PREFIX
 from cdc.metrics import Metrics
@@ -103,6 +117,8 @@ class Session:
         self._stack = AsyncExitStack()
         self._pipeline: Pipeline | None = None
         self._stream: ReplicationStream | None = None
+        self._carried: int | None = None  # the OID of the second publication, in the stream
+        self._cut_over: CutOver | None = None
         self.state: State = "connecting"
         self.connected_s: float | None = None
         """Since when it led or stood by, on the monotonic clock."""
@@ -133,8 +149,9 @@ class Session:
                 situation = await self._take_slot(parts)
                 await self._lead(parts, situation)
             except CdcError as error:
-                self.loss = await self._record(parts, error)
-                raise
+                named = self._name(error)
+                self.loss = await self._record(parts, named)
+                raise named from error
             finally:
                 self.state = "connecting"
                 self._metrics.connected.set(0)
@@ -204,7 +221,7 @@ class Session:
                 try:
                     if not await self._prepare(parts, situation):
                         continue
-                    await self._start(parts.stream)
+                    await self._start(parts)
                     break
                 except SlotBusy as error:
                     self._log.info("slot_busy", error=str(error), hint=error.hint)
@@ -215,18 +232,38 @@ class Session:
             raise problem
         return situation
 
-    async def _start(self, stream: ReplicationStream) -> None:
+    async def _start(self, parts: _Parts) -> None:
         settings = self._settings
         if settings.plugin == PGOUTPUT:
-            await stream.start(settings.slot, [settings.publication], streaming=settings.streaming)
+            start = await choose_start(parts.source, parts.slots, settings.publication)
+            self._carried = start.carried
+            await parts.stream.start(
+                settings.slot,
+                start.publications,
+                streaming=settings.streaming,
+                from_lsn=start.from_lsn,
+            )
             return
-        numbers_as_text = await stream.start_wal2json(settings.slot)
+        self._carried = EVERY_PUBLICATION
+        numbers_as_text = await parts.stream.start_wal2json(settings.slot)
         self._log.warning(
             "plugin_limits",
             plugin=settings.plugin,
             numbers_as_text=numbers_as_text,
             limits=limits_of(settings.plugin, numbers_as_text=numbers_as_text),
         )
+
+    def _name(self, error: CdcError) -> CdcError:
+        """Say what it means that the server cannot find the second publication any more.
+
+        The slot does without it, so that no new one is needed; nor is it a loss where nothing was
+        captured through it.
+        """
+        name = insert_only_name(self._settings.publication)
+        if not isinstance(error, PublicationMissing) or f'"{name}"' not in str(error):
+            return error
+        captured = self._cut_over is not None and self._cut_over.captured
+        return PublicationDrift(str(error)) if captured else SourceUnavailable(str(error))
 
     async def _look(self, parts: _Parts) -> Situation | None:
         """Look whether streaming may go on; None when another sidecar leads."""
@@ -247,9 +284,10 @@ class Session:
         loss = self._loss_to_accept
         if loss is not None:
             return await self._accept(parts, loss)
-        await self._reconcile(parts)
+        reconciled = await self._reconcile(parts)
         if situation.progress is None or situation.progress.state == "creating":
             start = await parts.slots.create(parts.stream, parts.listener)
+            await _note_inserts(parts, reconciled, start)
             self._log.info("slot_created", lsn=_text(start))
         return True
 
@@ -259,15 +297,18 @@ class Session:
         Else the loss was accepted before, perhaps by an attempt that ended before it had a slot:
         what is there by now has to be looked at like anything else.
         """
+        mended: list[Reconciled] = []
 
         async def mend() -> CdcError | None:
-            return (await self._reconcile(parts, tolerate_drift=True)).loss
+            mended.append(await self._reconcile(parts, tolerate_drift=True))
+            return mended[0].loss
 
         start = await parts.slots.recreate(parts.stream, parts.listener, loss, mend)
         self._loss_to_accept = None
         if start is None:
             self._log.info("loss_is_over", loss=str(loss.error))
             return False
+        await _note_inserts(parts, mended[0], start)
         self._log.warning("slot_recreated", lsn=_text(start), after=str(loss.error))
         return True
 
@@ -317,6 +358,16 @@ class Session:
             status_every_s=settings.status_interval_s,
             emit_secret=emit_secret,
         )
+        progress = await parts.slots.read_progress()
+        cut_over = self._cut_over = CutOver(
+            slots=parts.slots,
+            source=parts.source,
+            nonce=sink.position.marker_nonce,
+            routed_lsn=lambda: sink.routed_lsn,
+            restart=pipeline.stop,
+            carried=self._carried,
+            noted=None if progress is None else progress.inserts,
+        )
         activator = Activator(
             book=parts.book,
             keeper=parts.keeper,
@@ -326,6 +377,7 @@ class Session:
             nonce=sink.position.marker_nonce,
             metrics=self._metrics,
             routed_lsn=lambda: sink.routed_lsn,
+            cut_over=cut_over,
         )
         self._pipeline = pipeline
         self._connected("leading")
@@ -447,6 +499,12 @@ async def _write_heartbeat(source: Connection) -> Lsn | None:
         cursor = await source.execute(queries.EMIT_HEARTBEAT, {"prefix": HEARTBEAT_PREFIX})
         row = await cursor.fetchone()
     return Lsn.parse(row["lsn"]) if row and row["lsn"] else None
+
+
+async def _note_inserts(parts: _Parts, reconciled: Reconciled, start: Lsn) -> None:
+    """Note that a new slot can decode with the second publication: that was there before it."""
+    if reconciled.inserts_oid is not None:
+        await parts.slots.note_inserts(reconciled.inserts_oid, start)
 
 
 def _leader() -> str:

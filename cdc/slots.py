@@ -50,6 +50,7 @@ RECREATABLE: Final = (
 )
 """What a new slot cures. A foreign slot is not ours to drop."""
 
+NO_MEMBERSHIPS: Final[Mapping[TableName, int]] = {}
 _BLOCKER_POLL_S: Final = 0.5
 _CANCEL_TIMEOUT_S: Final = 5.0
 
@@ -74,6 +75,15 @@ class ProgressRow:
     leader: str | None
     updated_at: str
     emits: bool = False  # it routes what is emitted through the WAL
+    inserts_oid: int | None = None  # of the second publication, and from where on the server
+    inserts_lsn: Lsn | None = None  # can decode with it
+
+    @property
+    def inserts(self) -> tuple[int, Lsn] | None:
+        """Both, if they are known."""
+        if self.inserts_oid is None or self.inserts_lsn is None:
+            return None
+        return self.inserts_oid, self.inserts_lsn
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +262,8 @@ class SlotKeeper:
         if row is None:
             return None
         positions = {key: Lsn.parse(row[key]) for key in ("routed_lsn", "acknowledged_lsn")}
-        return ProgressRow(**{**row, **positions})
+        inserts_lsn = None if row["inserts_lsn"] is None else Lsn.parse(row["inserts_lsn"])
+        return ProgressRow(**{**row, **positions, "inserts_lsn": inserts_lsn})
 
     async def _read_rival(self) -> Rival | None:
         """Return who routes this source already. Of two that begin at once, the first has it."""
@@ -381,10 +392,32 @@ class SlotKeeper:
         )
         return None if progress is None else Loss(problem, progress.generation)
 
-    async def remember(self, memberships: Mapping[TableName, int], nonce: str) -> None:
+    async def remember(
+        self,
+        memberships: Mapping[TableName, int],
+        nonce: str,
+        insert_memberships: Mapping[TableName, int] = NO_MEMBERSHIPS,
+    ) -> None:
         """Note how captured tables are published: whoever puts one back changes that."""
         rows = [[*table, membership] for table, membership in sorted(memberships.items())]
+        rows += [[*table, m, True] for table, m in sorted(insert_memberships.items())]
         await self._queue(queries.REMEMBER_MEMBERSHIPS, memberships=json.dumps(rows), nonce=nonce)
+
+    async def note_inserts(self, oid: int, lsn: Lsn) -> None:
+        """Note from where on the server can decode with the second publication of that OID."""
+        progress = await self.read_progress()
+        if progress is not None:
+            await self._queue(
+                queries.NOTE_INSERTS, generation=progress.generation, oid=oid, lsn=str(lsn)
+            )
+
+    async def end_continued(self) -> None:
+        """Close the gap of a changed publication under which the stream went on."""
+        await self._queue(
+            gap_queries.CLOSE_CONTINUED,
+            condition=PublicationDrift.condition,
+            to_lsn=str(await read_server_lsn(self.source_control)),
+        )
 
     async def close_unharmed(self, condition: str | None) -> None:
         """Close the gap of a condition that passed, and nothing was missed."""

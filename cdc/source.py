@@ -170,7 +170,12 @@ class ReplicationStream:
             await self._connection.cancel_safe()
 
     async def start(
-        self, slot: str, publications: Sequence[str], *, streaming: str = "off"
+        self,
+        slot: str,
+        publications: Sequence[str],
+        *,
+        streaming: str = "off",
+        from_lsn: Lsn = queries.FROM_THE_SLOT,
     ) -> None:
         """Take the slot and begin to stream (COPY_BOTH) from its own position.
 
@@ -179,13 +184,16 @@ class ReplicationStream:
             publications: what is streamed.
             streaming: `off`: protocol 1; `on`: 2; `parallel`: 4. Else than protocol 1 is for
                 `streaming.StreamedStream` to read.
+            from_lsn: or from there, if the slot stands before it.
 
         Raises:
             SlotBusy: it is active elsewhere (the connection stays usable: try again later).
             SlotMissing, SlotLost, SlotForeign, WalLevelTooLow, PrivilegeMissing: it cannot be had.
             SourceUnavailable: the connection was lost.
         """
-        error = await self._start(queries.start_replication(slot, publications, streaming))
+        error = await self._start(
+            queries.start_replication(slot, publications, streaming, from_lsn)
+        )
         if error is not None:
             raise _start_error(slot, error) from error
 

@@ -102,7 +102,8 @@ def refusals(
         yield from _key_refusals(where, change, table.parts)
     if change.coalesce_s is not None and change.key:
         yield from _coalescing_refusals(where, change, table)
-    yield from _usable_refusals(where, table.parts)
+    if not change.is_insert_only:
+        yield from _usable_refusals(where, table.parts)
     if refetch:
         yield from _refetch_refusals(where, change, table)
 
@@ -221,7 +222,8 @@ def _usable_refusals(where: str, parts: Iterable[Part]) -> Iterator[ConductorErr
         yield RegistrationRefused(
             f"{where} has no usable replica identity: once published, the application's own"
             f" UPDATE and DELETE would fail",
-            hint=f"Add a primary key, or {_statements(lacking, 'full')} ({_FULL_COST})",
+            hint=f"Add a primary key, or {_statements(lacking, 'full')} ({_FULL_COST})."
+            " Or subscribe to inserts (and truncates) alone: they need none.",
         )
 
 

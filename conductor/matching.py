@@ -18,6 +18,7 @@ from conductor.contract import encode_head
 Operation = Literal["insert", "update", "delete", "truncate"]
 Group = Literal["transaction"]
 OPERATIONS: Final[tuple[Operation, ...]] = ("insert", "update", "delete", "truncate")
+_IDENTITY_FREE: Final[frozenset[Operation]] = frozenset({"insert", "truncate"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class ChangeFilter:
     key: tuple[str, ...] = ()  # the columns that are the key of its jobs; (): those of the row's
     ordered: bool = False  # its jobs stand in the lanes of their keys
     coalesce_s: float | None = None  # how long a job waits for later changes of its key
+
+    @property
+    def is_insert_only(self) -> bool:
+        """Whether it wants inserts and truncates alone: they need no replica identity."""
+        return self.operations <= _IDENTITY_FREE
 
     @property
     def coalesce_us(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from cdc.activation import Activator, SubscriptionBook
 from cdc.connection import connect_queue, connect_source
+from cdc.cut_over import CutOver
 from cdc.metrics import Metrics
 from cdc.publication import PublicationKeeper
 from cdc.slots import SlotKeeper
@@ -155,16 +156,18 @@ async def activating(database: ScratchDatabase) -> AsyncIterator[Activator]:
     nonce = value(database.dsn, "select marker_nonce::text from conductor.progress")
     book = SubscriptionBook(queue, slot=database.name, source="default")
     keeper = PublicationKeeper("conductor", source)
+    slots = SlotKeeper(database.name, "default", source, queue)
     try:
         yield Activator(
             book=book,
             keeper=keeper,
             source=source,
             listener=queue,
-            slots=SlotKeeper(database.name, "default", source, queue),
+            slots=slots,
             nonce=nonce,
             metrics=Metrics("test", database.name),
             routed_lsn=lambda: 0,
+            cut_over=CutOver(slots, source, nonce, lambda: 0, lambda: None),
         )
     finally:
         await source.close()

@@ -17,7 +17,8 @@ from cdc.errors import (
     ReplicaIdentityMissing,
     TableUnknown,
 )
-from cdc.publication import Past, PublicationKeeper, Wanted
+from cdc.publication import PublicationKeeper
+from cdc.wanted import Past, Wanted
 from conductor.matching import ChangeFilter, Subscription
 from tests.integration.sidecar import OPERATIONS, published, query, value
 from tests.servers import ScratchDatabase, dsn_for

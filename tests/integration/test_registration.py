@@ -215,7 +215,7 @@ REFUSALS: list[tuple[OnChange[Any], type[ConductorError], str, str]] = [
     (OnChange("public.user"), UnknownTable, "did you mean 'public.users'", "schema.table"),
     (on_users(columns=("emial",)), UnknownColumn, "did you mean 'email'", "row models"),
     (
-        OnChange("public.keyless", "insert"),
+        OnChange("public.keyless", "insert", "update"),
         RegistrationRefused,
         "no usable replica identity",
         "alter table public.keyless replica identity full;",

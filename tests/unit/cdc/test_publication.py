@@ -9,8 +9,9 @@ from cdc.errors import (
     PublicationMissing,
     ReplicaIdentityMissing,
 )
-from cdc.publication import Past, Plan, Wanted, plan
-from conductor.matching import ChangeFilter, Subscription
+from cdc.publication import Plan, plan
+from cdc.wanted import Past, Wanted
+from conductor.matching import ChangeFilter, Operation, Subscription
 
 
 def table(name: str, **changes: object) -> Table:
@@ -33,11 +34,15 @@ def table(name: str, **changes: object) -> Table:
 
 
 def wanted(
-    number: int, name: str, *, started: bool = False, retired: bool = False, changed: bool = False
+    number: int,
+    name: str,
+    *operations: Operation,
+    started: bool = False,
+    retired: bool = False,
+    changed: bool = False,
 ) -> Wanted:
-    stored = ChangeFilter(
-        "public", name, frozenset({"insert"}), changed=("body",) if changed else None
-    )
+    wants = frozenset(operations or ("insert",))
+    stored = ChangeFilter("public", name, wants, changed=("body",) if changed else None)
     row = {
         "id": number,
         "app": "a",
