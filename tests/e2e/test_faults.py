@@ -16,7 +16,9 @@ import pytest
 from conductor import Conductor, JobHandle
 from conductor.errors import DatabaseUnavailable, JobFailed
 from conductor.migrations import migrate
+from conductor.sql import load
 from tests.e2e.durable_worker import TABLES, WAITS, Go, create, fault, freeze, go, rest
+from tests.e2e.severing_proxy import Loss, SeveringProxy
 from tests.e2e.worker_processes import Workers
 from tests.integration.conftest import Queue, eventually
 from tests.integration.sidecar import drop_slot, running
@@ -26,6 +28,7 @@ from tools.localpg.server import StopMode
 pytestmark = [pytest.mark.anyio, pytest.mark.pg(18), pytest.mark.timeout(120)]
 
 MODULE = "tests.e2e.durable_worker"
+SETTLING = load("jobs")["finish_jobs"].splitlines()[0]  # the statement's first line
 
 
 class Site:
@@ -169,6 +172,42 @@ async def test_a_worker_that_froze_longer_than_its_lease_is_fenced(site: Site, h
     rows = await site.queue.rows("select id, outcome, crashes from conductor.history order by id")
     assert [tuple(row.values()) for row in rows] == [
         (handle.id, "completed", 1),
+        (again.id, "completed", 0),
+    ]
+    await site.nothing_is_left()
+
+
+@pytest.mark.parametrize("then", ["it is killed", "the connection breaks"])
+@pytest.mark.parametrize("lost", ["request", "reply"])
+async def test_between_a_settle_and_the_reply_to_it(site: Site, lost: Loss, then: str) -> None:
+    """The worker has sent how a job has ended and never learns whether that was heard."""
+    killed = then == "it is killed"
+    async with (
+        SeveringProxy(site.queue.database.dsn).running() as proxy,
+        Workers(MODULE, proxy.dsn, 1).running() as workers,
+    ):
+        handle = await site.client.invoke(fault, "linger")
+        await site.queue.until("select count(*) = 1 from deaths", within_s=60)
+        proxy.watch(SETTLING, lost)
+        await site.queue.rows("insert into deaths values (%s)", f"over {handle.id}")
+        await asyncio.wait_for(proxy.severed.wait(), 30)
+        if lost == "reply":
+            await site.queue.until("select count(*) = 1 from conductor.history")
+        else:
+            assert await site.queue.value("select count(*) from conductor.history") == 0
+        if killed:
+            workers.processes[0].kill()
+        else:
+            proxy.hang_up()
+        await handle.result(timeout_s=60)
+        again = await site.client.invoke(fault, "nothing")
+        await again.result(timeout_s=60)
+        assert workers.started == (2 if killed else 1)
+    assert await site.counts("effects") == once([handle, again], "book")
+    assert await site.counts("traces") == once([handle, again], "before", "after")
+    rows = await site.queue.rows("select id, outcome, crashes from conductor.history order by id")
+    assert [tuple(row.values()) for row in rows] == [
+        (handle.id, "completed", int(killed and lost == "request")),
         (again.id, "completed", 0),
     ]
     await site.nothing_is_left()
