@@ -169,7 +169,7 @@ PARTS: Final = Row(
             "Halted lanes",
             "Keys of ordered tasks that stand still since a job has failed.",
             queries=(Query("max by (queue) (conductor_lanes_halted)", "{{queue}}"),),
-            width=6,
+            width=8,
             steps=((None, "text"), (1, "red")),
         ),
         Panel(
@@ -180,7 +180,7 @@ PARTS: Final = Row(
                 Query("sum(increase(conductor_jobs_rescued_total[5m]))", "rescued"),
                 Query("sum(increase(conductor_jobs_crashed_total[5m]))", "failed for good"),
             ),
-            width=6,
+            width=8,
         ),
         Panel(
             "Declared dead alive, in 5 minutes",
@@ -195,7 +195,7 @@ PARTS: Final = Row(
                     "{{queue}} outcomes refused",
                 ),
             ),
-            width=6,
+            width=8,
         ),
         Panel(
             "Lost connections, in 5 minutes",
@@ -203,14 +203,14 @@ PARTS: Final = Row(
             queries=(
                 Query("sum by (part) (increase(conductor_reconnects_total[5m]))", "{{part}}"),
             ),
-            width=6,
+            width=8,
             stacked=True,
         ),
         Panel(
             "Failed passes, in 5 minutes",
             "For another reason than the connection: the log has the traceback.",
             queries=(Query("sum by (part) (increase(conductor_failures_total[5m]))", "{{part}}"),),
-            width=6,
+            width=8,
             stacked=True,
         ),
         Panel(
@@ -220,13 +220,13 @@ PARTS: Final = Row(
             queries=(
                 Query("time() - max(conductor_cron_last_tick_timestamp_seconds > 0)", "last tick"),
             ),
-            width=6,
+            width=8,
         ),
         Panel(
             "Missed schedules, in 5 minutes",
             "No process was there to fire them.",
             queries=(Query("sum(increase(conductor_cron_missed_total[5m]))", "missed"),),
-            width=6,
+            width=8,
         ),
         Panel(
             "Since the last maintenance",
@@ -242,13 +242,13 @@ PARTS: Final = Row(
                     "gauges of the queue",
                 ),
             ),
-            width=6,
+            width=8,
         ),
         Panel(
             "Oldest snapshot",
             "Its age in transactions: dead rows younger than it cannot be removed.",
             queries=(Query("max(conductor_oldest_xmin_age_transactions)", "oldest xmin"),),
-            width=6,
+            width=8,
             steps=((None, "text"), (2e6, "red")),
         ),
     ),

@@ -155,12 +155,14 @@ SOURCE: Final = Row(
             "All of it, not only what is captured.",
             unit="Bps",
             queries=(Query("max by (slot) (slot:cdc_wal_written_bytes:rate5m)", "{{slot}}"),),
+            width=12,
         ),
         Panel(
             "Positions",
             "In bytes from the beginning of the source's WAL. Lines that part are lag.",
             unit="bytes",
             queries=(Query("max by (slot, stage) (cdc_position_bytes)", "{{slot}} {{stage}}"),),
+            width=12,
         ),
         Panel(
             "Spilt or streamed by decoding",
@@ -171,7 +173,7 @@ SOURCE: Final = Row(
                 Query("max by (slot) (cdc_slot_spilled_bytes)", "{{slot}} spilt"),
                 Query("max by (slot) (cdc_slot_streamed_bytes)", "{{slot}} streamed"),
             ),
-            width=4,
+            width=6,
         ),
         Panel(
             "Transactions spilt or streamed",
@@ -180,20 +182,20 @@ SOURCE: Final = Row(
                 Query("max by (slot) (cdc_slot_spilled_transactions)", "{{slot}} spilt"),
                 Query("max by (slot) (cdc_slot_streamed_transactions)", "{{slot}} streamed"),
             ),
-            width=4,
+            width=6,
         ),
         Panel(
             "Transactions in progress, kept here",
             "With CDC_STREAMING the sidecar keeps large transactions until they commit.",
             unit="bytes",
             queries=(Query("sum by (slot, place) (cdc_spooled_bytes)", "{{slot}} {{place}}"),),
-            width=4,
+            width=6,
         ),
         Panel(
             "Transactions kept here",
             "How many those are.",
             queries=(Query("sum by (slot) (cdc_spooled_transactions)", "{{slot}}"),),
-            width=4,
+            width=6,
         ),
     ),
 )
