@@ -229,9 +229,8 @@ async def check(settings: Settings, path: str, db_url: str | None) -> list[Findi
     async with load_conductor(path) as conductor:
         dsn = SecretStr(db_url or conductor.dsn)
         async with _connected(settings.model_copy(update={"dsn": dsn})) as (connection, _):
-            found = await compare(connection, conductor)
-        missing = [] if db_url else await asyncio.to_thread(check_schema, conductor.dsn)
-        return [*missing, *found]
+            missing = [] if db_url else await asyncio.to_thread(check_schema, conductor.dsn)
+            return [*missing, *await compare(connection, conductor)]
 
 
 def parse_instant(text: str | None) -> datetime | None:
@@ -268,6 +267,15 @@ def _no_job(job: int) -> OptionInvalid:
     )
 
 
+_NOT_MIGRATED: Final = (
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedFunction,
+)
+"""What the server says of a schema that is not there, or is an older one."""
+
+
 @asynccontextmanager
 async def _connected(
     settings: Settings,
@@ -288,8 +296,8 @@ async def _connected(
         raise ConfigError(
             _line(error), hint="The role needs USAGE on schema conductor and rights on its tables."
         ) from error
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction) as error:
-        raise MigrationMismatch(f"the schema conductor is not there: {_line(error)}") from error
+    except _NOT_MIGRATED as error:
+        raise MigrationMismatch(f"the schema conductor is not current: {_line(error)}") from error
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"lost the database: {_line(error)}") from error
 

@@ -162,6 +162,10 @@ SCHEDULE = (
     "insert into conductor.schedules (app, task, name, queue, expression, timezone, next_at) "
     "values ('a', 't', 'n', 'q', '* * * * *', 'UTC', now() + interval '{}')"
 )
+RESTING = (  # made at run time, for a task that nobody has registered: no worker fires it
+    "insert into conductor.schedules (app, task, name, queue, expression, timezone, next_at, "
+    "payload) values ('', 't', 'n', 'q', '* * * * *', 'UTC', now(), '{}')"
+)
 
 
 NEEDS: Mapping[str, int] = {
@@ -176,6 +180,7 @@ NEEDS: Mapping[str, int] = {
     "insert into conductor.lane_calls (queue, task, key) values ('q', 't', 'k')": 1,
     SCHEDULE.format("1 hour"): 0,
     SCHEDULE.format("-1 s"): 1,
+    RESTING: 0,
     JOB + "select 'q', 't', '{}', 'ready', null, now() from generate_series(1, 10100)": 10_000,
 }
 """How much the scaler must count after each statement."""

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.sidecar import query
-from tests.servers import ScratchDatabase
+from tests.servers import Cluster, ScratchDatabase
 
 TABLES = """
 create type mood as enum ('happy', 'sad');
@@ -115,6 +116,20 @@ def test_a_queue_that_is_not_migrated_is_found(database: ScratchDatabase, tmp_pa
     assert shown.count("\n") == 1
     tables_elsewhere = check(database, tmp_path, "--db-url", database.dsn)
     assert tables_elsewhere == (0, "", "no differences\n")
+
+
+def test_a_role_without_rights_on_the_queue_is_told_what_it_needs(
+    shop: ScratchDatabase, server: Cluster, tmp_path: Path
+) -> None:
+    query(shop.admin_dsn, f"revoke {server.owner_role} from {server.source_role}")
+    try:
+        stranger = replace(shop, dsn=shop.source_dsn)
+        status, shown, said = check(stranger, tmp_path)
+    finally:
+        query(shop.admin_dsn, f"grant {server.owner_role} to {server.source_role}")
+    assert (status, shown) == (78, "")
+    assert "permission denied for schema conductor" in said
+    assert "USAGE" in said
 
 
 def test_a_migration_that_is_missing_is_found(shop: ScratchDatabase, tmp_path: Path) -> None:

@@ -254,6 +254,13 @@ def test_as_json(migrated: ScratchDatabase) -> None:
     assert [task["task"] for task in overview["tasks"]] == ["conductor.dispatch"]
 
 
+def test_without_the_schema(database: ScratchDatabase) -> None:
+    done = run(database.dsn)
+    assert done.returncode == 78
+    assert done.stderr.startswith("error: the schema conductor is not current: ")
+    assert "conductor migrate" in done.stderr
+
+
 def test_without_a_server(migrated: ScratchDatabase) -> None:
     done = run(dsn_for(migrated.dsn, host="127.0.0.1", port="1", password="s3cret"))
     assert done.returncode == 69
