@@ -14,11 +14,12 @@ from __future__ import annotations
 from conductor.errors import StillWaiting, Unanswered
 from conductor.testing.changes import deleted, inserted, truncated, updated
 from conductor.testing.rehearsal import Rehearsal
-from conductor.testing.travel import travel
+from conductor.testing.travel import TimeTravel, travel
 
 __all__ = [
     "Rehearsal",
     "StillWaiting",
+    "TimeTravel",
     "Unanswered",
     "deleted",
     "inserted",

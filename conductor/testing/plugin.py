@@ -1,13 +1,63 @@
-"""Fixtures for pytest: ``pytest_plugins = ["conductor.testing.plugin"]`` in a conftest.py."""
+"""Fixtures for pytest: ``pytest_plugins = ["conductor.testing.plugin"]`` in a conftest.py.
+
+`rehearsal` needs nothing. `conductor_dsn` and `time_travel` need a server, that of
+``CONDUCTOR_TEST_DSN``, where the role may create databases; without one their tests are skipped.
+Another server: override `conductor_server_dsn`. This module must not touch any database but those
+that it has created.
+"""
 
 from __future__ import annotations
 
-import pytest
+import os
+import secrets
+from collections.abc import Iterator
+from datetime import timedelta
 
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from conductor.migrations import migrate
 from conductor.testing.rehearsal import Rehearsal
+from conductor.testing.travel import TimeTravel, travel
 
 
 @pytest.fixture
 def rehearsal() -> Rehearsal:
     """Runs handlers with no database."""
     return Rehearsal()
+
+
+@pytest.fixture(scope="session")
+def conductor_server_dsn() -> str:
+    """The server that databases for tests are created on."""
+    dsn = os.environ.get("CONDUCTOR_TEST_DSN", "")
+    if not dsn:
+        pytest.skip("CONDUCTOR_TEST_DSN names no server for tests")
+    return dsn
+
+
+@pytest.fixture
+def conductor_dsn(conductor_server_dsn: str) -> Iterator[str]:
+    """A new database with the queue's schema, for one test."""
+    name = f"conductor_test_{secrets.token_hex(6)}"
+    with psycopg.connect(conductor_server_dsn, autocommit=True) as server:
+        server.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        try:
+            dsn = make_conninfo(conductor_server_dsn, dbname=name)
+            migrate(dsn)
+            yield dsn
+        finally:
+            server.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def time_travel(conductor_dsn: str) -> TimeTravel:
+    """Lets time pass in the database of `conductor_dsn`."""
+
+    async def pass_by(by: timedelta) -> None:
+        async with await psycopg.AsyncConnection.connect(conductor_dsn) as connection:
+            await travel(connection, by)
+
+    return pass_by

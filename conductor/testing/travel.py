@@ -7,13 +7,20 @@ due, whatever sessions they have. For databases of tests alone.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from psycopg import AsyncConnection
 
 from conductor.sql import load
 
 _QUERIES: Final = load("testing")
+
+
+class TimeTravel(Protocol):
+    """The fixture `time_travel`: lets that much time pass in a test's database."""
+
+    async def __call__(self, by: timedelta) -> None:
+        """Pass by."""
 
 
 async def travel(connection: AsyncConnection[Any], by: timedelta) -> None:

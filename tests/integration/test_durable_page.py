@@ -30,7 +30,10 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_block_is_of_a_kind_that_is_run() -> None:
     assert {block.language for block in PAGE.blocks()} == {"python", "sql", "sh"}
-    assert PAGE.files == {"shop.py", "later.py", "test_shop.py", "place.py", "paying.py"}
+    assert PAGE.files == {
+        *("shop.py", "later.py", "place.py", "paying.py"),
+        *("test_shop.py", "test_days.py"),
+    }
     assert [len(PAGE.blocks(language)) for language in ("sql", "sh")] == [1, 3]
 
 
@@ -38,7 +41,7 @@ def test_the_type_checker_agrees(folder: Path) -> None:
     command = (
         str(Path(sys.executable).parent / "mypy"),
         *("--strict", "--config-file=", f"--cache-dir={MYPY_CACHE}"),
-        *("shop.py", "later.py", "test_shop.py", "place.py", "paying.py"),
+        *sorted(PAGE.files),
     )
     variables = {**os.environ, "MYPYPATH": str(ROOT)}
     done = subprocess.run(
@@ -51,8 +54,13 @@ def test_its_tests_pass_and_versions_stand_side_by_side(
     folder: Path, database: ScratchDatabase
 ) -> None:
     test, _, _ = (block.text for block in PAGE.blocks("sh"))
-    done = shell(database, folder, test.replace("pytest", PYTEST))
-    assert (done.returncode, "4 passed" in done.stdout) == (0, True), done.stdout + done.stderr
+    test = test.replace("pytest", PYTEST)
+    done = shell(database, folder, test)
+    assert (done.returncode, "4 passed, 1 skipped" in done.stdout) == (0, True), done.stdout
+    done = shell(database, folder, f"export CONDUCTOR_TEST_DSN='{database.admin_dsn}'\n{test}")
+    assert (done.returncode, "5 passed" in done.stdout) == (0, True), done.stdout + done.stderr
+    left = "select count(*) as left from pg_database where datname like 'conductor\\_test\\_%'"
+    assert query(database.admin_dsn, left)[0]["left"] == 0
     done = shell(database, folder, "python later.py && python paying.py")
     assert done.returncode == 0, done.stderr
 
