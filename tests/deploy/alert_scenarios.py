@@ -220,6 +220,14 @@ SCENARIOS = (
         *(1, 5, 11),
         QUEUE,
     ),
+    Scenario(  # no router to read the gauges: nobody knows what is due
+        "ConductorNoWorkers",
+        {
+            'up{job="conductor",instance="a"}': "1x2 0x10 1x5",
+            "conductor_gauges_read_timestamp_seconds": "1x2 stale",
+        },
+        *(4, 9, 15),
+    ),
     Scenario(  # an autoscaler starts a worker in time
         "ConductorNoWorkers",
         {
