@@ -19,6 +19,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from conductor.migrations import migrate
+from conductor.sql import load
 from conductor.testing.rehearsal import Rehearsal
 from conductor.testing.travel import TimeTravel, travel
 
@@ -43,13 +44,13 @@ def conductor_dsn(conductor_server_dsn: str) -> Iterator[str]:
     """A new database with the queue's schema, for one test."""
     name = f"conductor_test_{secrets.token_hex(6)}"
     with psycopg.connect(conductor_server_dsn, autocommit=True) as server:
-        server.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        server.execute(_statement("create_database", name))
         try:
             dsn = make_conninfo(conductor_server_dsn, dbname=name)
             migrate(dsn)
             yield dsn
         finally:
-            server.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+            server.execute(_statement("drop_database", name))
 
 
 @pytest.fixture
@@ -61,3 +62,8 @@ def time_travel(conductor_dsn: str) -> TimeTravel:
             await travel(connection, by)
 
     return pass_by
+
+
+def _statement(name: str, database: str) -> sql.Composed:
+    statement = load("testing")[name].decode()
+    return sql.SQL(statement).format(database=sql.Identifier(database))

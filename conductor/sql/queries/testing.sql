@@ -1,4 +1,4 @@
--- Time travel of tests: what is to come is moved nearer.
+-- Databases of tests, and time travel: what is to come is moved nearer.
 
 -- name: move_jobs
 update conductor.jobs set run_at = run_at - %(by)s::interval
@@ -12,3 +12,9 @@ update conductor.schedules set next_at = next_at - %(by)s::interval
 
 -- name: move_dedupe_keys
 update conductor.dedupe_keys set expires_at = expires_at - %(by)s::interval
+
+-- name: create_database
+create database {database}
+
+-- name: drop_database
+drop database {database} with (force)
