@@ -73,7 +73,8 @@ class Claim:
 
     ``look_back_s``: ranges start no later than this long ago. ``suspect_crashes``: the most crashes
     a suspect may have; None asks for no suspect. ``codes``: the versions of the tasks' handlers,
-    by task (JSON); ``variants``: likewise all that are there.
+    by task (JSON); ``variants``: likewise all that are there. ``lanes_after``: the calls of lanes
+    before this were looked at; 0: look at all, None: at none.
     """
 
     queue: str
@@ -84,7 +85,9 @@ class Claim:
     suspect_crashes: int | None = None
     codes: str = "{}"
     variants: str = "{}"
-    has_lanes: bool = False  # offer the heads of lanes first
+    lanes_after: int | None = (
+        None  # offer the heads of lanes first, that were called for after this
+    )
 
 
 @dataclass(slots=True)
@@ -149,6 +152,7 @@ class Exchange:
     suspects: list[ClaimedJob] = field(default_factory=list)
     woken: list[str] = field(default_factory=list)
     lanes_left: bool = False  # to look at
+    lanes_last: int | None = None  # position of the last call that was looked at
     error: psycopg.Error | None = None
 
 
@@ -179,8 +183,9 @@ class JobStore:
         """
         groups = _grouped(outcomes)
         statements = [*(_settle(worker, group) for group in groups), *_wakes(outcomes)]
-        if claim is not None and claim.has_lanes:
-            statements.append((_OFFER, {"queue": claim.queue, "limit": OFFER_BATCH}))
+        if claim is not None and claim.lanes_after is not None:
+            offer = {"queue": claim.queue, "limit": OFFER_BATCH, "after": claim.lanes_after}
+            statements.append((_OFFER, offer))
         if claim is not None and claim.suspect_crashes is not None:
             statements.append((_CLAIM_SUSPECT, _suspect_parameters(worker, claim)))
         if claim is not None and claim.limit > 0:
@@ -272,7 +277,8 @@ def _note(exchange: Exchange, query: bytes, rows: list[Row], queue: str) -> None
         return
     now_s = monotonic()
     if query is _OFFER:
-        exchange.lanes_left = any(more for _, more in rows)
+        for looked, last in rows:
+            exchange.lanes_left, exchange.lanes_last = looked >= OFFER_BATCH, last
         return
     jobs = [_claimed(row, queue, now_s) for row in rows]
     if query is _CLAIM:

@@ -31,6 +31,8 @@ SHORTEST_POLL_S: Final = 0.05  # half of the longest idle poll that is allowed a
 LONGEST_POLL_S: Final = 1.0
 SUSPECTS_INTERVAL_S: Final = 0.25
 MAX_CLAIM: Final = 1000
+LANES_LOOK_BACK: Final = 2000
+"""Calls of lanes, by number: what is walked over again by each look."""
 MAX_CURSORS: Final = 16  # a task; more ranks than that share the ranges between them
 
 Position = tuple[datetime, int]
@@ -168,7 +170,8 @@ class Claiming:
         *,
         has_lanes: bool = False,
     ) -> None:
-        self._codes, self._variants, self._has_lanes = codes, variants, has_lanes
+        self._codes, self._variants = codes, variants
+        self._lanes_after = 0 if has_lanes else None
         self.polling = Polling()
         self._queue, self._tasks = queue, sorted(tasks)
         self._cursors = Cursors(self._tasks)
@@ -194,7 +197,7 @@ class Claiming:
             suspect_crashes if now_s >= self._suspects_due_s else None,
             self._codes,
             self._variants,
-            self._has_lanes,
+            self._lanes_from(scan),
         )
         return PlannedClaim(claim, scan, riding)
 
@@ -207,19 +210,32 @@ class Claiming:
         now_s: float,
         duration_s: float,
         lanes_left: bool = False,
+        lanes_last: int | None = None,
     ) -> None:
         """Take note of what a claim came back with; puts the jobs in claim order.
 
-        ``lanes_left``: there are lanes that it has not looked at yet.
+        ``lanes_left``: there are lanes that it has not looked at yet; ``lanes_last``: the position
+        of the last call that it has.
         """
         jobs.sort(key=_order)
         more = len(jobs) >= planned.claim.limit
         self._cursors.advance(jobs, more=more)
         self._scans.ran(planned.scan, now_s, duration_s)
+        if self._lanes_after is not None and lanes_last is not None:
+            self._lanes_after = max(self._lanes_after, lanes_last)
         busy = bool(jobs or suspects) or planned.riding
         self.polling.found(now_s, busy=busy, more=more or bool(suspects) or lanes_left)
         if planned.claim.suspect_crashes is not None and not suspects:
             self._suspects_due_s = now_s + SUSPECTS_INTERVAL_S
+
+    def _lanes_from(self, scan: Scan) -> int | None:
+        """Return after which call of a lane to look: what was committed late stands before others.
+
+        Calls are numbered when they are written; a full scan finds even what came very late.
+        """
+        if self._lanes_after is None:
+            return None
+        return 0 if scan is Scan.FULL else max(0, self._lanes_after - LANES_LOOK_BACK)
 
 
 def _order(job: ClaimedJob) -> tuple[int, datetime, int]:

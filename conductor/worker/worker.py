@@ -253,6 +253,7 @@ class Worker:
             now_s=monotonic(),
             duration_s=duration_s,
             lanes_left=reply.lanes_left,
+            lanes_last=reply.lanes_last,
         )
         if self._stopping:
             self._slots.refuse(reply.suspects + reply.jobs)

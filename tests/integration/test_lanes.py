@@ -487,7 +487,7 @@ async def test_a_claim_says_when_lanes_are_left_to_look_at(yard: Yard, queue: Qu
         " select 'default', 'work', 'a' from generate_series(2, %s)",
         OFFER_BATCH + 1,
     )
-    claim = Claim("default", ["work"], [], limit=0, has_lanes=True)
+    claim = Claim("default", ["work"], [], limit=0, lanes_after=0)
     async with queue.connections.lend() as connection:
         store = JobStore(connection)
         left = [(await store.exchange(0, [], claim)).lanes_left for _ in range(3)]

@@ -300,12 +300,8 @@ where j.worker = %(worker)s
 
 -- name: offer_heads
 -- Gives whoever is first in a lane its turn, in the lanes that were called for. Only for workers with
--- ordered tasks, before their claim. true: more calls were there than are looked at at once.
-select conductor.offer_heads(%(queue)s, %(limit)s), (
-    select count(*) > %(limit)s from (
-        select from conductor.lane_calls c where c.queue = %(queue)s limit %(limit)s + 1
-    ) b
-)
+-- ordered tasks, before their claim. How many calls were looked at after this position, and the last.
+select o.looked, o.last from conductor.offer_heads(%(queue)s, %(limit)s, %(after)s::bigint) o
 
 -- name: wake_jobs
 -- Brings jobs what has come for them; returns the queues of those that were woken.

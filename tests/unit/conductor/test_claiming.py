@@ -10,6 +10,7 @@ from conductor.job import JobInfo
 from conductor.store.jobs import ClaimedJob, ClaimRange
 from conductor.worker.claiming import (
     HIGHEST_RANK,
+    LANES_LOOK_BACK,
     LOOK_BACK_S,
     LOWEST_RANK,
     MAX_CLAIM,
@@ -151,6 +152,24 @@ def test_lanes_that_are_left_are_looked_at_at_once() -> None:
     assert planned is not None
     claiming.claimed(planned, [], [], now_s=1.0, duration_s=0.001, lanes_left=True)
     assert claiming.plan(1.0, room=10, riding=False, suspect_crashes=2) is not None
+
+
+def test_calls_of_lanes_are_looked_at_from_where_the_last_look_ended() -> None:
+    claiming = Claiming("q", ["t"], has_lanes=True)
+    looks = []
+    for now_s, last in ((1.0, 10_000), (1.1, None), (1.2, 9000), (1.3, 12_000), (2.5, None)):
+        planned = claiming.plan(now_s, room=10, riding=True, suspect_crashes=2)
+        assert planned is not None
+        looks.append((planned.scan, planned.claim.lanes_after))
+        claiming.claimed(planned, [], [], now_s=now_s, duration_s=0.001, lanes_last=last)
+    scans = [scan for scan, _ in looks]
+    assert (scans[0], scans[-1]) == (Scan.FULL, Scan.FULL)
+    afters = [after for _, after in looks]
+    assert afters == [0, *(10_000 - LANES_LOOK_BACK,) * 3, 0]
+    claiming = Claiming("q", ["t"])
+    planned = claiming.plan(1.0, room=10, riding=True, suspect_crashes=2)
+    assert planned is not None
+    assert planned.claim.lanes_after is None
 
 
 def test_claimed_jobs_come_in_claim_order() -> None:
