@@ -224,8 +224,9 @@ class Run:
         except FenceLost:
             raise
         except Exception as error:
-            step = self.result(name, position, failed(kind), describe(error))
-            self._failures.append(_Failure(self._current(), step, error))
+            if not self.cancelled:  # else it comes of that, and the attempt ends here
+                step = self.result(name, position, failed(kind), describe(error))
+                self._failures.append(_Failure(self._current(), step, error))
             raise
 
     def adopt(self, tasks: Collection[asyncio.Future[Any]]) -> None:

@@ -166,6 +166,26 @@ async def test_a_job_whose_failure_is_kept_is_not_tried_again(workshop: Workshop
     assert tally.ran == {"take": 1, "give back": 1}
 
 
+async def test_a_failure_is_not_kept_of_an_attempt_that_was_stopped(workshop: Workshop) -> None:
+    """The step has failed because of that, and the next attempt takes it up."""
+
+    async def handler(_event: Any, ctx: Any) -> Any:
+        async def slow() -> str:
+            try:
+                await asyncio.sleep(0 if ctx.job.attempt else 3600)
+            except asyncio.CancelledError:
+                raise ConnectionError("the connection was closed") from None
+            return "done"
+
+        try:
+            return await ctx.step("slow", slow)
+        finally:
+            await ctx.step("release", lambda: None)
+
+    row = await finish(workshop, handler, timeout_s=0.3)
+    assert (row["result"], row["attempt"]) == ("done", 1)
+
+
 async def test_a_failure_is_not_kept_of_what_has_committed(workshop: Workshop) -> None:
     """A commit without an answer, say, and nobody could say then whether it had been one."""
 
