@@ -6,14 +6,15 @@ and a misspelt column is found before anything runs. Pure: facts in, an error or
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from conductor import filters
-from conductor.errors import ConductorError, RegistrationRefused, UnknownColumn
+from conductor.errors import ConductorError, FilterInvalid, RegistrationRefused, UnknownColumn
 from conductor.filters import Filter
 from conductor.matching import ChangeFilter
+from conductor.operands import Kinds, check_operands, kinds_of_type
 
 _KINDS: Final = {"v": "a view", "m": "a materialised view", "f": "a foreign table"}
 _SYSTEM_SCHEMAS: Final = {"pg_catalog", "information_schema", "pg_toast"}
@@ -52,7 +53,8 @@ class TableFacts:
     """One table a trigger names: ``parts`` holds itself first, then its lowest partitions.
 
     ``columns`` are those that the WAL holds, ``generated`` the others. ``key`` finds a row: the
-    primary key's columns, else those of the replica identity's index.
+    primary key's columns, else those of the replica identity's index. ``types`` are the OIDs of
+    the columns' types, of a domain that of what it is over, 0 when that is a domain again.
     """
 
     kind: str  # pg_class.relkind
@@ -61,6 +63,13 @@ class TableFacts:
     parts: tuple[Part, ...]
     generated: tuple[str, ...] = ()
     key: tuple[str, ...] = ()
+    types: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> dict[str, Kinds]:
+        """What the router sends for each column, as far as a filter can tell."""
+        found = {column: kinds_of_type(oid) for column, oid in self.types.items()}
+        return {column: kinds for column, kinds in found.items() if kinds is not None}
 
 
 def check_change(
@@ -97,7 +106,7 @@ def refusals(
     if change.changed is not None:
         yield from _full_refusals(where, "`changed`", table.parts)
     if when is not None:
-        yield from _filter_refusals(where, when, change, table.parts)
+        yield from _filter_refusals(where, when, change, table)
     if change.ordered or change.coalesce_s is not None:
         yield from _key_refusals(where, change, table.parts)
     if change.coalesce_s is not None and change.key:
@@ -159,10 +168,14 @@ def _kind_refusals(where: str, table: TableFacts) -> Iterator[ConductorError]:
 
 
 def _filter_refusals(
-    where: str, when: Filter, change: ChangeFilter, parts: tuple[Part, ...]
+    where: str, when: Filter, change: ChangeFilter, table: TableFacts
 ) -> Iterator[ConductorError]:
-    """Refuse a filter that reads what the WAL does not hold under the table's identity."""
-    read = when.references
+    """Refuse a filter that fits no column, or reads what the WAL does not hold of an old row."""
+    read, parts = when.references, table.parts
+    try:
+        check_operands(when, table.kinds)
+    except FilterInvalid as error:
+        yield RegistrationRefused(f"{where}: {error}", hint=error.hint)
     if "update" in change.operations:
         for name, is_read in (("changed", read.reads_changed), ("old", "old" in read.names)):
             if is_read:

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, PlainValidator, WrapValidator
 
 from conductor.errors import FilterInvalid
 from conductor.filters import MACROS, MAPS, Filter, evaluate, tokens_of
+from conductor.values import shape_of
 
 Kinds: TypeAlias = frozenset[str]
 """What a value may be: number, numeral (a number as text), text, bool, null, bytes."""
@@ -26,6 +27,12 @@ _OF_SCHEMA: Final[Mapping[str, Kinds]] = {
     # pydantic takes 1 and "t" for true
     "boolean": frozenset({"bool", "number", "numeral", "text"}),
     "null": frozenset({"null"}),
+}
+_OF_SHAPE: Final[Mapping[str, Kinds]] = {
+    "bool": frozenset({"bool"}),
+    "float": frozenset({"number", "numeral"}),
+    "number": frozenset({"number"}),
+    "text": frozenset({"text", "numeral"}),
 }
 _VALIDATORS: Final = (BeforeValidator, PlainValidator, WrapValidator)
 _NAMES: Final = {"bool": "a bool", "bytes": "bytes", "null": "null", "number": "a number"}
@@ -107,6 +114,11 @@ def _resolved(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapp
     while "$ref" in schema:
         schema = definitions.get(schema["$ref"].rpartition("/")[2], {})
     return schema
+
+
+def kinds_of_type(type_oid: int) -> Kinds | None:
+    """Return what a column of a type may be for a filter; None (as for 0): whatever it is."""
+    return _OF_SHAPE.get(shape_of(type_oid)) if type_oid else None
 
 
 def check_operands(found: Filter, kinds: Mapping[str, Kinds]) -> None:

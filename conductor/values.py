@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import orjson
 
@@ -206,6 +206,17 @@ for _oid, _name, _array_oid, _converter in _BUILT_IN:
     BY_NAME.update({_name: _converter, f"_{_name}": _array_converter})
 
 
+Shape: TypeAlias = Literal["bool", "float", "number", "other", "text"]
+"""A float is a number, or NaN and infinity as text; other: JSON of its own, or an array."""
+
+_SHAPES: Final[dict[Converter, Shape]] = {
+    _bool: "bool",
+    _float: "float",
+    plain: "number",
+    **dict.fromkeys((_timestamp, _timestamptz, _timetz, json_string, quoted), "text"),
+}
+
+
 def converter_of(type_oid: int) -> Converter:
     """Return the converter of a type by its OID; a domain has its base type's.
 
@@ -213,3 +224,12 @@ def converter_of(type_oid: int) -> Converter:
     b'"2024-05-01T12:00:00+00:00"'
     """
     return BY_OID.get(type_oid, json_string)
+
+
+def shape_of(type_oid: int) -> Shape:
+    """Return what JSON a type's values are.
+
+    >>> shape_of(23), shape_of(1700), shape_of(3802)
+    ('number', 'text', 'other')
+    """
+    return _SHAPES.get(converter_of(type_oid), "other")

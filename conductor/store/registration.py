@@ -229,6 +229,7 @@ class RegistrationStore:
                     (part,),
                     tuple(row["generated"]),
                     tuple(row["primary_key"]) or part.key,
+                    dict(zip(row["columns"], row["types"], strict=True)),
                 )
             else:
                 facts[name] = replace(facts[name], parts=(*facts[name].parts, part))

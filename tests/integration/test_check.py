@@ -219,6 +219,8 @@ def test_a_new_label_of_an_enum_is_found(shop: ScratchDatabase, tmp_path: Path) 
         ('OnChange("public.keyless")', "no usable replica identity", "Add a primary key"),
         ('OnChange(Users, "update", changed=("email",))', "REPLICA IDENTITY FULL", "alter table"),
         ('OnChange(Users, "update", when="old.id != new.id")', "the filter's `old`", "alter table"),
+        ('OnChange(Users, "insert", when="new.price > 5")', "new.price is text", "double(new.pr"),
+        ('OnChange("public.users", "insert", when="new.called")', "not a condition", "Compare it"),
         (
             'OnChange(Users, "insert", columns=("email",), refetch=True)',
             "'id' is not captured",

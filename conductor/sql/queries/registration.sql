@@ -256,6 +256,14 @@ select p.schema, p.name, p.asked, c.relkind::text as kind, c.relpersistence::tex
         order by a.attnum
     ) as columns,
     array(
+        select case when b.oid is null then t.oid when b.typtype = 'd' then 0 else b.oid end::bigint
+        from pg_catalog.pg_attribute a
+        join pg_catalog.pg_type t on t.oid = a.atttypid
+        left join pg_catalog.pg_type b on b.oid = t.typbasetype
+        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+        order by a.attnum
+    ) as types,
+    array(
         select a.attname::text from pg_catalog.pg_attribute a
         where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated <> ''
     ) as generated

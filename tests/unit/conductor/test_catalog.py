@@ -129,3 +129,41 @@ def test_a_key_of_several_rows_orders_their_changes_and_merges_none() -> None:
     assert "primary key" in str(refused.value.hint)
     index = Part("public.users", "i", has_key=True, key=("email",))
     check_change("greet", change("update", coalesce_s=1.0, **by_email), found(index))
+
+
+TYPES = {"id": 20, "price": 1700, "ratio": 701, "flag": 16, "data": 3802, "tags": 1007, "far": 0,
+         "at": 1184, "mood": 99999}  # fmt: skip
+
+
+def typed() -> TableFacts:
+    return TableFacts("r", "p", tuple(TYPES), (FULL,), types=TYPES)
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ('new.id == "5"', r"new.id is a number, and == compares it with \"5\""),
+        ("new.price > 9.5", "new.price is text, and > compares it with 9.5"),
+        ('new.ratio > "x"', "new.ratio is a number"),
+        ("new.at > 5", "new.at is text"),
+        ("new.mood == 1", "new.mood is text"),
+        ("new.flag == 1", "new.flag is a bool"),
+        ("new.id", "new.id is a number, not a condition"),
+    ],
+)
+def test_a_filter_that_fits_no_column_is_refused(when: str, message: str) -> None:
+    with pytest.raises(RegistrationRefused, match=message) as refused:
+        check_change("greet", change("insert", when=when), typed())
+    assert "task 'greet': table public.users: filter" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        "new.id > 5", 'new.price == "9.50"', "double(new.price) > 9.5", "new.ratio > 1",
+        'new.ratio == "NaN"', "new.flag", "new.data > 5", "new.data", "new.tags == 5",
+        "new.far > 5", 'new.far == "x"', 'new.at > "2026"', 'new.mood == "sad"', "new.id != null",
+    ],
+)  # fmt: skip
+def test_a_filter_that_fits_the_columns_is_taken(when: str) -> None:
+    check_change("greet", change("insert", when=when), typed())
