@@ -6,14 +6,19 @@ doctest, a shell block runs. The type checkers read what a reader of the page wo
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+import psycopg
 import pytest
 
+from conductor.testing import travel
 from tests.integration.pages import MYPY_CACHE, ROOT, Page, process, shell
 from tests.integration.sidecar import query
 from tests.servers import ScratchDatabase, wait_until
@@ -70,11 +75,10 @@ def test_the_page_runs(page: Path, database: ScratchDatabase) -> None:
     _, prepare, run = (block.text for block in PAGE.blocks("sh"))
     done = shell(database, page, prepare)
     assert (done.returncode, done.stderr) == (0, "no differences\n"), done.stdout
-    first, second, last = run.splitlines()
-    with (
-        process(page, database, *first.removesuffix(" &").split()),
-        process(page, database, *second.removesuffix(" &").split()),
-    ):
+    *servers, last = run.splitlines()
+    with ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(process(page, database, *server.removesuffix(" &").split()))
         stamped = (
             "select count(*) = 4 as done from conductor.activations a"
             " join conductor.subscriptions s on s.id = a.subscription"
@@ -88,6 +92,7 @@ def test_the_page_runs(page: Path, database: ScratchDatabase) -> None:
         query(database.dsn, "update users set email = 'ada@example.net' where name = 'Ada'")
         query(database.dsn, "update users set name = 'Bobby' where name = 'Bob'")
         query(database.dsn, "delete from users where name = 'Bobby'")
+        asyncio.run(pass_a_day(database))
         wait_until(lambda: mails(database) >= EXPECTED_MAILS, TIMEOUT_S, "the mails")
         ended = "select count(*) as n from conductor.history where outcome <> 'completed'"
         wait_until(lambda: counts(database) == EXPECTED_RUNS, TIMEOUT_S, "the runs")
@@ -110,7 +115,14 @@ EXPECTED_RUNS = {
     ("on-new-address", "change"): 1,  # the other update is of the name alone
     ("greet", "event"): 1,
     ("greet", "change"): 3,
+    ("greet", "cron"): 1,
 }
+
+
+async def pass_a_day(database: ScratchDatabase) -> None:
+    """Let it be nine in Berlin, once: the summer ends with a day of 25 hours."""
+    async with await psycopg.AsyncConnection.connect(database.dsn) as connection:
+        await travel(connection, timedelta(hours=25))
 
 
 def mails(database: ScratchDatabase) -> set[tuple[str, str]]:
