@@ -10,11 +10,11 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import timedelta
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, get_args, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypedDict, get_args, overload
 
 from typing_extensions import TypeVar
 
-from conductor.arguments import caller
+from conductor.arguments import caller, check_type
 from conductor.definitions import (
     Batch,
     OnFailure,
@@ -26,18 +26,29 @@ from conductor.definitions import (
 from conductor.errors import DefinitionInvalid, did_you_mean
 from conductor.handlers import check_events, check_result, is_async, read_handler
 from conductor.retry import RetryPolicy
+from conductor.rows import Database
 from conductor.triggers import Invocable, OnChange
 
 if TYPE_CHECKING:
     from conductor.batching import BatchContext
     from conductor.context import Context
-    from conductor.rows import Database
     from conductor.synchronous import SyncContext
 
 P = TypeVar("P")
 R = TypeVar("R")
 D = TypeVar("D")
 E = TypeVar("E")
+
+
+_OPTION_TYPES: Final[dict[str, tuple[tuple[type, ...], str]]] = {
+    "max_attempts": ((int,), "3"),
+    "priority": ((int,), "5"),
+    "retention": ((timedelta,), "timedelta(days=7)"),
+    "retry": ((RetryPolicy,), "RetryPolicy(initial_s=5)"),
+    "timeout_s": ((int, float, type(None)), "30"),
+    "version": ((str, type(None)), '"2"'),
+    "waits": ((Sequence,), '[OnChange(Payments, "insert")]'),
+}
 
 
 class TaskOptions(TypedDict, total=False):
@@ -128,6 +139,9 @@ def _check_options(task: str, options: TaskOptions) -> None:
             f"task {task!r} at {caller()} has no option {name!r}{meant}",
             hint=f"Options: {', '.join(TaskOptions.__annotations__)}.",
         )
+    for name, (types, example) in _OPTION_TYPES.items():
+        if name in options:
+            check_type(f"{name} of task {task!r}", options.get(name), types, f"{name}={example}")
     check_option_text(f"version of task {task!r}", options.get("version"))
     if not 1 <= options.get("max_attempts", 1) <= 32767:
         raise DefinitionInvalid(f"max_attempts of task {task!r} is not between 1 and 32767")
@@ -238,11 +252,22 @@ def check_tables(triggers: Iterable[Trigger[Any]], databases: Iterable[Database]
                 database.check(trigger.table, tuple(chain.from_iterable(filter(None, named))))
 
 
+def databases_of(given: Database | Sequence[Database] | None) -> tuple[Database, ...]:
+    """Return the databases that an application was given. Raises DefinitionInvalid for no such."""
+    if given is None:
+        return ()
+    found = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    for database in found:
+        check_type("database", database, (Database,), "database=Database.from_module(module)")
+    return found
+
+
 def collect(kind: type[Any], source: Any, noun: str) -> dict[str, Any]:
     """Return definitions of one kind by name, from a list of them or a module that holds them."""
     if inspect.ismodule(source):
         found = [member for _, member in inspect.getmembers(source) if isinstance(member, kind)]
     else:
+        check_type(f"{noun}s", source, (Iterable,), f"{noun}s=[…], or a module")
         found = list(source)
     named: dict[str, Any] = {}
     for definition in found:

@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypedDict, get_args
 
 from pydantic import BaseModel
 
+from conductor.arguments import check_type
 from conductor.errors import DefinitionInvalid, did_you_mean
 from conductor.matching import Group, Operation
 from conductor.rows import Columns, RowT, TableRow, column_names, is_adopted, table_name
@@ -90,6 +91,7 @@ def coalesce_s_of(
         return None
     if group is not None:
         raise DefinitionInvalid("changes go into the job of a transaction, or coalesce: not both")
+    check_type("coalesce_s", coalesce_s, (int, float), "coalesce_s=5")
     if not 0 < coalesce_s <= MAX_COALESCE_S:
         raise DefinitionInvalid(f"coalesce_s is not between 0 and {MAX_COALESCE_S} seconds")
     if "truncate" in operations:

@@ -94,7 +94,7 @@ class ChangeTrigger(Trigger[E_co], Generic[E_co]):
             raise DefinitionInvalid("changed= is about updates, and this trigger has none")
         if refetch and not wanted & {"insert", "update"}:
             raise DefinitionInvalid("refetch= is about new rows, and this trigger has none")
-        if group not in {None, *get_args(Group)}:
+        if group not in (None, *get_args(Group)):
             raise DefinitionInvalid(f"group={group!r}", hint='group="transaction", or none.')
         if refetch and group is not None:
             raise DefinitionInvalid("refetch= is for single changes, not for group=")

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, overload
 
 from typing_extensions import TypeVar, Unpack
 
+from conductor.arguments import declares
 from conductor.binding import (
     collect,
+    databases_of,
     refuse_second,
 )
 from conductor.connections import Connections
@@ -115,6 +117,7 @@ class Conductor(Declarations[D], Emitter, Scheduling):
         pool_size: int = ...,
         source_dsn: str | None = ...,
     ) -> None: ...
+    @declares
     def __init__(
         self,
         dsn: str,
@@ -133,13 +136,7 @@ class Conductor(Declarations[D], Emitter, Scheduling):
         self.app = check_name("app", app)
         self.version = check_option_text("version", version)
         self.deps: D = context
-        self.databases: tuple[Database, ...] = (
-            ()
-            if database is None
-            else (database,)
-            if isinstance(database, Database)
-            else (*database,)
-        )
+        self.databases = databases_of(database)
         self.definitions: dict[str, TaskDefinition[Any, Any]] = collect(
             TaskDefinition, tasks, "task"
         )

@@ -111,7 +111,7 @@ class Codec(Generic[T]):
         try:
             if not self.is_none and not self._is_parsed:
                 _ = self.adapter
-        except TypeError as error:
+        except (SyntaxError, TypeError) as error:
             raise FormInvalid(self.form, error.__cause__ or error) from error
         except NameError:
             return

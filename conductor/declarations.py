@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Never, overload
 
 from typing_extensions import TypeVar, Unpack
 
-from conductor.arguments import caller
+from conductor.arguments import caller, check_type, declares
 from conductor.binding import (
     BatchBinder,
     Binder,
@@ -130,6 +130,7 @@ class Declarations(Generic[D]):
         ordered: bool = ...,
         **options: Unpack[TaskOptions],
     ) -> BatchBinder[E1 | E2 | E3 | E4 | E5 | E6, D]: ...
+    @declares
     def task(
         self,
         target: TaskDefinition[Any, Any] | str,
@@ -185,6 +186,12 @@ class Declarations(Generic[D]):
                         hint=f"Say define_task(…, {option}=…).",
                     )
             return target
+        check_type(
+            "what @conductor.task is given",
+            target,
+            (TaskDefinition, str),
+            "@conductor.task(send_email)",
+        )
         if not triggers and target in self.definitions:
             return self.definitions[target]
         if not triggers:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, overlo
 from pydantic_core import from_json
 from typing_extensions import TypeForm, TypeVar
 
-from conductor.arguments import caller, declares
+from conductor.arguments import caller, check_type, declares
 from conductor.codec import INVALID, Codec, FormInvalid, explain
 from conductor.errors import DefinitionInvalid, PayloadInvalid, ResultInvalid, TriggerMissing
 from conductor.retry import RetryPolicy
@@ -242,6 +242,8 @@ class Batch:
 
     def __post_init__(self) -> None:
         """Refuse what makes no batch."""
+        check_type("the size of a batch", self.size, (int,), "Batch(size=100)")
+        check_type("what a batch waits", self.wait_s, (int, float), "Batch(wait_s=0.1)")
         if not 1 <= self.size <= MAX_BATCH:
             raise DefinitionInvalid(f"the size of a batch is not between 1 and {MAX_BATCH}")
         if not 0 <= self.wait_s <= MAX_BATCH_WAIT_S:

@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 import psycopg
 
+from conductor.arguments import check_type, declares
 from conductor.client import Conductor
 from conductor.connections import Connections
 from conductor.contract import INTERNAL_QUEUE
@@ -84,6 +85,7 @@ class Orchestrator:
         await Orchestrator(conductor, tasks=[send, welcome]).run()
     """
 
+    @declares
     def __init__(
         self,
         conductor: Conductor[Any],
@@ -98,6 +100,7 @@ class Orchestrator:
         dead_after_s: float = DEAD_AFTER_S,
         listen_dsn: str | None = None,
     ) -> None:
+        check_type("the conductor", conductor, (Conductor,), "Orchestrator(conductor)")
         self.conductor = conductor
         self.slots, self.transactions = slots, transactions
         self.dead_after_s = dead_after_s

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from typing_extensions import TypeVar, override
 
 from conductor import filters
-from conductor.arguments import declares
+from conductor.arguments import check_type, declares
 from conductor.cron import check
 from conductor.definitions import (
     EventDefinition,
@@ -76,6 +76,9 @@ class Cron(Trigger[Tick]):
 
     @declares
     def __init__(self, expression: str, tz: str = "UTC", name: str | None = None) -> None:
+        for what, text in (("cron expression", expression), ("time zone", tz)):
+            check_type(what, text, (str,), 'Cron("0 9 * * *", tz="Europe/Berlin")')
+        check_type("name of schedule", name, (str, type(None)), 'name="morning"')
         check(expression, tz)
         check_option_text("name of schedule", name)
         self.expression = " ".join(expression.split())

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from conductor.arguments import check_type
 from conductor.catalog import check_change, check_schema
 from conductor.codec import Codec
 from conductor.connections import Connections
@@ -401,6 +402,8 @@ def check_unique(tasks: Iterable[Task[Any, Any]]) -> tuple[Task[Any, Any], ...]:
     """Return the tasks; raises RegistrationRefused when two have one name, or there are none."""
     found: dict[str, Task[Any, Any]] = {}
     for task in tasks:
+        example = "Orchestrator(conductor, tasks=[send]), of handlers below @conductor.task(…)"
+        check_type("a task of the orchestrator", task, (Task,), example)
         first = found.setdefault(task.name, task)
         if first is not task:
             raise RegistrationRefused(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import getmembers, isclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, JsonValue, PrivateAttr
@@ -20,6 +21,7 @@ from pydantic_core import SchemaValidator, core_schema, to_json
 from typing_extensions import TypeVar
 
 from conductor import supabase
+from conductor.arguments import check_type
 from conductor.errors import (
     ColumnNotCaptured,
     ColumnUnchanged,
@@ -27,13 +29,10 @@ from conductor.errors import (
     DefinitionInvalid,
     UnknownColumn,
     UnknownTable,
+    did_you_mean,
 )
 from conductor.operands import Kinds, certain, kinds_of
 from conductor.texts import flaw_of
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
 
 _IDENTIFIER: Final = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'
 _TABLE: Final = re.compile(rf"({_IDENTIFIER})\.({_IDENTIFIER})")
@@ -101,8 +100,12 @@ class TableRow(BaseModel):
 
     def __init_subclass__(cls, *, table: str | None = None, **options: Any) -> None:
         """Take the table's name."""
+        for name in options.keys() - ConfigDict.__annotations__.keys():
+            meant = did_you_mean(name, ["table", *ConfigDict.__annotations__])
+            raise DefinitionInvalid(f"row model {cls.__name__} has no option {name!r}{meant}")
         super().__init_subclass__(**options)
         if table is not None:
+            check_type(f"table of row model {cls.__name__}", table, (str,), 'table="public.users"')
             cls.__table_name__ = TableName.parse(table)
 
     @classmethod
@@ -454,6 +457,7 @@ class Database:
 
             database = Database.from_module(database_types)
         """
+        check_type("module", module, (ModuleType,), "Database.from_module(database_types)")
         models = [
             member
             for _, member in getmembers(module, isclass)
@@ -484,6 +488,7 @@ class Database:
 
             database = Database.from_supabase(database_types, {"PublicMovies": "public.movies"})
         """
+        check_type("module", module, (ModuleType, str), "Database.from_supabase(database_types)")
         models = supabase.load(module)
         named = {name: TableName.parse(table) for name, table in (tables or {}).items()}
         for name in named:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import ModuleType
@@ -17,6 +18,7 @@ from conductor import (
     Invocation,
     OnChange,
     OnEvent,
+    Orchestrator,
     SyncContext,
     TableRow,
     define_event,
@@ -26,6 +28,7 @@ from conductor.calls import child
 from conductor.definitions import Batch as Batching
 from conductor.enqueue import Batch
 from conductor.errors import (
+    ConductorError,
     DefinitionInvalid,
     OptionInvalid,
     PayloadInvalid,
@@ -382,3 +385,51 @@ def test_what_is_stored_of_a_key_is_read_back() -> None:
     assert ChangeFilter.from_json(stored) == change.filter_of(ordered)
     plain = OnChange(Users).filter_of(greet).to_json()
     assert not {"key", "ordered", "coalesce_s"} & plain.keys()
+
+
+WRONG_ARGUMENTS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], str]] = [
+    (OnChange, (), {}, "OnChange at .*: missing a required argument: 'row'"),
+    (define_task, ("t", int, int, "q"), {}, "define_task at .*: too many positional arguments"),
+    (define_task, ("t",), {"payload": "no form"}, "payload of task 't': pydantic cannot take"),
+    (OnChange, (Users, "insert"), {"coalesce_s": "5"}, "coalesce_s is not int or float, but '5'"),
+    (OnChange, (Users, "insert"), {"group": ["transaction"]}, "group="),
+    (Cron, (5,), {}, "cron expression is not str, but 5"),
+    (Cron, ("0 9 * * *",), {"tz": None}, "time zone is not str, but None"),
+    (Conductor, (DSN,), {"task": [greet]}, "no option 'task'; did you mean 'tasks'"),
+    (Conductor, (DSN,), {"tasks": greet}, "tasks is not Iterable"),
+    (Conductor, (DSN,), {"database": Users}, "database is not Database"),
+    (Orchestrator, (handler,), {}, "the conductor is not Conductor"),
+    (Orchestrator, (Conductor(DSN), [handler]), {}, "a task of the orchestrator is not Task"),
+    (Database.from_module, ("database_types",), {}, "module is not module, but 'database_types'"),
+    (Batching, (), {"size": "3"}, "the size of a batch is not int, but '3'"),
+    (client().task, (handler,), {}, "what @conductor.task is given is not TaskDefinition or str"),
+    (client().task, (), {}, "missing a required argument: 'target'"),
+    (TableRow.__init_subclass__, (), {"tabel": "public.t"}, "'tabel'; did you mean 'table'"),
+    (TableRow.__init_subclass__, (), {"table": 3}, "table of row model TableRow is not str"),
+]
+
+
+@pytest.mark.parametrize(("declare", "positional", "named", "message"), WRONG_ARGUMENTS)
+def test_wrong_arguments_are_errors_of_the_declaration(
+    declare: Callable[..., Any], positional: tuple[Any, ...], named: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConductorError, match=message):
+        declare(*positional, **named)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"max_attempts": "3"}, "max_attempts of task 'greet' is not int, but '3'"),
+        ({"max_attempts": True}, "max_attempts of task 'greet' is not int, but True"),
+        ({"timeout_s": "3"}, "timeout_s of task 'greet' is not int or float or None"),
+        ({"retention": 5}, "retention of task 'greet' is not timedelta"),
+        ({"retry": 5}, "retry of task 'greet' is not RetryPolicy"),
+        ({"waits": OnChange(Users)}, "waits of task 'greet' is not Sequence"),
+        ({"version": 5}, "version of task 'greet' is not str or None"),
+    ],
+)
+def test_options_of_another_type_are_refused(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(DefinitionInvalid, match=message) as caught:
+        client().task(greet, **option)(handler)
+    assert caught.value.hint.startswith(f"Such as {next(iter(option))}=")
