@@ -287,6 +287,16 @@ SCENARIOS = (
     ),
     Scenario("ConductorJobsRescued", {"conductor_jobs_rescued_total": COUNTED_ONCE}, 2, 5, 50),
     Scenario("ConductorJobsRescued", {"conductor_jobs_rescued_total": FIRST_SEEN}, 3, 8, 50),
+    Scenario(  # the third process that died with it
+        "ConductorJobsRescued",
+        {'conductor_jobs_crashed_total{queue="mail",task="send"}': COUNTED_ONCE},
+        *(2, 5, 50),
+    ),
+    Scenario(  # of a task that whoever found it does not have
+        "ConductorJobsRescued",
+        {'conductor_jobs_crashed_total{queue="mail",task="send"}': FIRST_SEEN},
+        *(3, 8, 50),
+    ),
     Scenario(
         "ConductorFlapping",
         {'conductor_reconnects_total{part="leases"}': "0+2x15 30x30"},
