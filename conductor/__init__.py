@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ChildTimeout,
         ConductorError,
         NonRetryable,
+        StepFailed,
         WaitTimeout,
     )
     from conductor.events import (
@@ -78,6 +79,7 @@ __all__ = [
     "OnEvent",
     "Orchestrator",
     "RetryPolicy",
+    "StepFailed",
     "SyncConductor",
     "SyncContext",
     "TableRow",
@@ -102,7 +104,7 @@ _MODULES = {
     ),
     "errors": (
         "BatchFailed", "ChildCancelled", "ChildFailed", "ChildTimeout", "ConductorError",
-        "NonRetryable", "WaitTimeout",
+        "NonRetryable", "StepFailed", "WaitTimeout",
     ),
     "events": (
         "Change", "Delete", "Emitted", "Insert", "Invocation", "Tick", "Transaction", "Truncate",

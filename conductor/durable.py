@@ -483,7 +483,8 @@ class Run:
             await asyncio.get_running_loop().create_future()
 
     def end(self) -> None:
-        """The run is over: so are the tasks of the handler that wait for something of it."""
+        """The run is over: what is left of the handler's tasks ends where it awaits the context."""
+        self.leaving = True
         for task in self._held:
             task.cancel()
         self._held.clear()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -175,6 +176,25 @@ async def test_what_cleans_up_waits_for_the_end(kept_back: bool) -> None:
     done = await rehearsal.run(handled(handler), Invocation(Order(id=7)))
     assert done == ["work", "release", "free"]
     assert len(rehearsal.emitted(paid)) == 1
+
+
+async def test_what_is_left_of_a_handler_begins_nothing_more() -> None:
+    go_on, left = asyncio.Event(), set[asyncio.Task[None]]()
+
+    async def handler(_event: Any, ctx: Context) -> list[Any]:
+        async def late() -> None:
+            await go_on.wait()
+            await ctx.step("late", lambda: None)
+
+        left.add(asyncio.create_task(late()))
+        return []
+
+    rehearsal = Rehearsal()
+    await rehearsal.run(handled(handler), Invocation(Order(id=7)))
+    go_on.set()
+    await asyncio.wait(left)
+    assert [task.cancelled() for task in left] == [True]
+    assert rehearsal.steps == {}
 
 
 @pytest.mark.parametrize("kept_back", [False, True])
