@@ -12,6 +12,7 @@ import ast
 import builtins
 import re
 import sys
+from collections.abc import Iterator
 from datetime import date, datetime, time
 from importlib import import_module
 from inspect import getmembers, isclass
@@ -128,7 +129,25 @@ def check_model(model: type[BaseModel]) -> None:
             hint=f"Say what they are before, such as {model.__module__}.{first} = str: the router"
             " sends types that have no JSON of their own as text.",
         )
-    model.model_rebuild(_types_namespace=vars(_module_of(model)))
+    module = _module_of(model)
+    model.model_rebuild(_types_namespace=vars(module))
+    for field, info in model.model_fields.items():
+        for table in _models_in(info.annotation):
+            if hasattr(module, f"{table.__name__}Insert"):
+                raise DefinitionInvalid(
+                    f"model {model.__name__}: column {info.alias or field!r} is a row of a table"
+                    f" ({table.__name__}), which comes as text, and the module does not say in"
+                    " which order",
+                    hint=f"Write {field}: Optional[str] in that file, and keep its alias.",
+                )
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models that values of an annotation are of."""
+    if isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
 
 
 def adapt(

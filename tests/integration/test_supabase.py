@@ -212,6 +212,29 @@ async def test_rows_are_read_as_the_router_sends_them(
         _ = movie.size
 
 
+def test_a_row_of_a_table_within_a_row_is_not_read_in_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nested_types.py").write_text(
+        "from __future__ import annotations\n"
+        "from typing import List, Optional\n"
+        "from pydantic import BaseModel, Field\n"
+        "class PublicA(BaseModel):\n"
+        '    rows: Optional[List[PublicB]] = Field(alias="Rows")\n'
+        "class PublicB(BaseModel):\n"
+        '    a: str = Field(alias="a")\n'
+        "class PublicBInsert(dict): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    database = Database.from_supabase("nested_types")
+    (model,) = (each for each in database.models if each.__name__ == "PublicA")
+    with pytest.raises(
+        DefinitionInvalid, match=r"column .Rows. is a row of a table .PublicB\."
+    ) as no:
+        OnChange(model, "insert")
+    assert no.value.hint == "Write rows: Optional[str] in that file, and keep its alias."
+
+
 @asynccontextmanager
 async def _stopping(orchestrator: Orchestrator) -> AsyncIterator[None]:
     try:
