@@ -23,7 +23,7 @@ from typing import (
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
-from pydantic.json_schema import JsonSchemaMode
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaWarningKind
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import ReadOnly, TypeVar, is_typeddict
 
@@ -73,6 +73,13 @@ class FormInvalid(ValueError):  # noqa: N818 - as in conductor.errors
         else:
             reason = str(getattr(cause, "message", cause)).partition("\n")[0]
             super().__init__(f"pydantic cannot take {shown}: {reason}")
+
+
+class QuietSchema(GenerateJsonSchema):
+    """A JSON schema for ourselves: what it leaves out is no concern of the application's."""
+
+    def emit_warning(self, kind: JsonSchemaWarningKind, detail: str) -> None:
+        """Say nothing."""
 
 
 class Codec(Generic[T]):
@@ -166,7 +173,7 @@ class Codec(Generic[T]):
     def json_schema(self, mode: JsonSchemaMode = "validation") -> dict[str, Any] | None:
         """Return the JSON schema, or None for a type that has none."""
         try:
-            return self.adapter.json_schema(mode=mode)
+            return self.adapter.json_schema(mode=mode, schema_generator=QuietSchema)
         except (PydanticUserError, TypeError):
             return None
 

@@ -22,6 +22,7 @@ from typing_extensions import TypeVar
 
 from conductor import supabase
 from conductor.arguments import check_type
+from conductor.codec import QuietSchema
 from conductor.errors import (
     ColumnNotCaptured,
     ColumnUnchanged,
@@ -270,7 +271,7 @@ def column_kinds(model: type[BaseModel]) -> dict[str, Kinds]:
         return {}
     try:
         found = row_model(model)
-        return certain(found, kinds_of(found.model_json_schema()))
+        return certain(found, kinds_of(found.model_json_schema(schema_generator=QuietSchema)))
     except (NameError, PydanticUserError, ValueError):
         return {}
 

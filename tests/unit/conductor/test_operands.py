@@ -136,6 +136,22 @@ def test_a_model_that_makes_text_of_numbers_is_certain_of_nothing() -> None:
     assert OnChange(Shifted, "insert", when="new.email > 5").filter.when
 
 
+class Pen:
+    """What JSON does not have."""
+
+
+class Drawn(TableRow, table="public.drawn"):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    age: int
+    pen: str | Pen = Pen()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_model_that_json_cannot_describe_is_no_matter() -> None:
+    with pytest.raises(FilterInvalid):
+        OnChange(Drawn, "insert", when='new.age > "x"')
+
+
 class Paid(BaseModel):
     amount: Decimal
     count: int
