@@ -233,7 +233,7 @@ class Router:
         if isinstance(change, Insert):
             fragments = shape.fragments(change.new)
             for route in routes:
-                payload = route.insert.render(fragments) + suffix
+                payload = route.insert % route.select(fragments) + suffix
                 specs.append(JobSpec(route.copy_head, position, ordinal, payload))
         elif isinstance(change, Update):
             image = _UpdateImage.of(shape, change)
@@ -376,6 +376,7 @@ class _Route:
         "operations",
         "ordered",
         "row",
+        "select",
         "subscription",
         "update",
         "when",
@@ -414,7 +415,7 @@ class _Route:
         self.row = ObjectTemplate(names, captured)
         self.key = ObjectTemplate(names, keys)
         new, old = table + b'"new":', b'{"op":"delete",' + table + b'"old":'
-        self.insert = ObjectTemplate(names, captured, b'{"op":"insert",' + new)
+        self.insert, self.select = ObjectTemplate(names, captured, b'{"op":"insert",' + new).parts
         self.update = ObjectTemplate(names, captured, b'{"op":"update",' + new)
         self._delete_by_key = ObjectTemplate(names, keys, old)
         self._delete_by_row = ObjectTemplate(names, captured, old)

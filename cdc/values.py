@@ -6,7 +6,7 @@ there; a single converter passes on UnicodeDecodeError, for `undecodable` to nam
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Final, TypeAlias, cast
+from typing import Final, TypeAlias
 
 import orjson
 
@@ -51,6 +51,19 @@ _INLINE: Final[dict[Converter, str]] = {
 }
 
 
+_SOURCE: Final = """
+def convert(row):
+    try:
+        [{names}] = row
+    except ValueError:
+        raise wrong_width(row, {width}) from None
+    try:
+        return [{columns}]
+    except UnicodeDecodeError as error:
+        raise undecodable(error) from None
+"""
+
+
 @lru_cache(maxsize=1024)
 def row_converter(converters: tuple[Converter, ...]) -> RowConverter:
     """Compile the converters of a relation's columns into one function, the same for the same.
@@ -66,31 +79,36 @@ def row_converter(converters: tuple[Converter, ...]) -> RowConverter:
     names = [f"v{index}" for index in range(len(converters))]
     columns = [
         f"null if {v} is None else {v} if {v} is unchanged else "
-        + _INLINE.get(converter, f"converters[{index}]({{v}})").format(v=v)
-        for index, (v, converter) in enumerate(zip(names, converters, strict=True))
+        + (_INLINE.get(converter) or f"{_global_of(converter)}({{v}})").format(v=v)
+        for v, converter in zip(names, converters, strict=True)
     ]
-    source = f"lambda {', '.join(names)}: [{', '.join(columns)}]"
-    namespace = {
-        "converters": converters,
-        "dumps": orjson.dumps,
-        "null": JSON_NULL,
-        "unchanged": UNCHANGED,
-    }
-    compiled = cast("Callable[..., list[bytes | Unchanged]]", eval(source, namespace))  # noqa: S307 — see above
-    width = len(names)
+    source = _SOURCE.format(width=len(names), names=", ".join(names), columns=", ".join(columns))
+    made: dict[str, RowConverter] = {}
+    exec(source, _GLOBALS, made)  # noqa: S102 — see above
+    return made["convert"]
 
-    def convert(row: Row) -> list[bytes | Unchanged]:
-        if len(row) != width:
-            raise ProtocolError("R", 0, f"a row of {width} columns", f"{len(row)}")
-        try:
-            return compiled(*row)
-        except UnicodeDecodeError as error:
-            raise undecodable(error) from None
 
-    return convert
+def _global_of(converter: Converter) -> str:
+    """Return the name of a converter in the generated functions; all tables share their globals."""
+    name = f"convert_{id(converter)}"
+    _GLOBALS[name] = converter  # one of the table of types, so that there are few
+    return name
+
+
+def _wrong_width(row: Row, width: int) -> ProtocolError:
+    return ProtocolError("R", 0, f"a row of {width} columns", f"{len(row)}")
 
 
 def undecodable(error: UnicodeDecodeError) -> ValueUndecodable:
     """Return our error for a value that is not UTF-8."""
     size = len(error.object)
     return ValueUndecodable(f"byte {error.start} of a value of {size} bytes is not UTF-8")
+
+
+_GLOBALS: Final[dict[str, object]] = {
+    "dumps": orjson.dumps,
+    "null": JSON_NULL,
+    "unchanged": UNCHANGED,
+    "undecodable": undecodable,
+    "wrong_width": _wrong_width,
+}
