@@ -13,6 +13,8 @@ from psycopg.types.json import Json
 from conductor import sql
 
 _QUERIES: Final = sql.load("operations")
+_LIMIT_READING: Final = sql.load("overview")["limit_reading"]
+_READING_TIMEOUT_S: Final = 30.0
 
 Row = dict[str, Any]
 """One row by column, in JSON's types."""
@@ -127,8 +129,10 @@ class OperationStore:
         included, and schedules. Queues with nothing due are left out.
         """
         values = {"dead": list(dead), "bound": bound}
-        cursor = await self._connection.execute(_QUERIES["oldest_due"], values)
-        return dict(await cursor.fetchall())
+        async with self._connection.transaction():
+            await self._connection.execute(_LIMIT_READING, {"timeout_s": _READING_TIMEOUT_S})
+            cursor = await self._connection.execute(_QUERIES["oldest_due"], values)
+            return dict(await cursor.fetchall())
 
     async def list_leases(self) -> list[tuple[int, str, int]]:
         """Return (worker, queue, renewals) of every worker that has a row."""

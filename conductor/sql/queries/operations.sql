@@ -188,15 +188,18 @@ due as (
     (select j.queue, j.run_at from conductor.jobs j
      where j.state = 'running' and j.worker = any (%(dead)s::bigint[]) limit %(bound)s)
     union all
-    (select l.queue, p.run_at
-     from conductor.lane_calls l
-     cross join lateral (
-         select j.run_at from conductor.jobs j
-         where j.state = 'parked' and j.queue = l.queue and j.task = l.task and j.key = l.key
-         order by j.queue, j.task, j.key, coalesce(j.place, j.id) limit 1
-     ) p
-     where p.run_at <= conductor.now()
-     order by l.id limit 100)
+    select l.queue, p.run_at
+    from unnest(array(select name from conductor.queues)) as q (name)
+    cross join lateral (
+        select c.queue, c.task, c.key from conductor.lane_calls c
+        where c.queue = q.name order by c.queue, c.id limit 100
+    ) l
+    cross join lateral (
+        select j.run_at from conductor.jobs j
+        where j.state = 'parked' and j.queue = l.queue and j.task = l.task and j.key = l.key
+        order by j.queue, j.task, j.key, coalesce(j.place, j.id) limit 1
+    ) p
+    where p.run_at <= conductor.now()
     union all
     select s.queue, s.next_at from conductor.schedules s
     where s.next_at <= conductor.now()
