@@ -41,6 +41,11 @@ _COMPARISONS: Final = _ORDERS | {"==", "!="}
 _LOGICAL: Final = frozenset({"&&", "||"})
 _OPENS: Final = frozenset({"", "(", "[", ",", "?", ":"}) | _LOGICAL
 _CLOSES: Final = frozenset({"", ")", "]", ",", "?", ":"}) | _LOGICAL
+_OF_TEXT: Final = frozenset({"contains", "endsWith", "matches", "startsWith"})
+_OF_TIMES: Final = frozenset({
+    "getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getFullYear", "getHours",
+    "getMilliseconds", "getMinutes", "getMonth", "getSeconds",
+})  # fmt: skip
 _HINT: Final = "Numeric and times are text: double(new.price) > 9.5, timestamp(new.at) > …"
 
 
@@ -122,7 +127,7 @@ def kinds_of_type(type_oid: int) -> Kinds | None:
 
 
 def check_operands(found: Filter, kinds: Mapping[str, Kinds]) -> None:
-    """Raise FilterInvalid for a comparison that never holds, and for what is no condition."""
+    """Raise FilterInvalid for what fails or never holds, and for what is no condition."""
     tokens = _tokens(found.source)
     if not _shadows(tokens):
         _Reading(found.source, tokens, kinds).check()
@@ -142,6 +147,8 @@ class _Reading:
         for start in range(len(self._tokens)):
             before = self._at(start - 1)
             operand = self._operand(start)
+            if operand is not None and before != ".":
+                self._called(operand)
             if operand is None or before not in _OPENS | {"!"}:
                 continue
             after = self._at(operand.end)
@@ -167,6 +174,20 @@ class _Reading:
                 f"filter {self._source!r}: {column.text} is {_shown(column.kinds)}, and"
                 f" {operator} compares it with {literal.text}",
                 hint=_HINT,
+            )
+
+    def _called(self, operand: _Operand) -> None:
+        """Refuse a method that a column's values do not have."""
+        dot, name, bracket = (self._at(operand.end + offset) for offset in range(3))
+        if (dot, bracket) != (".", "(") or operand.kinds is None or not operand.is_column:
+            return
+        is_time = name in _OF_TIMES
+        if is_time or (name in _OF_TEXT and not operand.kinds & {"numeral", "text"}):
+            hint = f"timestamp({operand.text}).{name}()" if is_time else f"string({operand.text})"
+            raise FilterInvalid(
+                f"filter {self._source!r}: {operand.text} is {_shown(operand.kinds)}, which has no"
+                f" {name}()",
+                hint=f"Such as {hint}.",
             )
 
     def _condition(self, operand: _Operand) -> None:

@@ -310,6 +310,7 @@ class _Named:
     def __eq__(self, other: object) -> Never:
         raise TypeError(f"column {self.column!r} cannot be compared")
 
+    __ge__ = __gt__ = __le__ = __lt__ = __eq__
     __hash__ = None  # type: ignore[assignment]  # as of whatever cannot be compared
 
     def __getattr__(self, name: str) -> Never:

@@ -148,6 +148,7 @@ def typed() -> TableFacts:
         ("new.at > 5", "new.at is text"),
         ("new.mood == 1", "new.mood is text"),
         ("new.flag == 1", "new.flag is a bool"),
+        ('new.id.endsWith("5")', r"new.id is a number, which has no endsWith\(\)"),
         ("new.id", "new.id is a number, not a condition"),
     ],
 )
@@ -161,6 +162,7 @@ def test_a_filter_that_fits_no_column_is_refused(when: str, message: str) -> Non
     "when",
     [
         "new.id > 5", 'new.price == "9.50"', "double(new.price) > 9.5", "new.ratio > 1",
+        'new.price.endsWith("0")', 'string(new.id).endsWith("5")', 'new.mood.contains("a")',
         'new.ratio == "NaN"', "new.flag", "new.data > 5", "new.data", "new.tags == 5",
         "new.far > 5", 'new.far == "x"', 'new.at > "2026"', 'new.mood == "sad"', "new.id != null",
     ],

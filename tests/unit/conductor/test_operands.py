@@ -92,6 +92,8 @@ class Shifted(TableRow, table="public.users"):
         ('"yes"', '"yes" is text, not a condition'),
         ("5", "5 is a number, not a condition"),
         ("null", "null is null, not a condition"),
+        ("new.seen_at.getHours() > 5", "new.seen_at is text, which has no getHours()"),
+        ("true || (1 + new.born.getMonth() > 5)", "new.born is text, which has no getMonth()"),
         ("true && 1", "1 is a number, not a condition"),
     ],
 )
