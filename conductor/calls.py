@@ -6,10 +6,11 @@ asynchronous and synchronous handlers alike. Does nothing by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypedDict
+from weakref import WeakKeyDictionary
 
 from orjson import loads
 from pydantic_core import to_json
@@ -19,7 +20,13 @@ from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import message_document
 from conductor.enqueue import check_option, check_ordered, metadata_text
-from conductor.errors import OptionInvalid, check_options
+from conductor.errors import (
+    OptionInvalid,
+    UnknownColumn,
+    UnknownField,
+    UnknownName,
+    check_options,
+)
 from conductor.matching import change_topic, event_topic, match_key
 from conductor.store.schedules import SchedulePlan
 from conductor.store.steps import NewJob, Wanted
@@ -36,6 +43,7 @@ Match = Mapping[str, Any]
 
 _RANKS: Final = range(-32767, 32768)
 _SCHEDULE_NAME_LENGTH: Final = 150
+_MEMBERS: Final[WeakKeyDictionary[Codec[Any], frozenset[str]]] = WeakKeyDictionary()
 _NO_TASK: Final[TaskDefinition[Any, Any]] = TaskDefinition("wait", "wait", Codec(Any), Codec(None))
 
 
@@ -170,6 +178,7 @@ class Expected:
 def expected_event(event: EventDefinition[Any], match: Match | None, when: str | None) -> Expected:
     """Return what a wait for an event stores. Raises FilterInvalid, UnknownField, OptionInvalid."""
     trigger = OnEvent(event, when=when)
+    _check_names(match, _members(event.payload), UnknownField, f"of event {event.name!r}")
     fields, matched = _match_key(match)
     condition = None if when is None else to_json({"when": trigger.filter.when})
     wanted = Wanted(
@@ -179,10 +188,46 @@ def expected_event(event: EventDefinition[Any], match: Match | None, when: str |
 
 
 def expected_change(change: OnChange[Any], match: Match | None) -> Expected:
-    """Return what a wait for a change stores. Raises OptionInvalid."""
-    fields, matched = _match_key(match)
+    """Return what a wait for a change stores. Raises UnknownColumn, OptionInvalid."""
+    captured = change.filter.columns
+    _check_names(match, captured, UnknownColumn, f"among what is captured of {change.table}")
+    fields, matched = _match_key({name: _as_sent(value) for name, value in (match or {}).items()})
     wanted = Wanted(topic=change_topic(change.filter), fields=fields, matched=matched)
     return Expected("change", change, wanted)
+
+
+def _check_names(
+    match: Match | None, known: Collection[str] | None, error: type[UnknownName], where: str
+) -> None:
+    """Raise for a name that nothing which comes will ever have; known: None when that is open."""
+    if known is not None:
+        for name in sorted(set(match or ()).difference(known)):
+            raise error(name, known, where=where)
+
+
+def _members(payload: Codec[Any]) -> frozenset[str] | None:
+    """Return the fields of a payload; its schema takes longer than all else of a wait."""
+    known = _MEMBERS.get(payload)
+    if known is None:
+        known = payload.members()
+        if known is not None:
+            _MEMBERS[payload] = known
+    return known
+
+
+def _as_sent(value: Any) -> Any:
+    """Return an instant as the router sends it: in UTC, with the digits that PostgreSQL shows.
+
+    >>> _as_sent(datetime(2026, 3, 1, 12, 0, 0, 500_000, tzinfo=UTC))
+    '2026-03-01T12:00:00.5+00:00'
+    """
+    if not isinstance(value, datetime):
+        return value
+    instant = value if value.tzinfo is None else value.astimezone(UTC)
+    if not instant.microsecond:
+        return instant.isoformat()
+    whole, _, offset = instant.isoformat().partition(".")
+    return f"{whole}.{offset[:6].rstrip('0')}{offset[6:]}"
 
 
 def _match_key(match: Match | None) -> tuple[str, str]:

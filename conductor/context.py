@@ -310,9 +310,10 @@ class Context(BaseContext[D]):
     ) -> T:
         """Wait for a change of a table that is committed from now on; return it.
 
-        ``match`` names columns of the new row (of a delete: the old one) and their values as JSON.
+        ``match`` names columns of the new row (of a delete: the old one) and their values: as in
+        Python, a numeric with its scale (``"9.50"``).
         The tables that a task waits for are named with it: ``@conductor.task(…, waits=[Payments])``
-        has them captured. Raises WaitTimeout, FilterFailed.
+        has them captured. Raises WaitTimeout, FilterFailed, UnknownColumn.
 
             inserted = OnChange(Payments, "insert")
             payment = await ctx.wait_for_change("paid", inserted, match={"order": 7})

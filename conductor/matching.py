@@ -17,6 +17,7 @@ from conductor.contract import encode_head
 
 Operation = Literal["insert", "update", "delete", "truncate"]
 Group = Literal["transaction"]
+_EXACT: Final = 2.0**53  # below it a float is every integer
 OPERATIONS: Final[tuple[Operation, ...]] = ("insert", "update", "delete", "truncate")
 _IDENTITY_FREE: Final[frozenset[Operation]] = frozenset({"insert", "truncate"})
 
@@ -166,7 +167,7 @@ def match_key(match: Mapping[str, Any] | None) -> tuple[str, str]:
     if not match:
         return "", ""
     names = sorted(match)
-    return _json(names), _json([match[name] for name in names])
+    return _json(names), _json([_canonical(match[name]) for name in names])
 
 
 def matched_values(fields: str, message: Any) -> str | None:
@@ -181,9 +182,15 @@ def matched_values(fields: str, message: Any) -> str | None:
     if not isinstance(message, dict) or not message.keys() >= set(names):
         return None
     try:
-        return _json([message[name] for name in names])
+        return _json([_canonical(message[name]) for name in names])
     except JSONEncodeError:  # nobody can wait for what is nested too deep to be written
         return None
+
+
+def _canonical(value: Any) -> Any:
+    """Return a number as others write it: a float of PostgreSQL's has no ``.0``."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < _EXACT
+    return int(value) if whole else value
 
 
 def _json(value: Any) -> str:

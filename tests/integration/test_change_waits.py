@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -151,3 +154,49 @@ async def test_a_wait_for_a_change_elsewhere_is_refused(queue: Queue) -> None:
         await waiting.cancel()
         await queue.rows("update conductor.progress set database = current_database()")
     assert await queue.value("select count(*) from conductor.steps") == 0
+
+
+class Readings(TableRow, table="public.readings"):
+    id: int
+    at: datetime
+    day: date
+    level: float
+    price: Decimal
+    meter: UUID
+
+
+METER = UUID("8a3f0c6e-4f2b-4d8e-9a51-0d7a3c1b2e4f")
+
+
+@pytest.mark.parametrize(
+    "match",
+    [
+        {"at": datetime(2026, 3, 1, 12, tzinfo=timezone(timedelta(hours=2)))},
+        {"at": datetime(2026, 3, 1, 10, tzinfo=UTC), "day": date(2026, 3, 1)},
+        {"level": 4.0, "price": Decimal("9.50"), "meter": METER},
+        {"level": 4, "price": "9.50", "meter": str(METER)},
+    ],
+)
+async def test_values_match_as_python_has_them(queue: Queue, match: dict[str, Any]) -> None:
+    read = OnChange(Readings, "insert")
+    conductor = Conductor(queue.database.dsn, tasks=[settle])
+    await queue.rows(
+        "create table readings (id int primary key, at timestamptz, day date, level float8,"
+        " price numeric(8, 2), meter uuid)"
+    )
+
+    @conductor.task(settle, waits=[read])
+    async def handler(_event: Any, ctx: Context[None]) -> int:
+        return (await ctx.wait_for_change("read", read, match=match, timeout=30)).new.id
+
+    async with running(queue.database):
+        orchestrator = Orchestrator(conductor)
+        await orchestrator.start(wait_captured_s=30)
+        handle = await conductor.invoke(settle, 1)
+        await queue.until("select count(*) = 1 from conductor.jobs where state = 'waiting'")
+        insert = "insert into readings values (%s, '2026-03-01 10:00+00', '2026-03-01', 4, 9.5, %s)"
+        await queue.rows(insert, 3, METER)
+        assert await handle.result(timeout_s=30) == 3
+        await orchestrator.stop()
+    drop_slot(queue.database)
+    await conductor.close()

@@ -22,7 +22,7 @@ from conductor import (
     define_event,
     define_task,
 )
-from conductor.errors import FilterFailed, StepOrderChanged
+from conductor.errors import FilterFailed, StepOrderChanged, UnknownName
 from conductor.testing import (
     Rehearsal,
     StillWaiting,
@@ -321,6 +321,18 @@ async def test_filters_decide_what_a_wait_gets() -> None:
         rehearsal.bring(vip, change)
     task = handled(handler, waits=[vip])
     assert await rehearsal.run(task, Invocation(Order(id=7))) == [500, 5, "ann"]
+
+
+@pytest.mark.parametrize("change", [True, False])
+async def test_a_wait_for_what_there_is_not_is_refused(change: bool) -> None:
+    async def handler(_event: Any, ctx: Context[None]) -> list[Any]:
+        if change:
+            await ctx.wait_for_change("user", vip, match={"idd": 7})
+        await ctx.subscribe("paid", paid, match={"idd": 7})
+        return []
+
+    with pytest.raises(UnknownName, match=r"unknown (column|field) 'idd' .*did you mean 'id'"):
+        await Rehearsal().run(handled(handler, waits=[vip]), Invocation(Order(id=7)))
 
 
 async def test_a_filter_that_fails_fails_the_wait() -> None:
