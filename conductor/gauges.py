@@ -80,6 +80,7 @@ class Gauges:
         self._holder = uuid4().hex
         self._watch = Watch(STILL_S, longest_gap_s=EVERY_S)
         self._watched_s = monotonic()
+        self._calls: dict[str, tuple[int, float]] = {}  # of lanes: the first by queue, seen since
         self._loop = Periodic("gauges", self.tick, metrics)
         self.stop = self._loop.stop
         self._forget()
@@ -115,6 +116,8 @@ class Gauges:
         jobs = await store.count_jobs(COUNTED_AT_MOST)
         workers, dead = self._judge(await store.list_leases())
         oldest = await store.oldest_due(dead, COUNTED_AT_MOST)
+        for queue, since_s in self._untaken(await store.first_calls(self._positions(queues))):
+            oldest[queue] = min(oldest.get(queue, since_s), since_s)
         halted = await store.count_halted_lanes(COUNTED_AT_MOST)
         xmin_age = await store.oldest_xmin()
         self._metrics.clear(JOBS)
@@ -142,6 +145,23 @@ class Gauges:
         alive = Counter(queue for worker, queue, _ in leases if worker not in dead)
         return {**alive, INTERNAL_QUEUE: alive.total()}, dead
 
+    def _positions(self, queues: list[str]) -> dict[str, int]:
+        return {queue: self._calls.get(queue, (0, 0.0))[0] for queue in queues}
+
+    def _untaken(self, calls: list[tuple[str, int, float]]) -> list[tuple[str, float]]:
+        """Return queues whose first call of a lane nobody has taken since it was seen, and when.
+
+        Workers take them at once: whose job stands behind another one is no longer called for.
+        """
+        untaken = []
+        for queue, call, now_s in calls:
+            known, since_s = self._calls.get(queue, (0, 0.0))
+            if known == call:
+                untaken.append((queue, since_s))
+            else:
+                self._calls[queue] = (call, now_s)
+        return untaken
+
     async def _read_router(self, store: GaugeStore) -> None:
         gaps = await store.open_gaps()
         letters = await store.count_dead_letters(COUNTED_AT_MOST)
@@ -155,6 +175,7 @@ class Gauges:
     def _forget(self) -> None:
         """Show nothing: another process does, or nobody can."""
         self._watch.forget()
+        self._calls.clear()
         for metric in _BY_QUEUE_AND_SLOT:
             self._metrics.clear(metric)
         for metric in _ALONE:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -126,13 +126,19 @@ class OperationStore:
         """Return since when each queue's oldest work could run, in Unix seconds.
 
         Jobs, those that wait for a worker to mark them ready or to rescue them from a ``dead`` one
-        included, and schedules. Queues with nothing due are left out.
+        included, and schedules; not parked jobs. Queues with nothing due are left out.
         """
         values = {"dead": list(dead), "bound": bound}
         async with self._connection.transaction():
             await self._connection.execute(_LIMIT_READING, {"timeout_s": _READING_TIMEOUT_S})
             cursor = await self._connection.execute(_QUERIES["oldest_due"], values)
             return dict(await cursor.fetchall())
+
+    async def first_calls(self, positions: Mapping[str, int]) -> list[tuple[str, int, float]]:
+        """Return (queue, first call of a lane at or after its position, Unix time)."""
+        values = {"queues": list(positions), "positions": list(positions.values())}
+        cursor = await self._connection.execute(_QUERIES["first_calls"], values)
+        return await cursor.fetchall()
 
     async def list_leases(self) -> list[tuple[int, str, int]]:
         """Return (worker, queue, renewals) of every worker that has a row."""

@@ -188,24 +188,21 @@ due as (
     (select j.queue, j.run_at from conductor.jobs j
      where j.state = 'running' and j.worker = any (%(dead)s::bigint[]) limit %(bound)s)
     union all
-    select l.queue, p.run_at
-    from unnest(array(select name from conductor.queues)) as q (name)
-    cross join lateral (
-        select c.queue, c.task, c.key from conductor.lane_calls c
-        where c.queue = q.name order by c.queue, c.id limit 100
-    ) l
-    cross join lateral (
-        select j.run_at from conductor.jobs j
-        where j.state = 'parked' and j.queue = l.queue and j.task = l.task and j.key = l.key
-        order by j.queue, j.task, j.key, coalesce(j.place, j.id) limit 1
-    ) p
-    where p.run_at <= conductor.now()
-    union all
     select s.queue, s.next_at from conductor.schedules s
     where s.next_at <= conductor.now()
         and (s.payload is null or exists (select from conductor.tasks t where t.name = s.task))
 )
 select queue, extract(epoch from min(due_at))::double precision from due group by queue
+
+-- name: first_calls
+-- The first call of a lane in each queue that has one, looked for from a position on; and the time.
+select q.name, c.id, extract(epoch from conductor.now())::double precision
+from unnest(%(queues)s::text[], %(positions)s::bigint[]) as q (name, position)
+cross join lateral (
+    select l.id from conductor.lane_calls l
+    where l.queue = q.name and l.id >= q.position
+    order by l.id limit 1
+) c
 
 -- name: list_leases
 select id, queue, renewals from conductor.workers
