@@ -29,12 +29,12 @@ WORKER: Final = Registration("bench", None, "bench", ["noop"], "bench", 0, BATCH
 
 
 async def measure(stand: Stand, runs: int, scale: float) -> list[Result]:
-    """Measure both in turn; `scale` makes the many fewer."""
-    many = max(round(MANY * scale), FEW)
+    """Measure both in turn; `scale` makes the many and the claims fewer."""
+    many, claims = max(round(MANY * scale), FEW), max(round(CLAIMS * scale), 2 * FULL_EVERY)
     times_ms: dict[tuple[int, Scan], list[float]] = {}
     for _ in range(runs):
         for pending in (FEW, many):
-            for scan, found_ms in (await claim_from(stand, pending)).items():
+            for scan, found_ms in (await claim_from(stand, pending, claims)).items():
                 times_ms.setdefault((pending, scan), []).append(median(found_ms))
     few_ms, many_ms = (median(times_ms[n, Scan.CURSOR]) for n in (FEW, many))
     few_full_ms, many_full_ms = (median(times_ms[n, Scan.FULL]) for n in (FEW, many))
@@ -46,7 +46,7 @@ async def measure(stand: Stand, runs: int, scale: float) -> list[Result]:
     return [Result(name, numbers, many_ms / few_ms, "ratio", "≤ 2")]
 
 
-async def claim_from(stand: Stand, pending: int) -> dict[Scan, list[float]]:
+async def claim_from(stand: Stand, pending: int, claims: int) -> dict[Scan, list[float]]:
     """Claim from so many jobs; return the milliseconds of each claim, by how it looked."""
     await stand.run("empty_queue")
     await stand.run("enqueue", count=pending)
@@ -55,7 +55,7 @@ async def claim_from(stand: Stand, pending: int) -> dict[Scan, list[float]]:
     async with await connect(stand.dsn, "bench claims") as connection:
         worker = await WorkerStore(connection).register(WORKER)
         store, cursors = JobStore(connection), Cursors(WORKER.tasks)
-        for number in range(CLAIMS):
+        for number in range(claims):
             scan = Scan.FULL if number % FULL_EVERY == 0 else Scan.CURSOR
             claim = Claim("bench", WORKER.tasks, cursors.ranges(scan), BATCH)
             started_s = time.perf_counter()
