@@ -130,6 +130,10 @@ class SubscriptionBook:
                     for table, row in memberships.items()
                     if row["is_insert_only"]
                 },
+                applied={
+                    table: (row["membership"], row["condition"])
+                    for table, row in (await self._tables(queries.APPLIED)).items()
+                },
             )
         self.entries = [entry for row in rows if (entry := self._entry(row)) is not None]
         self._read_revision = revision
@@ -355,9 +359,10 @@ class Activator:
         return self._reconciled
 
     async def _remember(self, reconciled: Reconciled) -> None:
-        seen, past = (reconciled.memberships, reconciled.insert_memberships), self.book.past
-        if seen != (past.memberships, past.insert_memberships):
-            await self.slots.remember(seen[0], self.nonce, seen[1])
+        past = self.book.past
+        seen = reconciled.memberships, reconciled.insert_memberships, reconciled.applied
+        if seen != (past.memberships, past.insert_memberships, past.applied):
+            await self.slots.remember(seen[0], self.nonce, *seen[1:])
 
     async def _begin_interruptions(self, reconciled: Reconciled) -> None:
         """Leave a gap, once, for each captured table that is gone: the others go on."""

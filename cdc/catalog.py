@@ -95,6 +95,7 @@ class Table:
     columns: tuple[str, ...]
     ancestors: tuple[str, ...]  # of a partition, the root first
     leaves_without_identity: tuple[str, ...]  # of a partitioned table
+    identity_columns: tuple[str, ...] = ()  # of its index; none under the full identity
 
     @property
     def key(self) -> TableName:
@@ -128,6 +129,8 @@ class PublishedTable:
     has_row_filter: bool
     has_column_list: bool
     membership: int = 0  # the OID of its row in pg_publication_rel: another one when put back
+    columns: tuple[str, ...] | None = None  # of its list
+    is_outdated: bool = False  # published otherwise than the operator's settings say
 
     @property
     def key(self) -> TableName:
@@ -163,12 +166,17 @@ class Publication:
             table.key for table in self.tables if table.has_row_filter or table.has_column_list
         )
 
+    @property
+    def outdated_tables(self) -> frozenset[TableName]:
+        """Those to be published anew, as the operator's settings say."""
+        return frozenset(table.key for table in self.tables if table.is_outdated)
+
     def memberships(self, tables: Collection[TableName]) -> dict[TableName, int]:
         """Return by which row of the catalog it publishes each of these, as far as it does."""
         by_schema = dict(zip(self.schemas, self.schema_memberships, strict=False))
         by_table = {table.key: table.membership for table in self.tables}
         found = {table: by_table.get(table, by_schema.get(table[0])) for table in tables}
-        return {table: membership for table, membership in found.items() if membership is not None}
+        return {table: membership for table, membership in found.items() if membership}
 
     @property
     def publishes_all(self) -> bool:
@@ -267,7 +275,8 @@ async def read_tables(
     tables = {}
     for row in await _rows(connection, publication_queries.TABLES, parameters):
         lists = {
-            key: tuple(row[key]) for key in ("columns", "ancestors", "leaves_without_identity")
+            key: tuple(row[key])
+            for key in ("columns", "ancestors", "leaves_without_identity", "identity_columns")
         }
         table = Table(**{**row, **lists})
         tables[table.key] = table
@@ -306,7 +315,9 @@ async def read_publications(
     rows = await _rows(connection, publication_queries.PUBLICATIONS, names)
     tables: dict[str, list[PublishedTable]] = {row["name"]: [] for row in rows}
     for row in await _rows(connection, publication_queries.PUBLICATION_TABLES, names):
-        tables.setdefault(row.pop("publication"), []).append(PublishedTable(**row))
+        columns = None if row["columns"] is None else tuple(row["columns"])
+        name = row.pop("publication")
+        tables.setdefault(name, []).append(PublishedTable(**{**row, "columns": columns}))
     return {
         row["name"]: Publication(
             **{

@@ -33,10 +33,12 @@ from cdc.connection import (
     is_same_server,
 )
 from cdc.errors import CdcError, PublicationDrift
+from cdc.narrowing import Narrowing
 from cdc.pooling import find_shared_backend
 from cdc.preflight import (
     can_fail_over,
     limits_of,
+    refuse_narrowing,
     refuse_server,
     refuse_streaming,
     refuse_unlimited_wal,
@@ -114,8 +116,10 @@ async def check(settings: Settings) -> list[Finding]:
 
 def _judge_server(server: Server, settings: Settings) -> list[Finding]:
     where = describe_dsn(settings.source_conninfo)
-    refusal = refuse_server(server, settings.plugin) or refuse_streaming(
-        server, settings.plugin, settings.streaming
+    refusal = (
+        refuse_server(server, settings.plugin)
+        or refuse_streaming(server, settings.plugin, settings.streaming)
+        or refuse_narrowing(settings.plugin, settings.narrowing)
     )
     if refusal is not None:
         return [_error(refusal)]
@@ -166,6 +170,7 @@ async def _check_publication(
         await read_table_names(source),
         book.past,
         second,
+        narrowing=settings.narrowing,
     )
     by_id = {w.subscription.id: w.subscription for w in wanted}
     findings = [
@@ -176,6 +181,7 @@ async def _check_publication(
     for publication in found.values():
         findings += _judge_strange(publication, book.past.named)
     findings += _judge_others(settings, others)
+    findings += _warn_of_narrowing(settings.narrowing, change)
     if not change.statements:
         findings.append(Finding("ok", f"publication {settings.publication!r} has all it needs"))
         return findings
@@ -224,6 +230,40 @@ def _judge_strange(ours: Publication, named: Collection[TableName]) -> list[Find
             "take them out, unless another subscriber needs them",
         )
     ]
+
+
+def _warn_of_narrowing(narrowing: Narrowing, change: Plan) -> list[Finding]:
+    """Say what it costs to leave something out, and where nothing can be left out."""
+    lists, second = narrowing.column_lists, change.inserts
+    whole = sorted(lists.keys() - second.main_definitions.keys() - second.tables)
+    listed = sorted(lists.keys() - set(whole))
+    findings = []
+    if listed:
+        findings.append(
+            Finding(
+                "warning",
+                f"CDC_COLUMN_LISTS has {', '.join(map(dotted, listed))}: in the application, DROP "
+                "COLUMN of a listed column fails",
+                "take the column out of CDC_COLUMN_LISTS first, and run `cdc apply`",
+            )
+        )
+    if whole:
+        findings.append(
+            Finding(
+                "warning",
+                f"CDC_COLUMN_LISTS has {', '.join(map(dotted, whole))}, but every column leaves "
+                "the database: no such table, or partitioned, or with REPLICA IDENTITY FULL",
+            )
+        )
+    if unfiltered := sorted(narrowing.row_filters.keys() - second.tables):
+        findings.append(
+            Finding(
+                "warning",
+                f"CDC_ROW_FILTERS: {', '.join(map(dotted, unfiltered))} is not filtered: it is not "
+                "captured, or its updates are, or the sidecar has still to move it",
+            )
+        )
+    return findings
 
 
 def _judge_others(settings: Settings, others: Sequence[OtherPublication]) -> list[Finding]:

@@ -17,14 +17,17 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from cdc.catalog import TableName
 from cdc.connection import parse_dsn
 from cdc.errors import ConfigError
+from cdc.narrowing import Narrowing
 
 PREFIX: Final = "CDC_"
 CONFIG_VARIABLE: Final = "CDC_CONFIG"
 SECRETS_VARIABLE: Final = "CDC_SECRETS_DIR"
 
 SlotName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")]
+TableKey = Annotated[str, Field(pattern=r"^[^.]+\..+$")]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -63,6 +66,14 @@ class Settings(BaseSettings):
 
     manage_publication: bool = True
     """Off: only look whether it is as it must be; `cdc plan` shows what is missing."""
+
+    column_lists: dict[TableKey, list[str]] = {}
+    """Tables of which only these columns leave the database, as JSON:
+    `{"public.users": ["id"]}`. In the application, DROP COLUMN of a listed one then fails."""
+
+    row_filters: dict[TableKey, str] = {}
+    """Tables of which only inserted rows leave the database for which this SQL is true, as JSON:
+    `{"public.log_lines": "level >= 40"}`. Their updates and deletes cannot be captured."""
 
     allow_unlimited_wal: bool = False
     """On: run on a server without max_slot_wal_keep_size, whose disk an absent sidecar can fill."""
@@ -111,6 +122,14 @@ class Settings(BaseSettings):
         return value
 
     @property
+    def narrowing(self) -> Narrowing:
+        """What is left out of tables."""
+        return Narrowing(
+            {_table(name): tuple(columns) for name, columns in self.column_lists.items()},
+            {_table(name): condition for name, condition in self.row_filters.items()},
+        )
+
+    @property
     def source_conninfo(self) -> str:
         """The source's connection string, password and all."""
         return self.source_dsn.get_secret_value()
@@ -141,6 +160,11 @@ class Settings(BaseSettings):
         if path := os.environ.get(CONFIG_VARIABLE):
             sources.append(TomlConfigSettingsSource(settings_cls, toml_file=path))
         return tuple(sources)
+
+
+def _table(key: str) -> TableName:
+    schema, _, name = key.partition(".")
+    return schema, name
 
 
 def load(**overrides: Any) -> Settings:

@@ -424,6 +424,12 @@ class ReplicaIdentityMissing(PublicationError):
     hint = "give the table a primary key or run `alter table … replica identity full`"
 
 
+class RowsFiltered(PublicationError):
+    """A subscription wants updates or deletes of a table whose rows are filtered by the server."""
+
+    hint = "take the table out of CDC_ROW_FILTERS, or subscribe to its inserts alone"
+
+
 class TableUnknown(PublicationError):
     """A subscription names a table that the source database does not have."""
 

@@ -9,11 +9,14 @@ or deletes must have a replica identity; INSERT needs none.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+
+from psycopg.sql import Composed
 
 from cdc import publication_queries, queries
 from cdc.catalog import Publication, Table, TableName
+from cdc.narrowing import WHOLE_TABLES, Definitions, Narrowing, part_of
 from cdc.wanted import Past, Wanted, dotted
 
 
@@ -34,6 +37,8 @@ class InsertPlan:
     from_main: tuple[TableName, ...] = ()
     to_main: tuple[TableName, ...] = ()
     drift: tuple[str, ...] = ()
+    definitions: Definitions = field(default_factory=dict)  # of what is not published whole
+    main_definitions: Definitions = field(default_factory=dict)  # in the main publication
 
     @property
     def statements(self) -> Sequence[queries.Statement]:
@@ -41,14 +46,20 @@ class InsertPlan:
         name = self.publication
         created = [publication_queries.create_insert_only(name)] if self.create else []
         restored = [publication_queries.restore_insert_only(name)] if self.restore else []
-        for table in self.whole:
-            restored.append(publication_queries.drop_tables(name, [table]))
-            restored.append(publication_queries.add_tables(name, [table]))
-        moved = [publication_queries.move_table(t, self.main, name) for t in self.from_main]
-        moved += [publication_queries.move_table(t, name, self.main) for t in self.to_main]
-        added = [publication_queries.add_tables(name, [table]) for table in self.add]
+        restored += [self._move(table, name, name) for table in self.whole]
+        moved = [self._move(table, self.main, name) for table in self.from_main]
+        moved += [self._move(table, name, self.main) for table in self.to_main]
+        added = [
+            publication_queries.add_table(name, table, part_of(self.definitions, table))
+            for table in self.add
+        ]
         dropped = [publication_queries.drop_tables(name, [table]) for table in self.drop]
         return created + restored + moved + added + dropped
+
+    def _move(self, table: TableName, source: str, target: str) -> Composed:
+        definitions = self.main_definitions if target == self.main else self.definitions
+        part = part_of(definitions, table)
+        return publication_queries.move_table(table, source, target, part)
 
 
 NO_INSERT_PLAN: Final = InsertPlan("", "")
@@ -63,6 +74,7 @@ def plan_inserts(
     past: Past,
     *,
     is_carried: bool,
+    narrowing: Narrowing = WHOLE_TABLES,
 ) -> InsertPlan:
     """Compare the second publication with what is wanted of it.
 
@@ -75,9 +87,10 @@ def plan_inserts(
         past: what was before.
         is_carried: the stream carries the second publication: without that, no captured table is
             moved to it.
+        narrowing: what operators chose to leave out.
     """
     needed = {w.table for w in wanted if _is_publishable(w.table, tables)}
-    candidates = _candidates(wanted, tables, main) & needed
+    candidates = _candidates(wanted, tables, main, narrowing) & needed
     in_main = frozenset[TableName]() if main is None else main.table_names
     in_inserts = frozenset[TableName]() if inserts is None else inserts.table_names
     started = {w.table for w in wanted if w.started}
@@ -94,13 +107,19 @@ def plan_inserts(
         is_needed=bool(candidates),
         create=inserts is None and bool(candidates),
         restore=inserts is not None and bool(own) and not inserts.is_insert_only,
-        whole=() if inserts is None else tuple(sorted(inserts.partial_tables & own)),
+        whole=() if inserts is None else _to_mend(inserts, own),
         add=tuple(sorted(own - in_inserts - in_main)),
         drop=tuple(sorted(idle | in_both)),
         from_main=tuple(sorted(own & in_main - in_inserts)),
         to_main=tuple(sorted(others & in_inserts - in_both)),
         drift=tuple(_drift(names[1], captured.difference(past.interrupted), inserts, past)),
+        definitions=narrowing.in_inserts(tables),
+        main_definitions=narrowing.in_main(tables),
     )
+
+
+def _to_mend(inserts: Publication, own: Collection[TableName]) -> tuple[TableName, ...]:
+    return tuple(sorted((inserts.partial_tables | inserts.outdated_tables).intersection(own)))
 
 
 def _is_publishable(name: TableName, tables: Mapping[TableName, Table]) -> bool:
@@ -108,9 +127,12 @@ def _is_publishable(name: TableName, tables: Mapping[TableName, Table]) -> bool:
 
 
 def _candidates(
-    wanted: Sequence[Wanted], tables: Mapping[TableName, Table], main: Publication | None
+    wanted: Sequence[Wanted],
+    tables: Mapping[TableName, Table],
+    main: Publication | None,
+    narrowing: Narrowing,
 ) -> frozenset[TableName]:
-    """Return the tables that need no identity, and have none."""
+    """Return the tables that need no identity, and have none, or whose rows are to be filtered."""
     schemas = () if main is None else main.schemas
     greedy = {w.table for w in wanted if not w.is_insert_only}
     return frozenset(
@@ -118,7 +140,7 @@ def _candidates(
         for w in wanted
         if w.table not in greedy
         and w.table in tables
-        and not tables[w.table].has_usable_identity
+        and (w.table in narrowing.row_filters or not tables[w.table].has_usable_identity)
         and w.table[0] not in schemas
     )
 

@@ -13,6 +13,7 @@ from cdc.errors import (
     WalLevelTooLow,
     WalUnlimited,
 )
+from cdc.narrowing import WHOLE_TABLES, Narrowing
 
 _FAILOVER_SLOTS = 170000
 _STREAMING_PARALLEL = 160000
@@ -73,6 +74,16 @@ def refuse_streaming(server: Server, plugin: str, streaming: str) -> CdcError | 
             hint="CDC_STREAMING=on",
         )
     return None
+
+
+def refuse_narrowing(plugin: str, narrowing: Narrowing) -> CdcError | None:
+    """Return why nothing can be left out of tables; None when nothing is, or it can be."""
+    if plugin == "pgoutput" or narrowing == WHOLE_TABLES:
+        return None
+    return ConfigError(
+        f"CDC_COLUMN_LISTS and CDC_ROW_FILTERS are for pgoutput: {plugin} reads no publication",
+        hint="unset them, or choose the plugin pgoutput",
+    )
 
 
 def refuse_unlimited_wal(server: Server, *, allowed: bool) -> CdcError | None:

@@ -34,6 +34,7 @@ from cdc.errors import (
     TableMissing,
 )
 from cdc.insert_only import NO_INSERT_PLAN, InsertPlan, plan_inserts
+from cdc.narrowing import WHOLE_TABLES, Definitions, Narrowing, part_of, settle
 from cdc.wanted import NO_PAST, Past, Wanted, dotted, refusal_of, why_missing
 
 _TRY_LATER: Final = ("55P03", "40P01", "42710", "42704", "XX000")
@@ -59,14 +60,18 @@ class Plan:
     @property
     def statements(self) -> Sequence[queries.Statement]:
         """The statements, in order; one a table, so that one that is locked stops no other."""
-        name = self.publication
+        name, definitions = self.publication, self.inserts.main_definitions
         created = [publication_queries.create_publication(name)] if self.create else []
-        added = [publication_queries.add_tables(name, [table]) for table in self.add]
+        added = [
+            publication_queries.add_table(name, table, part_of(definitions, table))
+            for table in self.add
+        ]
         dropped = [publication_queries.drop_tables(name, [table]) for table in self.drop]
         restored = [publication_queries.restore_publication(name)] if self.restore else []
-        for table in self.whole:
-            restored.append(publication_queries.drop_tables(name, [table]))
-            restored.append(publication_queries.add_tables(name, [table]))
+        restored += [
+            publication_queries.move_table(table, name, name, part_of(definitions, table))
+            for table in self.whole
+        ]
         return [*created, *restored, *added, *dropped, *self.inserts.statements]
 
     @property
@@ -99,6 +104,7 @@ def plan(
     inserts: Publication | None = None,
     *,
     is_carried: bool = False,
+    narrowing: Narrowing = WHOLE_TABLES,
 ) -> Plan:
     """Compare our publications with what is wanted of them.
 
@@ -111,21 +117,20 @@ def plan(
         past: what was before.
         inserts: the second publication as it is; None when there is none.
         is_carried: the stream carries the second publication.
+        narrowing: what operators chose to leave out of tables.
 
     Raises:
         PublicationError: a publication cannot be used at all.
     """
-    for found in (actual, inserts):
-        if found is not None:
-            _refuse_unusable(found)
-    refused = {
-        w.subscription.id: refusal
-        for w in wanted
-        if not w.started and (refusal := refusal_of(w, tables, known_names))
-    }
+    _refuse_unusable(actual, inserts)
+    actual = settle(actual, narrowing.in_main(tables), past.applied)
+    inserts = settle(inserts, narrowing.in_inserts(tables), past.applied)
+    refused = _refused(wanted, tables, known_names, narrowing)
     accepted = [w for w in wanted if w.subscription.id not in refused]
     names = publication_names(publication)
-    second = plan_inserts(names, accepted, actual, inserts, tables, past, is_carried=is_carried)
+    second = plan_inserts(
+        names, accepted, actual, inserts, tables, past, is_carried=is_carried, narrowing=narrowing
+    )
     all_needed = {w.table for w in accepted if why_missing(w.table, tables) is None}
     needed = all_needed - second.tables
     published = _published(actual, needed)
@@ -138,7 +143,7 @@ def plan(
         add=tuple(sorted(needed - published.union(second.to_main))),
         drop=_idle(actual, inserts, all_needed, second, past),
         restore=actual is not None and not actual.publishes_all,
-        whole=() if actual is None else tuple(sorted(actual.partial_tables & needed)),
+        whole=_to_mend(actual, needed),
         refused=refused,
         drift=(
             *_drift(publication, captured, actual, published, past),
@@ -205,6 +210,7 @@ class Reconciled:
     needs_inserts: bool = False
     insert_memberships: Mapping[TableName, int] = field(default_factory=dict)
     captured_inserts: frozenset[TableName] = frozenset()
+    applied: Mapping[TableName, tuple[int, str]] = field(default_factory=dict)
 
 
 def _carries_none(_: int) -> bool:
@@ -220,12 +226,14 @@ class PublicationKeeper:
         connection: an ordinary connection to the source database.
         manage: off: change nothing, only say which statements are missing.
         tolerate_missing: go on without a captured table that is gone.
+        narrowing: what operators chose to leave out of tables.
     """
 
     name: str
     connection: Connection
     manage: bool = True
     tolerate_missing: bool = False
+    narrowing: Narrowing = WHOLE_TABLES
 
     async def reconcile(
         self,
@@ -260,7 +268,7 @@ class PublicationKeeper:
             found = await read_publications(self.connection, publication_names(self.name))
         needed = {w.table for w in wanted if w.subscription.id not in change.refused}
         needed = {table for table in needed - change.missing.keys() if table in tables}
-        main, second = (found.get(name) for name in publication_names(self.name))
+        main, second = self._settled(found, tables)
         inserts = _insert_only(second, needed)
         whole = _whole(main, needed) & needed
         captured = change.inserts.captured & inserts
@@ -276,7 +284,40 @@ class PublicationKeeper:
             needs_inserts=change.inserts.is_needed or bool(inserts - whole),
             insert_memberships={} if second is None else second.memberships(inserts - whole),
             captured_inserts=captured,
+            applied=self._applied(found, tables, past),
         )
+
+    def _by_publication(
+        self, found: Mapping[str, Publication], tables: Mapping[TableName, Table]
+    ) -> list[tuple[Publication | None, Definitions]]:
+        main, second = (found.get(name) for name in publication_names(self.name))
+        return [
+            (main, self.narrowing.in_main(tables)),
+            (second, self.narrowing.in_inserts(tables)),
+        ]
+
+    def _settled(
+        self, found: Mapping[str, Publication], tables: Mapping[TableName, Table]
+    ) -> list[Publication | None]:
+        pairs = self._by_publication(found, tables)
+        return [settle(publication, definitions, {}) for publication, definitions in pairs]
+
+    def _applied(
+        self, found: Mapping[str, Publication], tables: Mapping[TableName, Table], past: Past
+    ) -> dict[TableName, tuple[int, str]]:
+        """Return by which membership tables are narrowed, and with which condition."""
+        applied = {}
+        for publication, definitions in self._by_publication(found, tables):
+            settled = settle(publication, definitions, past.applied)
+            if publication is None or settled is None:
+                continue
+            for table in publication.tables:
+                key = table.key
+                if key in settled.outdated_tables and key in past.applied:
+                    applied[key] = past.applied[key]
+                elif key in definitions and key not in settled.outdated_tables:
+                    applied[key] = (table.membership, definitions[key].condition or "")
+        return applied
 
     async def plan(self, wanted: Sequence[Wanted], *, past: Past = NO_PAST) -> Plan:
         """Compare, and change nothing (raises PublicationError as `reconcile` does)."""
@@ -292,7 +333,17 @@ class PublicationKeeper:
         found = await read_publications(self.connection, publication_names(self.name))
         main, second = (found.get(name) for name in publication_names(self.name))
         is_carried = second is not None and carries(second.oid)
-        change = plan(self.name, wanted, main, tables, known, past, second, is_carried=is_carried)
+        change = plan(
+            self.name,
+            wanted,
+            main,
+            tables,
+            known,
+            past,
+            second,
+            is_carried=is_carried,
+            narrowing=self.narrowing,
+        )
         return change, found, tables
 
     def _refuse_foreign(
@@ -322,12 +373,36 @@ class PublicationKeeper:
         return obstacle
 
 
-def _refuse_unusable(found: Publication) -> None:
-    if problem := _unusable(found):
-        raise PublicationError(
-            f"publication {found.name!r} {problem}",
-            hint="let cdc create one of its own: choose another CDC_PUBLICATION, or drop this one",
-        )
+def _refuse_unusable(*publications: Publication | None) -> None:
+    for found in publications:
+        if found is not None and (problem := _unusable(found)):
+            raise PublicationError(
+                f"publication {found.name!r} {problem}",
+                hint="let cdc create one of its own: choose another CDC_PUBLICATION, or drop this "
+                "one",
+            )
+
+
+def _refused(
+    wanted: Sequence[Wanted],
+    tables: Mapping[TableName, Table],
+    known_names: Collection[str],
+    narrowing: Narrowing,
+) -> dict[int, CdcError]:
+    """Return why subscriptions cannot begin, by their ids."""
+    refused = {}
+    for w in wanted:
+        refusal = refusal_of(w, tables, known_names)
+        refusal = refusal or narrowing.refusal_of(w, tables.get(w.table))
+        if refusal is not None and not w.started:
+            refused[w.subscription.id] = refusal
+    return refused
+
+
+def _to_mend(actual: Publication | None, needed: Collection[TableName]) -> tuple[TableName, ...]:
+    if actual is None:
+        return ()
+    return tuple(sorted((actual.partial_tables | actual.outdated_tables).intersection(needed)))
 
 
 def _idle(

@@ -1,6 +1,6 @@
 """The SQL about tables and publications of the source: what there is, and how it is published."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from psycopg import sql
@@ -14,6 +14,11 @@ TABLES: Final = sql.SQL("""
         coalesce((
             select array_agg(a.attname::text order by a.attnum) from pg_attribute a
             where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), '{}') as columns,
+        coalesce((
+            select array_agg(a.attname::text order by a.attnum) from pg_attribute a
+            where a.attrelid = c.oid
+                and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])), '{}')
+            as identity_columns,
         coalesce((
             select array_agg(format('%%I.%%I', n2.nspname, c2.relname) order by t.level desc)
             from pg_partition_ancestors(c.oid) with ordinality as t (relid, level)
@@ -125,7 +130,9 @@ PUBLICATIONS: Final = sql.SQL("""
 PUBLICATION_TABLES: Final = sql.SQL("""
     select p.pubname as publication, n.nspname as schema, c.relname as name,
         pr.prqual is not null as has_row_filter, pr.prattrs is not null as has_column_list,
-        pr.oid::bigint as membership
+        pr.oid::bigint as membership, (
+            select array_agg(a.attname::text order by a.attnum) from pg_attribute a
+            where a.attrelid = c.oid and a.attnum = any (pr.prattrs::int2[])) as columns
     from pg_publication p
     join pg_publication_rel pr on pr.prpubid = p.oid
     join pg_class c on c.oid = pr.prrelid
@@ -133,6 +140,9 @@ PUBLICATION_TABLES: Final = sql.SQL("""
     where p.pubname = any (%(publications)s)
     order by 1, 2, 3
 """)
+
+PartOfTable = tuple[Sequence[str] | None, str | None]
+"""Columns (None: all) and an SQL condition (None: every row)."""
 
 _INSERTS: Final = "publish = 'insert, truncate', publish_via_partition_root = true"
 
@@ -158,17 +168,29 @@ def restore_insert_only(publication: str) -> sql.Composed:
     )
 
 
-def move_table(table: tuple[str, str], source: str, target: str) -> sql.Composed:
-    """Publish a table by another publication, at one moment: no row of it is missed."""
+def move_table(
+    table: tuple[str, str], source: str, target: str, definition: PartOfTable = (None, None)
+) -> sql.Composed:
+    """Publish a table by another publication, at one moment: no row of it is missed.
+
+    Or by the same one, as it is defined now.
+    """
     return sql.SQL("begin; {}; {}; commit").format(
-        drop_tables(source, [table]), add_tables(target, [table])
+        drop_tables(source, [table]), add_table(target, table, definition)
     )
 
 
-def add_tables(publication: str, tables: Iterable[tuple[str, str]]) -> sql.Composed:
-    """Publish more tables, whole."""
-    return sql.SQL("alter publication {} add table {}").format(
-        sql.Identifier(publication), _tables(tables)
+def add_table(
+    publication: str, table: tuple[str, str], definition: PartOfTable = (None, None)
+) -> sql.Composed:
+    """Publish another table: whole, or these columns, and rows for which this SQL is true."""
+    columns, condition = definition
+    listed = sql.SQL(", ").join(map(sql.Identifier, columns or ()))
+    return sql.SQL("alter publication {} add table {}{}{}").format(
+        sql.Identifier(publication),
+        _tables([table]),
+        sql.SQL(" ({})").format(listed) if columns else sql.SQL(""),
+        sql.SQL(" where ({})").format(sql.SQL(condition)) if condition else sql.SQL(""),
     )
 
 

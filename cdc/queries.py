@@ -343,10 +343,19 @@ MEMBERSHIPS: Final = sql.SQL("""
 """)
 """By which row of its catalog the source published each captured table, as last seen."""
 
+APPLIED: Final = sql.SQL("""
+    select a ->> 0 as schema, a ->> 1 as name, (a ->> 2)::bigint as membership,
+        a ->> 3 as condition
+    from conductor.progress p, json_array_elements(coalesce(p.options -> 'applied', '[]')) a
+    where p.slot = %(slot)s
+""")
+"""By which row of its catalog the source has what operators narrow, and with which condition."""
+
 REMEMBER_MEMBERSHIPS: Final = sql.SQL("""
     update conductor.progress
     set options = json_build_object(
-        'memberships', %(memberships)s::json, 'inserts', options -> 'inserts')
+        'memberships', %(memberships)s::json, 'applied', %(applied)s::json,
+        'inserts', options -> 'inserts')
     where slot = %(slot)s and marker_nonce = %(nonce)s::uuid
 """)
 
@@ -354,6 +363,7 @@ NOTE_INSERTS: Final = sql.SQL("""
     update conductor.progress
     set options = json_build_object(
         'memberships', coalesce(options -> 'memberships', '[]'),
+        'applied', coalesce(options -> 'applied', '[]'),
         'inserts', json_build_array(%(oid)s::bigint, %(lsn)s::text))
     where slot = %(slot)s and generation = %(generation)s
 """)

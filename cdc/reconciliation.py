@@ -75,6 +75,7 @@ class Reconciliation:
             connections.source,
             manage=False,
             tolerate_missing=settings.gap_policy == "recreate",
+            narrowing=settings.narrowing,
         )
         self._slots = SlotKeeper(
             settings.slot,
@@ -199,7 +200,10 @@ class Reconciliation:
         progress = await self._slots.read_progress()
         if progress is not None:
             await self._slots.remember(
-                reconciled.memberships, progress.marker_nonce, reconciled.insert_memberships
+                reconciled.memberships,
+                progress.marker_nonce,
+                reconciled.insert_memberships,
+                reconciled.applied,
             )
 
     async def _close_gap(self) -> None:

@@ -52,6 +52,7 @@ from cdc.pooling import find_shared_backend
 from cdc.preflight import (
     can_fail_over,
     limits_of,
+    refuse_narrowing,
     refuse_server,
     refuse_streaming,
     refuse_unlimited_wal,
@@ -169,6 +170,7 @@ class Session:
         refusal = (
             refuse_server(server, settings.plugin)
             or refuse_streaming(server, settings.plugin, settings.streaming)
+            or refuse_narrowing(settings.plugin, settings.narrowing)
             or refuse_unlimited_wal(server, allowed=settings.allow_unlimited_wal)
         )
         if refusal is not None:
@@ -200,6 +202,7 @@ class Session:
                 source,
                 settings.manage_publication,
                 tolerate_missing=settings.gap_policy == "recreate",
+                narrowing=settings.narrowing,
             ),
             slots=SlotKeeper(
                 settings.slot,
@@ -315,11 +318,20 @@ class Session:
     async def _reconcile(self, parts: _Parts, *, tolerate_drift: bool = False) -> Reconciled:
         book = parts.book
         await book.refresh()
-        return await parts.keeper.reconcile(
+        reconciled = await parts.keeper.reconcile(
             [entry.wanted for entry in book.changes],
             past=book.past,
             tolerate_drift=tolerate_drift,
         )
+        progress = await parts.slots.read_progress()
+        if progress is not None and reconciled.applied != book.past.applied:
+            await parts.slots.remember(
+                reconciled.memberships,
+                progress.marker_nonce,
+                reconciled.insert_memberships,
+                reconciled.applied,
+            )
+        return reconciled
 
     def _stand_by(self) -> None:
         if self.state != "standby":

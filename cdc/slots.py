@@ -50,6 +50,7 @@ RECREATABLE: Final = (
 )
 """What a new slot cures. A foreign slot is not ours to drop."""
 
+NOTHING_APPLIED: Final[Mapping[TableName, tuple[int, str]]] = {}
 NO_MEMBERSHIPS: Final[Mapping[TableName, int]] = {}
 _BLOCKER_POLL_S: Final = 0.5
 _CANCEL_TIMEOUT_S: Final = 5.0
@@ -397,11 +398,18 @@ class SlotKeeper:
         memberships: Mapping[TableName, int],
         nonce: str,
         insert_memberships: Mapping[TableName, int] = NO_MEMBERSHIPS,
+        applied: Mapping[TableName, tuple[int, str]] = NOTHING_APPLIED,
     ) -> None:
         """Note how captured tables are published: whoever puts one back changes that."""
         rows = [[*table, membership] for table, membership in sorted(memberships.items())]
         rows += [[*table, m, True] for table, m in sorted(insert_memberships.items())]
-        await self._queue(queries.REMEMBER_MEMBERSHIPS, memberships=json.dumps(rows), nonce=nonce)
+        narrowed = [[*table, *how] for table, how in sorted(applied.items())]
+        await self._queue(
+            queries.REMEMBER_MEMBERSHIPS,
+            memberships=json.dumps(rows),
+            applied=json.dumps(narrowed),
+            nonce=nonce,
+        )
 
     async def note_inserts(self, oid: int, lsn: Lsn) -> None:
         """Note from where on the server can decode with the second publication of that OID."""

@@ -62,7 +62,9 @@ async def _compare_publication(
 ) -> dict[str, Any]:
     """Return what somebody took out of the publication, and what it lacks."""
     wanted = [entry.wanted for entry in book.entries]
-    keeper = PublicationKeeper(settings.publication, source, manage=False)
+    keeper = PublicationKeeper(
+        settings.publication, source, manage=False, narrowing=settings.narrowing
+    )
     problem, drift, statements = None, list[str](), list[str]()
     try:
         change = await keeper.plan(wanted, past=book.past)

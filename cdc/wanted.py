@@ -51,12 +51,15 @@ class Past:
     in, perhaps for a subscriber of theirs. `interrupted`: captured ones whose gap is open already;
     putting them back is no news. `memberships`: how captured ones were published when last seen
     (see `Publication.memberships`); `insert_memberships`: those of the insert-only publication.
+    `applied`: by which membership what operators narrow was published, and with which condition
+    ("" for none).
     """
 
     named: Collection[TableName] = ()
     interrupted: Collection[TableName] = ()
     memberships: Mapping[TableName, int] = field(default_factory=dict)
     insert_memberships: Mapping[TableName, int] = field(default_factory=dict)
+    applied: Mapping[TableName, tuple[int, str]] = field(default_factory=dict)
 
 
 NO_PAST: Final = Past()
