@@ -157,7 +157,7 @@ async def test_what_is_published_in_part_is_not_captured_until_it_is_whole(
     assert (slot_row(shop), gaps(shop)) == (None, [("publication_drift", "stop", True, None)])
     assert value(shop.dsn, "select count(*) from conductor.activations") == 0
     proposal = await propose(shop)
-    assert (proposal.drift, len(proposal.misfit), len(proposal.statements)) == ([], 2, 5)
+    assert (proposal.drift, len(proposal.misfit), len(proposal.statements)) == ([], 2, 3)
     assert "-- refused: it does not publish every operation" in cdc(shop, "plan").stdout
     assert "made by somebody else: it does not publish every" in cdc(shop, "check").stdout
     await apply(shop, admin_dsn=shop.dsn)
