@@ -57,6 +57,7 @@ _WITHOUT: dict[str, frozenset[Operation]] = {
     "new": frozenset({"delete", "truncate"}),
     "old": frozenset({"insert", "truncate"}),
 }
+_ROW_HINT: Final = "`conductor check` shows how the row model differs from the table."
 _CHANGES: Final[dict[str, Any]] = {
     "insert": Insert,
     "update": Update,
@@ -213,7 +214,7 @@ class ChangeTrigger(Trigger[E_co], Generic[E_co]):
             change: Any = self._transaction(envelope) if self._group else self._change(envelope)
         except (*INVALID, KeyError) as error:
             what = f"{envelope.get('op')} on {self.table} for task {task.name!r}"
-            raise payload_invalid(what, error) from error
+            raise payload_invalid(what, error, _ROW_HINT) from error
         found: E_co = change
         return found
 
@@ -273,7 +274,8 @@ class ChangeTrigger(Trigger[E_co], Generic[E_co]):
             try:
                 return self._row(found, unchanged if gone else frozenset(), gone=gone)
             except INVALID as error:
-                raise payload_invalid(f"row of {self.table}, read again", error) from error
+                what = f"row of {self.table}, read again"
+                raise payload_invalid(what, error, _ROW_HINT) from error
 
         return Lacking(columns, values, read)
 

@@ -134,10 +134,10 @@ class EventDefinition(Generic[P]):
             raise payload_invalid(f"payload of event {self.name!r}", error) from error
 
 
-def payload_invalid(what: str, error: Exception) -> PayloadInvalid:
+def payload_invalid(what: str, error: Exception, hint: str | None = None) -> PayloadInvalid:
     """Return the error that says why ``what`` does not have its type."""
     why, errors = explain(error)
-    return PayloadInvalid(f"{what}: {why}", errors, hint=getattr(error, "hint", None))
+    return PayloadInvalid(f"{what}: {why}", errors, hint=getattr(error, "hint", hint))
 
 
 @overload

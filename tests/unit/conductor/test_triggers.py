@@ -326,8 +326,10 @@ def test_a_table_without_a_model_gives_dictionaries() -> None:
 
 def test_a_row_that_is_not_the_models_is_refused() -> None:
     bound = task(OnChange(Users))
-    with pytest.raises(PayloadInvalid, match=r"insert on public.users for task 'greet': id"):
+    why = r"insert on public.users for task 'greet': id"
+    with pytest.raises(PayloadInvalid, match=why) as refused:
         decode(bound, "change", change("insert", new={"id": "x", "email": "a"}))
+    assert "conductor check" in refused.value.hint
     with pytest.raises(PayloadInvalid):
         decode(bound, "change", {"op": "insert", "schema": "public", "table": "users"})
 
