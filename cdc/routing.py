@@ -116,7 +116,7 @@ class Router:
             self._queues[subscription.head] = subscription.queue
             wanted = subscription.filter
             if isinstance(wanted, ChangeFilter) and wanted.waits:
-                self._topics[subscription.head] = change_topic(wanted)
+                self._topics[subscription.head] = change_topic(wanted, subscription.source)
         self._by_table.clear()
         self._plans.clear()
 

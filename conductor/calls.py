@@ -27,7 +27,7 @@ from conductor.errors import (
     UnknownName,
     check_options,
 )
-from conductor.matching import change_topic, event_topic, match_key
+from conductor.matching import event_topic, match_key
 from conductor.store.schedules import SchedulePlan
 from conductor.store.steps import NewJob, Wanted
 from conductor.texts import flaw_of
@@ -192,7 +192,7 @@ def expected_change(change: OnChange[Any], match: Match | None) -> Expected:
     captured = change.filter.columns
     _check_names(match, captured, UnknownColumn, f"among what is captured of {change.table}")
     fields, matched = _match_key({name: _as_sent(value) for name, value in (match or {}).items()})
-    wanted = Wanted(topic=change_topic(change.filter), fields=fields, matched=matched)
+    wanted = Wanted(topic=change.topic, fields=fields, matched=matched, source=change.source)
     return Expected("change", change, wanted)
 
 

@@ -174,7 +174,7 @@ class ChangeTrigger(Trigger[E_co], Generic[E_co]):
     @override
     def topic(self) -> str:
         """What a job waits for that waits for such a change."""
-        return change_topic(self.filter)
+        return change_topic(self.filter, self.source)
 
     @property
     @override
@@ -277,7 +277,7 @@ class ChangeTrigger(Trigger[E_co], Generic[E_co]):
                 what = f"row of {self.table}, read again"
                 raise payload_invalid(what, error, _ROW_HINT) from error
 
-        return Lacking(columns, values, read)
+        return Lacking(columns, values, read, self.source)
 
     def _row(self, values: dict[str, Any], unchanged: frozenset[str], *, gone: bool = False) -> Any:
         if self._model is None:

@@ -9,7 +9,7 @@ must not run handlers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, overload
@@ -51,9 +51,9 @@ from conductor.errors import (
 from conductor.events import Change
 from conductor.hints import QueueHints
 from conductor.job import JobHandle
-from conductor.refetch import SourceRows
+from conductor.refetch import Sources
 from conductor.results import ResultPoller
-from conductor.rows import Database
+from conductor.rows import DEFAULT_SOURCE, Database
 from conductor.scheduling import Scheduling
 from conductor.tracing import sending
 
@@ -85,7 +85,8 @@ class Conductor(Declarations[D], Emitter, Scheduling):
     handlers reach as ``ctx.deps``.
     ``app`` names the application: each has its own subscriptions. ``version`` is stored with the
     jobs that are routed to it. ``source_dsn`` is where tables are when that is not the queue
-    database: only triggers with ``refetch`` read them. Raises DefinitionInvalid.
+    database, ``sources`` the same of further sources by their names: only triggers with ``refetch``
+    and waits for changes ask them. Raises DefinitionInvalid.
 
         conductor = Conductor(dsn, tasks=[send_email], events=[user_created], context=Deps(mailer))
     """
@@ -102,6 +103,7 @@ class Conductor(Declarations[D], Emitter, Scheduling):
         version: str | None = ...,
         pool_size: int = ...,
         source_dsn: str | None = ...,
+        sources: Mapping[str, str] | None = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -116,6 +118,7 @@ class Conductor(Declarations[D], Emitter, Scheduling):
         version: str | None = ...,
         pool_size: int = ...,
         source_dsn: str | None = ...,
+        sources: Mapping[str, str] | None = ...,
     ) -> None: ...
     @declares
     def __init__(
@@ -130,9 +133,11 @@ class Conductor(Declarations[D], Emitter, Scheduling):
         version: str | None = None,
         pool_size: int = 4,
         source_dsn: str | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> None:
         self.dsn = dsn
         self.source_dsn = source_dsn
+        self.sources = dict(sources or {})
         self.app = check_name("app", app)
         self.version = check_option_text("version", version)
         self.deps: D = context
@@ -143,8 +148,7 @@ class Conductor(Declarations[D], Emitter, Scheduling):
         self.events: dict[str, EventDefinition[Any]] = collect(EventDefinition, events, "event")
         self.tasks: dict[str, Task[Any, Any]] = {}
         self._connections = Connections(dsn, pool_size, "conductor client")
-        self._source: Connections | None = None
-        self._rows: SourceRows | None = None
+        self._sources: Sources | None = None
         self._results = ResultPoller(self._fetch_outcomes)
         self._hints = QueueHints(self._hint)
 
@@ -342,20 +346,30 @@ class Conductor(Declarations[D], Emitter, Scheduling):
 
     async def refetch(self, change: Change[Any]) -> None:
         """Read again what a change lacks of its new row. Raises as `SourceRows.complete` does."""
-        if self._rows is None:
-            if self.source_dsn is not None:
-                name = "conductor refetch"
-                self._source = Connections(self.source_dsn, 4, name, database="the source database")
-            self._rows = SourceRows(self._source or self._connections)
-        await self._rows.complete(change)
+        await self._asked().complete(change)
+
+    async def source_position(self, source: str) -> str | None:
+        """Return where a source's log ends now; None for the queue's own database."""
+        return await self._asked().position(source)
+
+    @property
+    def source_dsns(self) -> dict[str, str]:
+        """Where the sources are that are not the queue's own database, by their names."""
+        default = {} if self.source_dsn is None else {DEFAULT_SOURCE: self.source_dsn}
+        return self.sources | default
+
+    def _asked(self) -> Sources:
+        if self._sources is None:
+            self._sources = Sources(self._connections, self.source_dsns)
+        return self._sources
 
     async def close(self) -> None:
         """Close the connections; waits for results end with a cancellation."""
         await self._results.close()
         await self._hints.close()
         await self._connections.close()
-        if self._source is not None:
-            await self._source.close()
+        if self._sources is not None:
+            await self._sources.close()
 
     async def __aenter__(self) -> Self:
         """Return itself; connections are opened when first needed."""

@@ -50,7 +50,11 @@ class Settings(BaseSettings):
     """The same database past a pooler, for LISTEN; needed only when CONDUCTOR_DSN leads to one."""
 
     source_dsn: SecretStr | None = None
-    """Where the tables are that triggers with refetch read, when not in the queue database."""
+    """Where the tables are that triggers with refetch read and jobs wait for changes of, when that
+    is not the queue database."""
+
+    sources: dict[str, SecretStr] = Field(default_factory=dict)
+    """The same of further sources, as JSON: {"billing": "postgresql://…"}."""
 
     metrics_port: Annotated[int, Field(ge=-1, le=65535)] | None = None
     """Where a worker serves metrics and probes. -1: nowhere; 0: any free port, named in the log."""
@@ -93,6 +97,13 @@ class Settings(BaseSettings):
                 "is no connection string such as postgresql://user@host:5432/database"
                 " (special characters of a password as %XX)"
             ) from None
+        return value
+
+    @field_validator("sources")
+    @classmethod
+    def _check_sources(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for dsn in value.values():
+            cls._check_dsn(dsn)
         return value
 
     @property

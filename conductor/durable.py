@@ -399,6 +399,8 @@ class Run:
             raise WaitUndeclared(f"wait {name!r} is for a change that its task does not name")
         place, stored = await self.reach(name, kind)
         if stored is None:
+            if kind == "change":
+                wanted.seen_lsn = await self.services.port.source_position(wanted.source)
             stored = await self._call(name, place, kind, wants=wanted, delay_s=deadline.delay_s)
         if stored.outcome is None and stored.due:
             stored = await self.give_up(stored)

@@ -357,7 +357,10 @@ class WaitUnavailable(ConductorError):
     What was committed there before the wait began cannot be told from what came after.
     """
 
-    hint = "Let a task with that OnChange emit an event, and wait for the event."
+    hint = (
+        "Give Conductor(…, source_dsn=…), or sources={…}, so that the database can be asked; or let"
+        " a task with that OnChange emit an event, and wait for the event."
+    )
 
 
 class ChildFailed(JobFailed):

@@ -63,12 +63,14 @@ def is_event(event: object, definition: EventDefinition[P]) -> TypeIs[Emitted[P]
 class Lacking:
     """What `new` of a change lacks of its row, for a trigger that has it read again.
 
-    ``read`` makes a row of values by column; ``gone``: the row was not found.
+    ``read`` makes a row of values by column; ``gone``: the row was not found. ``source``: where its
+    table is.
     """
 
     columns: tuple[str, ...]
     values: dict[str, Any]
     read: Callable[[dict[str, Any], bool], Any]
+    source: str = "default"
 
 
 class Change(Generic[Row_co]):

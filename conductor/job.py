@@ -62,6 +62,9 @@ class JobPort(Protocol):
     async def refetch(self, change: Any) -> None:
         """Read again what a `Change` lacks of its new row (see `conductor.refetch`)."""
 
+    async def source_position(self, source: str) -> str | None:
+        """Return where a source's log ends now; None for the queue's own database."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JobHandle(Generic[R_co]):

@@ -151,11 +151,12 @@ def event_topic(event: str) -> str:
     return f"event:{event}"
 
 
-def change_topic(wanted: ChangeFilter) -> str:
-    """Return the topic that steps wait for when they wait for changes like these."""
+def change_topic(wanted: ChangeFilter, source: str = "default") -> str:
+    """Return the topic that steps wait for when they wait for changes like these of a source."""
     definition = {**wanted.to_json(), "waits": True}
     digest = blake2s(_json(definition).encode(), digest_size=8).hexdigest()
-    return f"change:{wanted.schema}.{wanted.table}:{digest}"
+    where = "" if source == "default" else f"{source}:"
+    return f"change:{where}{wanted.schema}.{wanted.table}:{digest}"
 
 
 def match_key(match: Mapping[str, Any] | None) -> tuple[str, str]:

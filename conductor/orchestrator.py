@@ -144,8 +144,8 @@ class Orchestrator:
             if self.metrics_port is not None:
                 await self._health.start(self.metrics_host, self.metrics_port)
             await self._reach_database()
-            reads_source = self.conductor.source_dsn is not None
-            self.registration = replace(self.registration, reads_source=reads_source)
+            read_sources = frozenset(self.conductor.source_dsns)
+            self.registration = replace(self.registration, read_sources=read_sources)
             ids = await register(self._connections, self.registration)
             async with self._connections.lend() as connection:
                 await partition_history(connection)

@@ -14,9 +14,10 @@ import psycopg
 from psycopg import sql
 from pydantic_core import from_json
 
+from conductor.connections import Connections
 from conductor.definitions import payload_invalid
-from conductor.errors import RefetchFailed
-from conductor.rows import TableName
+from conductor.errors import RefetchFailed, WaitUnavailable
+from conductor.rows import DEFAULT_SOURCE, TableName
 from conductor.sql import load
 from conductor.store.sessions import is_transient
 from conductor.values import converter_of
@@ -26,11 +27,62 @@ if TYPE_CHECKING:
 
     from psycopg import AsyncConnection
 
-    from conductor.connections import Connections
     from conductor.events import Change
 
+_POOL_SIZE: Final = 4
 _QUERIES: Final = load("refetch")
 _BY_KEY: Final = sql.SQL(_QUERIES["row_by_key"].decode())
+
+
+class Sources:
+    """What jobs ask of the databases that changes come from.
+
+    ``dsns``: of those that are not the queue's own database, by the names that triggers give.
+    """
+
+    def __init__(self, queue: Connections, dsns: Mapping[str, str]) -> None:
+        self._queue = queue
+        self._elsewhere = {
+            name: Connections(
+                dsn, _POOL_SIZE, "conductor refetch", database=f"the database of source {name!r}"
+            )
+            for name, dsn in dsns.items()
+        }
+        self._rows: dict[str, SourceRows] = {}
+
+    async def complete(self, change: Change[Any]) -> None:
+        """Give a change what it lacks; see `SourceRows.complete`."""
+        if change.lacking is None:
+            return
+        source = change.lacking.source
+        if source not in self._rows:
+            self._rows[source] = SourceRows(self._elsewhere.get(source, self._queue))
+        await self._rows[source].complete(change)
+
+    async def position(self, source: str) -> str | None:
+        """Return where a source's log ends now; None for the queue's own database.
+
+        Raises DatabaseUnavailable, and WaitUnavailable where that cannot be told, as on a standby.
+        """
+        connections = self._elsewhere.get(source)
+        if connections is None:
+            if source != DEFAULT_SOURCE:
+                raise WaitUnavailable(f"nobody has said where source {source!r} is")
+            return None
+        async with connections.lend() as connection:
+            try:
+                cursor = await connection.execute(_QUERIES["log_end"])
+                row = await cursor.fetchone()
+            except psycopg.Error as error:
+                if is_transient(error) or connection.closed:
+                    raise
+                raise WaitUnavailable(f"source {source!r} cannot be asked: {error}") from error
+        return None if row is None else str(row[0])
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for connections in self._elsewhere.values():
+            await connections.close()
 
 
 class SourceRows:

@@ -61,7 +61,7 @@ class Registration:
     version: str | None
     tasks: tuple[Task[Any, Any], ...]
     events: tuple[EventDefinition[Any], ...] = ()
-    reads_source: bool = False  # it can, when the source is another database
+    read_sources: frozenset[str] = frozenset()  # those elsewhere that jobs can ask
 
     @property
     def task_names(self) -> list[str]:
@@ -89,16 +89,19 @@ class Registration:
         ]
 
     def check_sources(self) -> None:
-        """Raise RegistrationRefused for what is possible with the default source alone."""
+        """Raise RegistrationRefused for what jobs must ask another source for, and cannot."""
         for task in self.tasks:
             for trigger in (*task.triggers, *task.all_waits):
                 if not isinstance(trigger, OnChange) or trigger.source == DEFAULT_SOURCE:
+                    continue
+                if trigger.source in self.read_sources:
                     continue
                 if trigger in task.all_waits or trigger.refetch:
                     what = "waits for changes" if trigger in task.all_waits else "reads rows again"
                     raise RegistrationRefused(
                         f"task {task.name!r} {what} of source {trigger.source!r}",
-                        hint="That is possible for the default source alone.",
+                        hint=f"Give Conductor(…, sources={{{trigger.source!r}: dsn}}) or"
+                        " CONDUCTOR_SOURCES, so that jobs can ask it.",
                     )
 
     def defined_at(self, task: str) -> str:
@@ -272,8 +275,9 @@ async def _check_tables(store: RegistrationStore, registration: Registration) ->
     if not changes:
         return
     if await store.source_is_elsewhere(DEFAULT_SOURCE):
-        _check_source_is_read(registration)
-        _refuse_waits(registration)
+        if DEFAULT_SOURCE not in registration.read_sources:
+            _check_source_is_read(registration)
+            _refuse_waits(registration)
         return  # the sidecar checks them where they are
     wanted = {(trigger.table.schema, trigger.table.table) for _, trigger, _ in changes}
     facts = await store.describe_tables(sorted(wanted))
@@ -292,7 +296,7 @@ async def _check_tables(store: RegistrationStore, registration: Registration) ->
 
 def _check_source_is_read(registration: Registration) -> None:
     for task, trigger, _ in registration.changes:
-        if trigger.refetch and not registration.reads_source:
+        if trigger.refetch:
             raise RegistrationRefused(
                 f"task {task!r}: {trigger.table} is in another database than the queue, and a job"
                 " cannot read its row again (refetch)",
@@ -303,7 +307,7 @@ def _check_source_is_read(registration: Registration) -> None:
 def _refuse_waits(registration: Registration) -> None:
     """Raise RegistrationRefused for a task that waits for changes of another database."""
     for task in registration.tasks:
-        if task.all_waits:
+        if any(isinstance(t, OnChange) and t.source == DEFAULT_SOURCE for t in task.all_waits):
             raise RegistrationRefused(
                 f"task {task.name!r} waits for changes in another database than the queue's",
                 hint=f"{WaitUnavailable.hint} The handler is at {task.defined_at}.",

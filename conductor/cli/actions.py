@@ -73,6 +73,9 @@ async def run_worker(path: str, settings: Settings) -> None:
         orchestrator.listen_dsn = settings.listen_dsn.get_secret_value()
     if settings.source_dsn is not None:
         orchestrator.conductor.source_dsn = settings.source_dsn.get_secret_value()
+    orchestrator.conductor.sources |= {
+        name: dsn.get_secret_value() for name, dsn in settings.sources.items()
+    }
     _spare_the_collector()
     await orchestrator.run(settings.wait_captured_s)
 

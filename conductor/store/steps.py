@@ -82,13 +82,17 @@ class NewJob:
 class Wanted:
     """What a step waits for: messages of a topic whose fields have these values, and a condition.
 
-    ``fields`` and ``matched`` are made by `conductor.matching`; ``condition`` is JSON.
+    ``fields`` and ``matched`` are made by `conductor.matching`; ``condition`` is JSON. ``source``:
+    of a change; ``seen_lsn``: what was committed there before does not match (None: it is the
+    queue's own database, and asked when the step is written).
     """
 
     topic: str
     fields: str = ""
     matched: str = ""
     condition: bytes | None = None
+    source: str = "default"
+    seen_lsn: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -210,6 +214,7 @@ def _call_row(call: Call) -> dict[str, Any]:
     if call.wants is not None:
         wants = call.wants
         row |= {"topic": wants.topic, "fields": wants.fields, "matched": wants.matched}
+        row |= {"seen_lsn": wants.seen_lsn}
     if call.makes is not None:
         made = call.makes
         row |= {"queue": made.queue, "task": made.task, "trigger": made.trigger}

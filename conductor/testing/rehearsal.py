@@ -381,6 +381,9 @@ class _Port:
     async def refetch(self, change: Any) -> None:
         """Leave a change as the test gave it."""
 
+    async def source_position(self, source: str) -> str | None:  # noqa: ARG002
+        return None
+
 
 def _job(task: Task[Any, Any], attempt: int, fence: int, fields: dict[str, Any]) -> JobInfo:
     at = datetime(2026, 1, 1, tzinfo=UTC)

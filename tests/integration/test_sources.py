@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -37,7 +38,7 @@ from tests.integration.sidecar import (
     subscribe,
     value,
 )
-from tests.servers import NewDatabase, ScratchDatabase
+from tests.servers import Cluster, NewDatabase, ScratchDatabase, StartServer
 
 pytestmark = pytest.mark.anyio
 
@@ -140,15 +141,76 @@ async def test_two_sources_are_routed_once_each_while_their_sidecars_die(
     ]
 
 
-async def test_a_wait_for_another_source_is_refused(queue: Queue) -> None:
-    wait = define_task("wait", returns=Any)
-    conductor = Conductor(queue.database.dsn, tasks=[wait], database=sources())
+def waiting(dsn: str, **options: Any) -> Conductor:
+    """An application whose task waits for an invoice of the source billing."""
+    wait = define_task("wait", payload=int, returns=Any)
+    conductor = Conductor(dsn, tasks=[wait], database=sources(), **options)
+    issued = OnChange(Invoices, "insert")
 
-    @conductor.task(wait, waits=[OnChange(Invoices, "insert")])
-    async def handler(_event: Any, _ctx: Context[None]) -> None: ...
+    @conductor.task(wait, waits=[issued])
+    async def handler(event: Any, ctx: Context[None]) -> Any:
+        found = await ctx.wait_for_change("issued", issued, match={"id": event.payload})
+        return found.new.total
 
-    with pytest.raises(RegistrationRefused, match="billing"):
+    return conductor
+
+
+async def test_what_must_ask_another_source_is_refused_without_its_dsn(queue: Queue) -> None:
+    conductor = waiting(queue.database.dsn)
+    with pytest.raises(RegistrationRefused, match="'wait' waits for changes of source 'billing'"):
         await Orchestrator(conductor).start()
+    await conductor.close()
+    conductor = Conductor(queue.database.dsn, database=sources())
+
+    @conductor.task("billed", OnChange(Invoices, "insert", refetch=True))
+    async def billed(event: Insert[Invoices], _ctx: Context[None]) -> None: ...
+
+    with pytest.raises(RegistrationRefused, match="reads rows again") as refused:
+        await Orchestrator(conductor).start()
+    assert "CONDUCTOR_SOURCES" in str(refused.value.hint)
+    await conductor.close()
+
+
+@pytest.fixture
+def elsewhere(start_server: StartServer) -> Iterator[ScratchDatabase]:
+    """A database of another server."""
+    cluster = Cluster(start_server(settings={"max_slot_wal_keep_size": "1GB"}).dsn())
+    with cluster.database() as database:
+        yield database
+    cluster.close()
+
+
+async def test_a_job_waits_for_a_change_of_another_source_and_reads_its_rows_again(
+    queue: Queue, elsewhere: ScratchDatabase
+) -> None:
+    """In another cluster: its positions have nothing to do with the queue's."""
+    billing = elsewhere
+    query(billing.dsn, "create table invoices (id int primary key, total int)")
+    conductor = waiting(queue.database.dsn, sources={"billing": billing.dsn})
+    totals: list[int] = []
+    trigger = OnChange(Invoices, "insert", columns=("id",), refetch=True)
+
+    @conductor.task("billed", trigger)
+    async def billed(event: Insert[Invoices], _ctx: Context[None]) -> None:
+        totals.append(event.new.total)
+
+    orchestrator = Orchestrator(conductor)
+    sidecar: dict[str, Any] = {"queue_dsn": queue.database.source_dsn, "source": "billing"}
+    waits = "select count(*) = 1 from conductor.jobs where state = 'waiting'"
+    async with running(billing, **sidecar):
+        await queue.until("select count(*) = 1 from conductor.progress where state = 'streaming'")
+        await orchestrator.start(wait_captured_s=30)
+    query(billing.dsn, "insert into invoices values (7, 1)")  # before the wait, and not routed yet
+    handle = await conductor.invoke("wait", 7)
+    await queue.until(waits)
+    async with running(billing, **sidecar):
+        await eventually(lambda: totals == [1], "the earlier one, routed")
+        await queue.until(waits)
+        query(billing.dsn, "delete from invoices; insert into invoices values (7, 2)")
+        assert await handle.result(timeout_s=20) == 2
+        await eventually(lambda: totals == [1, 2], "both rows")
+    await orchestrator.stop()
+    drop_slot(billing)
     await conductor.close()
 
 

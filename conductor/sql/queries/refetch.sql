@@ -15,6 +15,9 @@ from (values
     ('transaction_read_only', 'on')
 ) as s (name, value)
 
+-- name: log_end
+select pg_catalog.pg_current_wal_insert_lsn()::text
+
 -- name: row_key
 -- The columns that a table's rows are found by: of its primary key, else of the index of its replica
 -- identity; none when it has neither. No row: there is no such table.

@@ -47,7 +47,8 @@ returning s.job, s.name, s.position, s.kind, s.result, s.wake_at,
 -- Likewise steps that make a job, wait for something, or give up waiting; all in one transaction with
 -- what they make. The outcome of a step that is there already stays. cancels: when the wait is given
 -- up, the job that it waited for is to be cancelled. What was committed in the source before a wait
--- for a change never matches; a source elsewhere cannot be asked for that, so there is no such wait.
+-- for a change never matches: seen_lsn says how far that goes, of a source elsewhere that the worker
+-- could ask; of one that it could not there is no such wait.
 with asked as materialized (
     select c.*, case when c.task is not null then nextval('conductor.jobs_id_seq') end as made
     from rows from (
@@ -55,11 +56,12 @@ with asked as materialized (
             job bigint, fence integer, name text, position integer, kind text, outcome text,
             delay_s float8, wake_at timestamptz, cancels bigint, topic text, fields text,
             matched text, queue text, task text, trigger text, rank smallint, key text,
-            after_s float8, ordered boolean),
+            after_s float8, ordered boolean, seen_lsn pg_lsn),
         unnest(%(results)s::json[], %(conditions)s::json[], %(payloads)s::json[], %(metadata)s::json[])
     ) as c (
         job, fence, name, position, kind, outcome, delay_s, wake_at, cancels, topic, fields, matched,
-        queue, task, trigger, rank, key, after_s, ordered, result, condition, payload, metadata)
+        queue, task, trigger, rank, key, after_s, ordered, seen_lsn, result, condition, payload,
+        metadata)
 ),
 owned as materialized (
     select j.id, j.fence
@@ -79,7 +81,7 @@ stepped as (
         seen, seen_lsn)
     select a.job, a.name, a.position, a.kind, a.result,
         case
-            when a.kind = 'change' and a.topic is not null and exists (
+            when a.kind = 'change' and a.topic is not null and a.seen_lsn is null and exists (
                 select from conductor.progress p
                 where p.source = 'default' and (
                     p.database <> current_database()
@@ -90,7 +92,7 @@ stepped as (
         coalesce(a.wake_at, conductor.now() + make_interval(secs => a.delay_s)), a.made, a.topic,
         a.fields, a.matched, a.condition,
         case when a.topic is not null then pg_current_snapshot() end,
-        case when a.kind = 'change' then pg_current_wal_insert_lsn() end
+        case when a.kind = 'change' then coalesce(a.seen_lsn, pg_current_wal_insert_lsn()) end
     from asked a
     join owned o on o.id = a.job and o.fence = a.fence
     on conflict (job, name) do update set outcome = coalesce(s.outcome, excluded.outcome)
