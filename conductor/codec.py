@@ -92,6 +92,7 @@ class Codec(Generic[T]):
         self.form = form
         self.is_none = form is None or form is NoneType
         self._validate = validate
+        self._schemas: dict[str, dict[str, Any] | None] = {}
 
     @property
     def validates(self) -> bool:
@@ -164,9 +165,11 @@ class Codec(Generic[T]):
         return None if known is None or schema.get("additionalProperties") else frozenset(known)
 
     def schema(self, mode: JsonSchemaMode = "validation") -> dict[str, Any] | None:
-        """Return the JSON schema, or None as long as a name is not defined yet."""
+        """Return the JSON schema, made once, or None as long as a name is not defined yet."""
         try:
-            return self.json_schema(mode)
+            if mode not in self._schemas:
+                self._schemas[mode] = self.json_schema(mode)
+            return self._schemas[mode]
         except (NameError, ValueError):
             return None
 
