@@ -24,9 +24,11 @@ from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import Run, Services, is_over
 from conductor.errors import FilterFailed, StillWaiting, Unanswered
 from conductor.events import Change
+from conductor.failures import describe
 from conductor.filters import compile_stored
 from conductor.job import JobHandle, JobInfo
 from conductor.matching import event_topic, matched_values
+from conductor.replay import failed
 from conductor.store.steps import Call, NewJob, ScheduleCall, StepWrite, StoredStep, Wanted, Write
 from conductor.synchronous import SyncContext
 from conductor.testing.changes import EPOCH, envelope
@@ -95,8 +97,15 @@ class Rehearsal:
         self._messages.append(arrived)
 
     def given(self, name: str, result: Any, *, kind: str = "step") -> None:
-        """Let a step (``kind`` "transaction": of that kind) be done already, with this result."""
-        self.steps[name] = StoredStep(name, None, kind, _ANY.encode(result), None, due=False)
+        """Let a step (``kind`` "transaction": of that kind) be done already, with this result.
+
+        An error is what it has failed with, and raises again.
+        """
+        if isinstance(result, Exception):
+            kind, document = failed(kind), describe(result)
+        else:
+            document = _ANY.encode(result)
+        self.steps[name] = StoredStep(name, None, kind, document, None, due=False)
 
     # --- the run -----------------------------------------------------------------------------
 

@@ -393,6 +393,19 @@ async def test_a_failure_that_the_handler_goes_on_from_is_kept() -> None:
     assert (done, pay.calls) == (["ConnectionResetError", 104], 1)
 
 
+async def test_a_given_failure_is_raised() -> None:
+    async def handler(_event: Any, ctx: Context[None]) -> list[Any]:
+        try:
+            await ctx.transaction("book", lambda _: asyncio.sleep(0))
+        except PermissionError as error:
+            return [str(error)]
+        return []
+
+    rehearsal = Rehearsal()
+    rehearsal.given("book", PermissionError("not today"), kind="transaction")
+    assert await rehearsal.run(handled(handler), Invocation(Order(id=7))) == ["not today"]
+
+
 async def test_a_step_may_be_tried_again_under_other_names() -> None:
     pay = Flaky(2)
 
