@@ -109,7 +109,7 @@ class Connections:
         except TimeoutError:
             return  # whoever asked may wait longer
         except psycopg.OperationalError as error:
-            if refused := login_refused(error):
+            if refused := login_refused(error, self._database):
                 raise refused from error
         else:
             await connection.close()

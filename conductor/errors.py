@@ -463,4 +463,7 @@ class ConfigError(ConductorError):
 class LoginRefused(ConfigError):
     """The server does not let the role in, or has no such database: no matter of time."""
 
-    hint = "Correct the DSN (CONDUCTOR_DSN), or the server's roles, databases and pg_hba.conf."
+    hint = (
+        "Correct the DSN (CONDUCTOR_DSN; CONDUCTOR_SOURCE_DSN), or the server's roles, databases"
+        " and pg_hba.conf."
+    )

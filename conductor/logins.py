@@ -35,8 +35,8 @@ def is_login_refused(error: psycopg.Error) -> bool:
     return error.sqlstate[:2] in _CLASSES
 
 
-def login_refused(error: psycopg.Error) -> LoginRefused | None:
+def login_refused(error: psycopg.Error, to: str = "the database") -> LoginRefused | None:
     """Return the name of a failed attempt to connect that is no matter of time; otherwise None."""
     if not is_login_refused(error):
         return None
-    return LoginRefused(f"cannot log in to the database: {' '.join(str(error).split())}")
+    return LoginRefused(f"cannot log in to {to}: {' '.join(str(error).split())}")

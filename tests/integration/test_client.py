@@ -16,13 +16,14 @@ from conductor.errors import (
     DatabaseUnavailable,
     JobCancelled,
     JobFailed,
+    LoginRefused,
     MigrationMismatch,
     OptionInvalid,
     PayloadInvalid,
     ResultGone,
     ResultTimeout,
 )
-from tests.servers import ScratchDatabase
+from tests.servers import ScratchDatabase, dsn_for
 
 pytestmark = pytest.mark.anyio
 
@@ -346,6 +347,28 @@ async def test_an_unreachable_database_says_so_without_the_password(
         with pytest.raises(ConfigError) as wrong:
             await client.invoke(nightly)
     assert "hush-hush" not in str(wrong.value)
+
+
+async def test_a_login_that_is_refused_says_so_at_once_and_may_be_tried_again(
+    migrated: ScratchDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conductor.connections.WAIT_S", 3600.0)
+    role = f"{migrated.name}_late"
+    dsn = dsn_for(migrated.dsn, user=role, password="hush-hush")
+    async with Conductor(dsn, tasks=[nightly]) as client:
+        for _ in range(2):
+            invokes = (client.invoke(nightly) for _ in range(3))
+            for error in await asyncio.gather(*invokes, return_exceptions=True):
+                assert isinstance(error, LoginRefused)
+                assert str(error).startswith("cannot log in to the queue database: ")
+                assert "hush-hush" not in str(error)
+        owner = psycopg.conninfo.conninfo_to_dict(migrated.dsn)["user"]
+        with psycopg.connect(migrated.admin_dsn, autocommit=True) as admin:
+            admin.execute(f"create role {role} login password 'hush-hush' in role {owner}".encode())
+            await asyncio.gather(*(client.invoke(nightly) for _ in range(3)))
+            await client.close()
+            admin.execute(f"drop role {role}".encode())
+    assert len(jobs_in(migrated)) == 3
 
 
 async def test_a_lost_connection_is_replaced(
