@@ -250,6 +250,9 @@ class Batch:
             raise DefinitionInvalid(f"a batch waits from 0 to {MAX_BATCH_WAIT_S} seconds")
 
 
+Batch.__init__ = declares(Batch.__init__)  # type: ignore[method-assign]  # as dataclass wrote it
+
+
 class Trigger(ABC, Generic[E_co]):
     """Why a task runs. ``E_co`` is what its handler then gets. Immutable."""
 

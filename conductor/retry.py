@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from conductor.arguments import check_type, declares
 from conductor.errors import DefinitionInvalid
 
 
@@ -25,6 +26,10 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         """Refuse a policy that could wait for a negative time or grow smaller."""
+        for name in ("initial_s", "factor", "max_s", "jitter"):
+            check_type(
+                name, getattr(self, name), (int, float), "RetryPolicy(initial_s=5, factor=2)"
+            )
         if self.initial_s < 0 or self.max_s < 0 or self.factor < 1 or not 0 <= self.jitter <= 1:
             raise DefinitionInvalid(
                 f"{self} is not a back-off",
@@ -43,3 +48,6 @@ class RetryPolicy:
             delay = self.max_s
         spread = 1 + self.jitter * (2 * randomness - 1)
         return min(min(delay, self.max_s) * spread, self.max_s)
+
+
+RetryPolicy.__init__ = declares(RetryPolicy.__init__)  # type: ignore[method-assign]  # dataclass's

@@ -39,6 +39,7 @@ from conductor.errors import (
     UnknownTask,
 )
 from conductor.matching import ChangeFilter
+from conductor.retry import RetryPolicy
 
 BATCH = Batching(size=5)
 
@@ -401,6 +402,9 @@ WRONG_ARGUMENTS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any],
     (Orchestrator, (handler,), {}, "the conductor is not Conductor"),
     (Orchestrator, (Conductor(DSN), [handler]), {}, "a task of the orchestrator is not Task"),
     (Database.from_module, ("database_types",), {}, "module is not module, but 'database_types'"),
+    (Batching, (), {"sice": 3}, "Batch at .* has no option 'sice'; did you mean 'size'"),
+    (RetryPolicy, (), {"inital_s": 3}, "RetryPolicy at .*; did you mean 'initial_s'"),
+    (RetryPolicy, (), {"max_s": "1h"}, "max_s is not int or float, but '1h'"),
     (Batching, (), {"size": "3"}, "the size of a batch is not int, but '3'"),
     (client().task, (handler,), {}, "what @conductor.task is given is not TaskDefinition or str"),
     (client().task, (), {}, "missing a required argument: 'target'"),
