@@ -229,7 +229,7 @@ def test_a_row_of_a_table_within_a_row_is_not_read_in_another_order(
     database = Database.from_supabase("nested_types")
     (model,) = (each for each in database.models if each.__name__ == "PublicA")
     with pytest.raises(
-        DefinitionInvalid, match=r"column .Rows. is a row of a table .PublicB\."
+        DefinitionInvalid, match=r"column 'Rows' is a row of a table \(PublicB\)"
     ) as no:
         OnChange(model, "insert")
     assert no.value.hint == "Write rows: Optional[str] in that file, and keep its alias."
