@@ -12,7 +12,7 @@ from cdc.activation import Entry, SubscriptionBook
 from cdc.catalog import TableName
 from cdc.config import Settings
 from cdc.connection import Connection, connect_queue, connect_source, listener_name, queue_errors
-from cdc.errors import PublicationError
+from cdc.errors import CdcError, PublicationError
 from cdc.publication import PublicationKeeper
 from cdc.slots import Situation, SlotKeeper, judge, judge_waiting
 from cdc.source import ReplicationStream
@@ -45,10 +45,14 @@ async def read_status(settings: Settings) -> dict[str, Any]:
             name = listener_name(settings.slot)[:_NAME_LENGTH]
             cursor = await queue.execute(operator_queries.SIDECARS, {"name": name})
             sidecars = await cursor.fetchall()
-        publication = await _compare_publication(settings, source, book)
+        publication, problem = await _compare_publication(settings, source, book)
+    problem = judge(situation) or judge_waiting(situation.slot) or problem
     facts = _positions(situation)
     return {
         **facts,
+        "condition": None if problem is None else problem.condition,
+        "problem": None if problem is None else str(problem),
+        "hint": None if problem is None else problem.hint,
         "standbys": max(0, len(sidecars) - (facts["leader"] is not None)),
         **publication,
         "sidecars": sidecars,
@@ -59,39 +63,41 @@ async def read_status(settings: Settings) -> dict[str, Any]:
 
 async def _compare_publication(
     settings: Settings, source: Connection, book: SubscriptionBook
-) -> dict[str, Any]:
-    """Return what somebody took out of the publication, and what it lacks."""
+) -> tuple[dict[str, Any], CdcError | None]:
+    """Return what somebody took out of the publication, what it lacks, and if that is a condition.
+
+    A publication that only lacks something is none: the sidecar puts it right.
+    """
     wanted = [entry.wanted for entry in book.entries]
     keeper = PublicationKeeper(
         settings.publication, source, manage=False, narrowing=settings.narrowing
     )
-    problem, drift, statements = None, list[str](), list[str]()
+    problem: CdcError | None = None
+    unusable, drift, statements = None, list[str](), list[str]()
     try:
         change = await keeper.plan(wanted, past=book.past)
     except PublicationError as error:
-        problem = str(error)
+        problem, unusable = error, str(error)
     else:
+        problem = change.loss or next(iter(change.missing.values()), None) or change.refusal
         drift += [*change.drift, *change.misfit, *map(str, change.missing.values())]
         statements += (statement.as_string(source) for statement in change.statements)
-    return {
+    facts = {
         "publication": settings.publication,
-        "publication_problem": problem,
+        "publication_problem": unusable,
         "publication_drift": [{"drift": what} for what in drift],
         "publication_lacks": [{"statement": statement} for statement in statements],
     }
+    return facts, problem
 
 
 def _positions(situation: Situation) -> dict[str, Any]:
     slot, progress = situation.slot, situation.progress
-    problem = judge(situation) or judge_waiting(situation.slot)
     server_lsn = situation.system.flush_lsn
     streaming = slot is not None and slot.active_pid is not None
     return {
         "slot": situation.slot_name,
         "database": situation.system.database,
-        "condition": None if problem is None else problem.condition,
-        "problem": None if problem is None else str(problem),
-        "hint": None if problem is None else problem.hint,
         "leader": progress.leader if streaming and progress is not None else None,
         "active_pid": None if slot is None else slot.active_pid,
         "generation": None if progress is None else progress.generation,
