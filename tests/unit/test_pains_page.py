@@ -15,7 +15,7 @@ def test_every_test_that_the_page_names_is_there() -> None:
     assert len(files) > 10
     assert [name for name, path in files.items() if not path.is_file()] == []
     code = "\n".join(path.read_text() for path in files.values())
-    starts = re.findall(r"`(\w+)…`|`(\w{12,})`\)", PAGE.read_text())
+    starts = re.findall(r"`(\w+)…`|`([a-z_]{12,})`\)", PAGE.read_text())
     tests = [first or whole for first, whole in starts]
     assert len(tests) > 10
     assert [name for name in tests if f"def test_{name}" not in code] == []
