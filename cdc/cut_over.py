@@ -109,9 +109,16 @@ class CutOver:
         if self.noted is None or self.noted[0] != oid:
             await self._note(oid)
         elif self.routed_lsn() >= self.noted[1] and not self._restarts:
-            self._restarts = True
-            self._log.info("stream_restarts", reason="the second publication is new")
-            self.restart()
+            await self._restart(self.noted)
+
+    async def _restart(self, noted: tuple[int, Lsn]) -> None:
+        """Start again, if the next stream will carry it: it decides by what is durable."""
+        progress = await self.slots.read_progress()
+        if progress is None or progress.inserts != noted or progress.routed_lsn < noted[1]:
+            return
+        self._restarts = True
+        self._log.info("stream_restarts", reason="the second publication is new")
+        self.restart()
 
     async def _note(self, oid: int) -> None:
         """Note the position, once whoever wrote before the publication came has ended."""

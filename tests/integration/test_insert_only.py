@@ -7,6 +7,7 @@ two without a row missing, and what somebody does to it is drift.
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -30,6 +31,7 @@ from tests.integration.sidecar import (
     slot_row,
     stamps,
     subscribe,
+    terminate,
     value,
 )
 from tests.servers import ScratchDatabase
@@ -54,6 +56,10 @@ def insert(shop: ScratchDatabase, table: str, *ids: int) -> None:
 
 def seen(shop: ScratchDatabase) -> list[tuple[str, str, int | None]]:
     return [(job["table"], job["op"], (job.get("new") or {}).get("id")) for job in jobs(shop)]
+
+
+def options(shop: ScratchDatabase) -> dict[str, Any]:
+    return dict(value(shop.dsn, "select options from conductor.progress") or {})
 
 
 def retire(shop: ScratchDatabase, subscription: int) -> None:
@@ -104,6 +110,12 @@ async def test_it_gets_into_a_stream_that_began_without_it(shop: ScratchDatabase
             insert(shop, "keyless", 2)
             await routed(shop, 1)
             assert stamps(shop, second)[0] is None
+            epoch = value(shop.dsn, "select epoch from conductor.progress")
+            terminate(shop, f"cdc {shop.name} stream")  # what a server has in mind is gone
+            await eventually(
+                lambda: value(shop.dsn, "select epoch from conductor.progress") > epoch, "a leader"
+            )
+            assert options(shop).get("inserts") is None
             writer.execute("insert into keyless values (3, 'late')")
         await captured(shop, second)
         insert(shop, "keyless", 4)
@@ -247,6 +259,9 @@ async def test_what_somebody_does_to_it_is_drift(
         insert(shop, "keyed", 8)
         await routed(shop, 2)
     assert published(shop, SECOND) == {"public.keyless"}
+    policies = [row["policy"] for row in query(shop.dsn, "select policy from conductor.gaps")]
+    made_anew = ["continue"] if damage.startswith("drop") else []  # until it was carried again
+    assert policies == ["stop", *made_anew]
 
 
 def _carries(shop: ScratchDatabase) -> bool:
