@@ -83,18 +83,15 @@ class SeveringProxy:
         answers: asyncio.Task[None],
     ) -> None:
         """Pass on what a client sends; what it has sent before may hold the first of the words."""
-        before = b""
+        before, lost = b"", None
         with suppress(ConnectionError):
             while data := await reader.read(65536):
-                lost = self.is_watched(before + data)
-                if lost is not None:
+                if lost is None and (lost := self.is_watched(before + data)) is not None:
                     answers.cancel()
                     self._severed = asyncio.current_task()
-                if lost != "request":
-                    writer.write(data)
-                if lost is not None:
                     self.severed.set()
-                    await asyncio.Event().wait()  # for `hang_up`
+                if lost != "request":
+                    writer.write(data)  # with the rest of it, which comes apart
                 before = data[-200:]
 
     async def _connect(self) -> _Ends:

@@ -56,8 +56,11 @@ async def test_a_worker_is_killed_in_each_phase(queue: Queue, phase: str) -> Non
         ("work", "completed"),
         ("child", "completed"),
     ]
-    if phase != "waiting":
-        assert sum(row["crashes"] for row in ended) == 1
+    crashes = [row["crashes"] for row in ended]
+    if phase == "in a child":  # whose parent may still be about to wait for it, in that process
+        assert crashes in ([0, 1], [1, 1])
+    elif phase != "waiting":
+        assert sum(crashes) == 1
     for table in ("jobs", "steps", "wakeups"):
         assert await queue.value(f"select count(*) from conductor.{table}") == 0
 
