@@ -41,6 +41,10 @@ _TRY_LATER: Final = ("55P03", "40P01", "42710", "42704", "XX000")
 """A lock not had in time, or another sidecar that was faster: the next look will tell."""
 
 
+_WRONG: Final = ("42", "0A", "22")
+"""A condition that is not SQL, or not of the table, or not allowed there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The way from the publication as it is to what the subscriptions need."""
@@ -176,8 +180,14 @@ async def apply_plan(connection: Connection, plan: Plan) -> CdcError | None:
             if plan.create and number == 0:
                 raise obstacle from error
         except psycopg.Error as error:
-            if error.sqlstate not in _TRY_LATER:
+            if error.sqlstate in _TRY_LATER:
+                continue
+            if (error.sqlstate or "")[:2] not in _WRONG:
                 raise source_error(error) from error
+            obstacle = PublicationError(
+                f"the publication cannot be changed: {one_line(error)}",
+                hint=f"is CDC_ROW_FILTERS right? {statement.as_string(connection)}",
+            )
     return obstacle
 
 

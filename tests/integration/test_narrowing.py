@@ -18,6 +18,7 @@ from tests.integration.sidecar import (
     routed,
     running,
     settings_for,
+    stamps,
     subscribe,
     value,
 )
@@ -147,6 +148,21 @@ async def test_check_warns_of_what_a_list_costs(shop: ScratchDatabase) -> None:
     applied = cdc(shop, "apply", **settings)
     assert applied.returncode == 0, applied.stderr
     assert 'add table only "public"."users" ("id", "email")' in applied.stdout
+
+
+@pytest.mark.parametrize("condition", ["level >=", "lefel > 1", "random() > 0.5", "level"])
+async def test_a_wrong_condition_stops_nobody_else(shop: ScratchDatabase, condition: str) -> None:
+    users = subscribe(shop.dsn, "public.users")
+    lines = subscribe(shop.dsn, "public.lines", ["insert"], task="lines")
+    filters = {"public.lines": condition}
+    async with running(shop, row_filters=filters):
+        await captured(shop, users)
+        query(shop.dsn, "insert into users values (1, 'a', 'b')")
+        await routed(shop, 1)
+        assert stamps(shop, lines)[0] is None
+    applied = cdc(shop, "apply", **_environment({"row_filters": filters}))
+    assert applied.returncode == 78
+    assert "is CDC_ROW_FILTERS right?" in applied.stderr
 
 
 async def test_wal2json_cannot(shop: ScratchDatabase) -> None:

@@ -213,6 +213,22 @@ async def test_a_locked_table_stops_no_other(database: ScratchDatabase) -> None:
     assert set(found.published) == {("public", "a"), ("public", "b")}
 
 
+async def test_a_move_that_has_no_lock_in_time_changes_nothing(database: ScratchDatabase) -> None:
+    query(database.dsn, "create table a (id int)")
+    want = [wanted(1, "public.a", operations=["insert"], started=True)]
+    async with keeping(database) as keeper:
+        await keeper.reconcile([wanted(1, "public.a", operations=["insert"])])
+        assert published(database, "conductor_inserts") == {"public.a"}
+        query(database.dsn, "alter table a replica identity full")
+        with psycopg.connect(database.dsn) as holder:
+            holder.execute("lock table a in share update exclusive mode")
+            found = await keeper.reconcile(want)
+        assert found.inserts == {("public", "a")}
+        assert (await keeper.reconcile(want)).inserts == frozenset()
+    assert published(database) == {"public.a"}
+    assert published(database, "conductor_inserts") == set()
+
+
 async def test_without_the_right_the_owner_is_told_what_to_run(database: ScratchDatabase) -> None:
     tables(database, "a", "b")
     query(database.admin_dsn, "create table theirs (id int primary key)")
