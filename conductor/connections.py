@@ -14,7 +14,12 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from conductor.errors import ConfigError, DatabaseUnavailable, MigrationMismatch
+from conductor.errors import (
+    ConfigError,
+    DatabaseUnavailable,
+    MigrationMismatch,
+    PrivilegeMissing,
+)
 from conductor.logins import login_refused
 from conductor.store.sessions import connection_settings, prepare
 
@@ -29,6 +34,11 @@ async def _check_open(connection: AsyncConnection[Any]) -> None:
     """Raise OperationalError for a connection that the server has closed. Costs no round trip."""
     for _ in range(2):  # its last words, then the end
         connection.pgconn.consume_input()
+
+
+def _said(error: psycopg.Error) -> str:
+    """Return what the server says, without the place in a statement."""
+    return error.diag.message_primary or str(error)
 
 
 class Connections:
@@ -67,7 +77,9 @@ class Connections:
             psycopg.errors.UndefinedFunction,
             psycopg.errors.InvalidSchemaName,
         ) as error:
-            raise MigrationMismatch(f"the schema conductor is not there: {error}") from error
+            raise MigrationMismatch(f"the schema conductor is not there: {_said(error)}") from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise PrivilegeMissing(_said(error)) from error
 
     async def _opened(self) -> AsyncConnectionPool[AsyncConnection[Any]]:
         loop = asyncio.get_running_loop()

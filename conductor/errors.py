@@ -460,6 +460,15 @@ class ConfigError(ConductorError):
     retry = Retry.MANUAL
 
 
+class PrivilegeMissing(ConfigError):
+    """The role may not do to the schema conductor what is needed."""
+
+    hint = (
+        "The role needs USAGE on schema conductor and rights on its tables: grant it the role that"
+        " owns them."
+    )
+
+
 class LoginRefused(ConfigError):
     """The server does not let the role in, or has no such database: no matter of time."""
 

@@ -21,7 +21,7 @@ import psycopg
 
 from conductor import sql
 from conductor.dsn import parse_dsn
-from conductor.errors import DatabaseUnavailable, MigrationMismatch
+from conductor.errors import DatabaseUnavailable, MigrationMismatch, PrivilegeMissing
 from conductor.logins import login_refused
 
 if TYPE_CHECKING:
@@ -147,16 +147,20 @@ def check_migrated(dsn: str) -> None:
     """Raise MigrationMismatch unless workers of this code can use the database as it is.
 
     It has every migration of this code, and none that ends workers as old. Raises
-    DatabaseUnavailable and LoginRefused.
+    DatabaseUnavailable, LoginRefused and PrivilegeMissing.
     """
     known = known_migrations()
     newest = known[-1].number
-    with _connect(dsn) as connection:
-        recorded = _recorded(connection)
-        if recorded and recorded[-1][0] > newest:
-            ending = connection.execute(_QUERIES["ending"], {"known": newest}).fetchone()
-            if ending is not None:
-                raise superseded(*ending)
+    try:
+        with _connect(dsn) as connection:
+            recorded = _recorded(connection)
+            ending = None
+            if recorded and recorded[-1][0] > newest:
+                ending = connection.execute(_QUERIES["ending"], {"known": newest}).fetchone()
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise PrivilegeMissing(error.diag.message_primary or str(error)) from error
+    if ending is not None:
+        raise superseded(*ending)
     pending = pending_of(known, [row for row in recorded if row[0] <= newest])
     if pending:
         raise MigrationMismatch(f"the database lacks migration {', '.join(map(str, pending))}")

@@ -33,6 +33,7 @@ from conductor.errors import (
     DatabaseUnavailable,
     MigrationMismatch,
     OptionInvalid,
+    PrivilegeMissing,
     UnknownEvent,
     UnknownTask,
 )
@@ -296,9 +297,7 @@ async def _connected(
         async with connection:
             yield connection, OperationStore(connection)
     except psycopg.errors.InsufficientPrivilege as error:
-        raise ConfigError(
-            _line(error), hint="The role needs USAGE on schema conductor and rights on its tables."
-        ) from error
+        raise PrivilegeMissing(_line(error)) from error
     except _NOT_MIGRATED as error:
         raise MigrationMismatch(f"the schema conductor is not current: {_line(error)}") from error
     except psycopg.OperationalError as error:
@@ -322,5 +321,6 @@ def _patiently(settings: Settings, action: Callable[[str], T]) -> T:
             ) from error
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _line(error: psycopg.Error) -> str:
+    """Return what the server or the driver says, without the place in a statement."""
+    return " ".join((error.diag.message_primary or str(error)).split())

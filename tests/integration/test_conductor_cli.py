@@ -202,6 +202,28 @@ def test_migrate_without_rights_says_whose_it_needs(
     assert "owns the database" in hint
 
 
+def test_a_role_without_the_schema_is_told_what_it_needs(
+    conductor: Command, application: str, migrated: ScratchDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    role = f"{migrated.name}_stranger"
+    with psycopg.connect(migrated.admin_dsn, autocommit=True) as admin:
+        admin.execute(f"create role {role} login password 'strange'".encode())
+        try:
+            dsn = dsn_for(migrated.dsn, user=role, password="strange")
+            monkeypatch.setenv("CONDUCTOR_DSN", dsn)
+            for command in (
+                ("worker", f"{application}:orchestrator"),
+                ("jobs", "list"),
+                ("invoke", "double"),
+                ("invoke", "double", '{"n": 1}', "--app", f"{application}:conductor"),
+            ):
+                error, hint = conductor(*command).failed(78)
+                assert error == "permission denied for schema conductor"
+                assert "grant it the role that owns them" in hint
+        finally:
+            admin.execute(f"drop role {role}".encode())
+
+
 def test_no_server(
     conductor: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, migrated: ScratchDatabase
 ) -> None:
