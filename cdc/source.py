@@ -9,6 +9,7 @@ COPY Command" and "Asynchronous Command Processing".
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ PGOUTPUT: Final = "pgoutput"
 READ_LIMIT: Final = 4096
 READ_LIMIT_BYTES: Final = 1 << 20
 _FINISH_TIMEOUT_S: Final = 1.0
+_CALLBACK: Final = re.compile(r"in the \w+ callback(?:, associated LSN [0-9A-F/]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,4 +445,6 @@ def _stream_error(error: psycopg.Error) -> CdcError:
         return source_error(error)
     if error.sqlstate == "42704" and "publication" in text:
         return PublicationMissing(f"the server cannot decode what comes next: {text}")
-    return ServerDecodeError(f"the server cannot decode what comes next: {text}")
+    where = _CALLBACK.search(error.diag.context or "")
+    place = f" ({where[0]})" if where else ""
+    return ServerDecodeError(f"the server cannot decode what comes next: {text}{place}")
