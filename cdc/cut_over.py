@@ -7,6 +7,7 @@ the stream starts again, from there, with both. A slot that is made after the pu
 of this, nor does wal2json, which reads no publication.
 """
 
+import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,6 +23,7 @@ from cdc.marker import PREFIX, Marker
 from cdc.slots import SlotKeeper
 from cdc.wanted import dotted
 
+SLOW_WRITER_S: Final = 5.0
 EVERY_PUBLICATION: Final = -1
 """Carried: whatever the publications are."""
 
@@ -82,6 +84,8 @@ class CutOver:
     _is_over: bool = False
     _has_gap: bool = False
     _restarts: bool = False
+    _waits_since_s: float | None = None
+    _has_said: bool = False
     _log: Any = field(default_factory=lambda: structlog.get_logger("cdc"))
 
     def carries(self, oid: int) -> bool:
@@ -130,12 +134,30 @@ class CutOver:
             cursor = await self.source.execute(queries.HORIZON)
             row = await cursor.fetchone()
         if row is None or int(row["xid"]) <= self._horizon[1]:
+            await self._say_who_holds_up(self._horizon[1])
             return
         self.noted = (oid, Lsn.parse(row["lsn"]))
         await self.slots.note_inserts(*self.noted)
         content = Marker(slot=self.slots.name, nonce=self.nonce).encode()
         with source_errors():
             await self.source.execute(queries.EMIT_MARK, {"prefix": PREFIX, "content": content})
+
+    async def _say_who_holds_up(self, xid: int) -> None:
+        """Name, once, the transactions that have been waited for too long."""
+        now_s = asyncio.get_running_loop().time()
+        self._waits_since_s = self._waits_since_s or now_s
+        if self._has_said or now_s - self._waits_since_s < SLOW_WRITER_S:
+            return
+        with source_errors():
+            cursor = await self.source.execute(queries.OLDER_TRANSACTIONS, {"xid": str(xid)})
+            rows = await cursor.fetchall()
+        self._has_said = True
+        self._log.warning(
+            "activation_waits",
+            reason="the second publication is new",
+            pids=[row["pid"] for row in rows],
+            hint="subscriptions to tables without a key begin when these transactions have ended",
+        )
 
     async def _leave_gap(self, captured: Collection[TableName]) -> None:
         tables = ", ".join(map(dotted, sorted(captured)))

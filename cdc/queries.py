@@ -209,6 +209,16 @@ HORIZON: Final = sql.SQL("""
 """)
 """Every transaction below has ended, with its commit below that position."""
 
+OLDER_TRANSACTIONS: Final = sql.SQL("""
+    select l.pid
+    from pg_snapshot_xip(pg_current_snapshot()) as x (xid)
+    join pg_locks l on l.locktype = 'transactionid' and l.transactionid = x.xid::xid
+        and l.mode = 'ExclusiveLock' and l.granted
+    where x.xid <= %(xid)s::text::xid8 and l.pid is not null
+    order by l.pid
+""")
+"""Who has written something, and has not ended, of those that began before."""
+
 EMIT_MARK: Final = sql.SQL("""
     select pg_logical_emit_message(true, %(prefix)s, %(content)s)::text as lsn
 """)

@@ -6,12 +6,14 @@ two without a row missing, and what somebody does to it is drift.
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from cdc import cut_over
 from cdc.errors import CdcError, PublicationDrift
 from cdc.metrics import Metrics
 from cdc.recorder import Recorder
@@ -96,8 +98,11 @@ async def test_a_slot_made_after_it_carries_it_at_once(shop: ScratchDatabase) ->
     assert value(shop.dsn, "select epoch from conductor.progress") == 1  # never started again
 
 
-async def test_it_gets_into_a_stream_that_began_without_it(shop: ScratchDatabase) -> None:
+async def test_it_gets_into_a_stream_that_began_without_it(
+    shop: ScratchDatabase, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also while a transaction is open that wrote before it came: the server could not decode it"""
+    monkeypatch.setattr(cut_over, "SLOW_WRITER_S", 0.0)
     first = subscribe(shop.dsn, "public.keyed")
     async with running(shop):
         await captured(shop, first)
@@ -116,6 +121,7 @@ async def test_it_gets_into_a_stream_that_began_without_it(shop: ScratchDatabase
                 lambda: value(shop.dsn, "select epoch from conductor.progress") > epoch, "a leader"
             )
             assert options(shop).get("inserts") is None
+            await eventually(lambda: _is_named(capsys, writer.info.backend_pid), "the warning")
             writer.execute("insert into keyless values (3, 'late')")
         await captured(shop, second)
         insert(shop, "keyless", 4)
@@ -124,6 +130,14 @@ async def test_it_gets_into_a_stream_that_began_without_it(shop: ScratchDatabase
     assert [row for table, _, row in seen(shop) if table == "keyless"] == [4]
     assert [row for table, _, row in seen(shop) if table == "keyed"] == [2, 1, 3]
     assert value(shop.dsn, "select count(*) from conductor.gaps") == 0
+
+
+def _is_named(capsys: pytest.CaptureFixture[str], pid: int) -> bool:
+    """Whether a warning since the last look says who holds up the second publication."""
+    lines = [line for line in capsys.readouterr().out.splitlines() if "activation_waits" in line]
+    return any(
+        "second publication" in line and re.search(rf"pids=\[.*\b{pid}\b", line) for line in lines
+    )
 
 
 async def test_a_stream_that_falls_back_carries_it_still(shop: ScratchDatabase) -> None:
