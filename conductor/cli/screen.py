@@ -45,16 +45,25 @@ class Leases:
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[int, float]] = {}
+        self._living: set[int] = set()  # whose counter has moved before our eyes
 
     def look(self, workers: Iterable[Row], now_s: float) -> dict[int, float]:
-        """Return for how long each worker's counter has not moved."""
+        """Return for how long each worker's counter has not moved, of those that can be judged.
+
+        Whoever was just met may have been dead for hours: it has moved, or been silent, first.
+        """
         seen: dict[int, tuple[int, float]] = {}
         for worker in workers:
-            renewals, since_s = self._seen.get(worker["id"], (-1, now_s))
-            moved = renewals != worker["renewals"]
-            seen[worker["id"]] = (worker["renewals"], now_s if moved else since_s)
+            name, renewals = worker["id"], worker["renewals"]
+            known, since_s = self._seen.get(name, (renewals, now_s))
+            if known != renewals:
+                self._living.add(name)
+                since_s = now_s
+            seen[name] = (renewals, since_s)
         self._seen = seen
-        return {worker: now_s - since_s for worker, (_, since_s) in seen.items()}
+        self._living &= seen.keys()
+        silent = {worker: now_s - since_s for worker, (_, since_s) in seen.items()}
+        return {w: s for w, s in silent.items() if w in self._living or s > SILENT_S}
 
 
 def show(overview: Row) -> None:
@@ -85,7 +94,10 @@ async def watch(read: Callable[[], Awaitable[Row]], interval_s: float) -> None:
 
 
 def draw(overview: Row, silent_s: dict[int, float]) -> Group:
-    """Return the screen. ``silent_s``: by worker, how long its lease has stood still."""
+    """Return the screen.
+
+    ``silent_s``: how long a worker's lease has stood still; of who is not in it, nothing is known.
+    """
     at = datetime.fromtimestamp(overview["at"], UTC)
     parts: list[RenderableType] = [Text(f"{at:%Y-%m-%d %H:%M:%S} UTC", style="dim")]
     for table in (
@@ -127,15 +139,16 @@ def _counts(row: Row) -> list[Text]:
 def _workers(workers: list[Row], silent_s: dict[int, float]) -> RenderableType:
     table = _table("worker", "queue", "app", "version", "busy", "slots", "up", "lease")
     for row in workers:
-        silence_s = silent_s.get(row["id"], 0.0)
-        state = f"silent for {age(silence_s)}" if silence_s > SILENT_S else "held"
+        silence_s = silent_s.get(row["id"])
+        silent = silence_s is not None and silence_s > SILENT_S
+        state = "-" if silence_s is None else f"silent for {age(silence_s)}" if silent else "held"
         table.add_row(
             _name(f"{row['id']} {row['host']}:{row['pid']}"),
             *(_name(row[name] or "") for name in ("queue", "app", "version")),
             _count(row["busy"]),
             _count(row["slots"]),
             Text(age(row["up_s"])),
-            _alarm("draining" if row["draining"] else state, silence_s > SILENT_S),
+            _alarm("draining" if row["draining"] and not silent else state, silent),
         )
     return table if workers else Text("no workers hold a lease", style="bold red")
 

@@ -211,10 +211,20 @@ def screen_of(overview: dict[str, Any], silent_s: dict[int, float] | None = None
 
 def test_a_lease_that_stands_still_is_silent_for_that_long() -> None:
     leases = Leases()
-    assert leases.look([{"id": 1, "renewals": 4}, {"id": 2, "renewals": 4}], 10) == {1: 0, 2: 0}
-    assert leases.look([{"id": 1, "renewals": 4}, {"id": 2, "renewals": 5}], 13) == {1: 3, 2: 0}
-    assert leases.look([{"id": 1, "renewals": 4}], 15) == {1: 5}
-    assert leases.look([{"id": 2, "renewals": 5}], 16) == {2: 0}
+    assert leases.look([{"id": 1, "renewals": 4}, {"id": 2, "renewals": 4}], 10) == {}
+    assert leases.look([{"id": 1, "renewals": 4}, {"id": 2, "renewals": 5}], 13) == {2: 0}
+    assert leases.look([{"id": 1, "renewals": 4}, {"id": 2, "renewals": 5}], 15) == {1: 5, 2: 2}
+    assert leases.look([{"id": 2, "renewals": 5}], 16) == {2: 3}
+    assert leases.look([{"id": 1, "renewals": 4}], 17) == {}
+
+
+async def test_one_look_does_not_say_that_a_worker_lives(stocked: AsyncConnection[Any]) -> None:
+    overview = await read_overview(stocked)
+    assert "held" not in screen_of(overview)
+    assert "held" in screen_of(overview, {1: 0.0})
+    overview["workers"][0]["draining"] = True
+    assert "draining" in screen_of(overview)
+    assert "silent for 9.0 s" in screen_of(overview, {1: 9.0})
 
 
 # --- the command ---------------------------------------------------------------------------------
