@@ -30,6 +30,7 @@ UNSET: Final[Any] = object()
 _JSON: Final[Codec[Any]] = Codec(JsonValue)
 _NAME_LENGTH: Final = 200
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates
+_EARLIER_GATHER: Final = re.compile("gather(?: .+ …)?", re.DOTALL)
 
 
 def check_step_name(name: Any) -> None:
@@ -87,8 +88,10 @@ class Replay:
         if name in self._names:
             raise StepNameReused(f"step {name!r} is used twice in one run: a gather is called so")
         self._names.add(name)
-        self._check_place(name, place)
-        stored = self._by_name.get(name)
+        stored = self._earlier_gather(place)
+        if stored is None:
+            self._check_place(name, place)
+            stored = self._by_name.get(name)
         if stored is None:
             before = {step.name for step in self._by_name.values() if _is_member(step, place)}
             changed = before - names
@@ -98,6 +101,13 @@ class Replay:
             listed = ", ".join(sorted(changed))
             raise StepOrderChanged(f"a gather has other steps than in an earlier run: {listed}")
         return name if stored is None else None
+
+    def _earlier_gather(self, place: int) -> StoredStep | None:
+        """Return what an earlier version of this library stored for a gather that was over."""
+        there = self._by_place.get(place)
+        if there is None or there.kind != "step" or _EARLIER_GATHER.fullmatch(there.name) is None:
+            return None
+        return there if (there.result or b"").startswith(b"[") else None
 
     def _check_place(self, name: str, place: int) -> None:
         there = self._by_place.get(place)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial, wraps
@@ -100,6 +101,17 @@ def test_a_gather_that_was_over_has_the_same_names(names: set[str], changed: str
     else:
         with pytest.raises(StepOrderChanged, match=f": {changed}$"):
             replay.end_gather(replay.take_place(), names)
+
+
+@pytest.mark.parametrize(("title", "names"), [("gather a …", {"b", "a"}), ("gather", set())])
+def test_a_gather_that_an_earlier_version_stored_is_over(title: str, names: set[str]) -> None:
+    document = json.dumps(sorted(names)).encode()
+    known = StoredStep(title, 0, "step", document, None, due=True)
+    replay = Replay([known, StoredStep("next", 1, "step", b"1", None, due=True)])
+    assert replay.end_gather(replay.take_place(), names) is None
+    assert replay.reach("next", "step", sequential=True)[0] == 1
+    with pytest.raises(StepOrderChanged, match="other steps than in an earlier run: more"):
+        Replay([known]).end_gather(0, {*names, "more"})
 
 
 def test_a_gather_has_its_place() -> None:
