@@ -19,7 +19,6 @@ EMPTY: Final = inspect.Parameter.empty
 """An annotation that is not there, or cannot be read."""
 
 _UNIONS: Final = frozenset({Union, UnionType})
-_AWAITABLE: Final = frozenset({collections.abc.Awaitable, collections.abc.Coroutine})
 _PROMOTED: Final[dict[Any, frozenset[Any]]] = {
     bytes: frozenset({bytearray, memoryview}),
     complex: frozenset({float, int}),
@@ -45,6 +44,8 @@ def accepts(wanted: Any, given: Any) -> bool:
     found, known = class_of(given), class_of(wanted)
     if Any in {found, known} or not inspect.isclass(found) or not inspect.isclass(known):
         return True
+    if _stands_for_others(found) or _stands_for_others(known):
+        return True
     if is_typeddict(found) and is_typeddict(known):
         return known.__annotations__.keys() <= found.__annotations__.keys()
     if known in _LISTS and found is collections.abc.Sequence:
@@ -61,8 +62,13 @@ def _is_a(found: type, known: type) -> bool:
         is_a
         or found in _PROMOTED.get(known, ())
         or found.__qualname__ == known.__qualname__  # its module was imported twice, maybe
-        or (_generic(found) is not None and _generic(found) is _generic(known))
+        or (_generic(known) is not None and issubclass(found, _generic(known)))
     )
+
+
+def _stands_for_others(found: type) -> bool:
+    """Return whether values are of another class: pydantic's ``EmailStr`` are ``str``."""
+    return found.__bases__ == (object,) and "__get_pydantic_core_schema__" in vars(found)
 
 
 def _generic(model: type) -> Any:
@@ -101,9 +107,20 @@ def class_of(annotation: Any) -> Any:
 
 def returned(annotation: Any) -> Any:
     """Return what an awaitable gives; of anything else itself."""
-    if get_origin(annotation) in _AWAITABLE:
-        return get_args(annotation)[-1]
-    return annotation
+    if not is_awaitable(annotation):
+        return annotation
+    arguments = get_args(annotation)
+    return arguments[-1] if arguments else EMPTY
+
+
+def is_awaitable(annotation: Any) -> bool:
+    """Return whether values can be awaited.
+
+    >>> is_awaitable(collections.abc.Coroutine[Any, Any, int]), is_awaitable(int)
+    (True, False)
+    """
+    found = class_of(annotation)
+    return inspect.isclass(found) and issubclass(found, collections.abc.Awaitable)
 
 
 def shown(annotation: Any) -> str:

@@ -8,9 +8,24 @@ comes from a JSON schema, and whatever is not certain passes. Pure.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, get_args
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    NamedTuple,
+    TypeAlias,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from pydantic import BeforeValidator, PlainValidator, WrapValidator
+from pydantic import (
+    BeforeValidator,
+    PlainSerializer,
+    PlainValidator,
+    WrapSerializer,
+    WrapValidator,
+)
 
 from conductor.errors import FilterInvalid
 from conductor.filters import MACROS, MAPS, Filter, evaluate, tokens_of
@@ -34,7 +49,9 @@ _OF_SHAPE: Final[Mapping[str, Kinds]] = {
     "number": frozenset({"number"}),
     "text": frozenset({"text", "numeral"}),
 }
-_VALIDATORS: Final = (BeforeValidator, PlainValidator, WrapValidator)
+_CONVERTERS: Final = (
+    BeforeValidator, PlainSerializer, PlainValidator, WrapSerializer, WrapValidator,
+)  # fmt: skip
 _NAMES: Final = {"bool": "a bool", "bytes": "bytes", "null": "null", "number": "a number"}
 _ORDERS: Final = frozenset({"<", "<=", ">", ">="})
 _COMPARISONS: Final = _ORDERS | {"==", "!="}
@@ -58,37 +75,78 @@ class _Operand(NamedTuple):
     is_column: bool
 
 
-def certain(model: Any, kinds: Mapping[str, Kinds]) -> dict[str, Kinds]:
-    """Return those members whose values a model reads without a validator that takes others too."""
-    decorators = getattr(model, "__pydantic_decorators__", None)
-    if decorators is None:
-        return dict(kinds)
-    config: Mapping[str, Any] = getattr(model, "model_config", {})
-    checks = (*decorators.model_validators.values(), *decorators.root_validators.values())
-    if config.get("coerce_numbers_to_str") or any(_converts(check.info) for check in checks):
+def certain(form: Any, kinds: Mapping[str, Kinds]) -> dict[str, Kinds]:
+    """Return those members whose values pass no function that takes or gives others too."""
+    model = _model(form)
+    if _has_converter(form):
         return {}
-    converted = {
-        field
-        for check in (*decorators.field_validators.values(), *decorators.validators.values())
-        for field in check.info.fields
-        if _converts(check.info)
-    }
+    decorators = getattr(model, "__pydantic_decorators__", None)
+    config: Mapping[str, Any] = getattr(model, "model_config", {})
+    converted: set[str] = set()
+    if decorators is not None:
+        checks = (*decorators.model_validators.values(), *decorators.root_validators.values())
+        is_open = config.get("coerce_numbers_to_str") or config.get("json_encoders")
+        if is_open or decorators.model_serializers or any(_converts(c.info) for c in checks):
+            return {}
+        converted = {
+            field
+            for check in (
+                *decorators.field_validators.values(),
+                *decorators.validators.values(),
+                *decorators.field_serializers.values(),
+            )
+            for field in check.info.fields
+            if _converts(check.info)
+        }
+    if "*" in converted:
+        return {}
     found = dict(kinds)
-    for field, info in getattr(model, "model_fields", {}).items():
-        parts = (info.annotation, *info.metadata)
-        if converted & {field, "*"} or any(map(_has_validator, parts)):
-            for name in (field, info.alias, info.validation_alias, info.serialization_alias):
+    for field, (names, parts) in _fields(model).items():
+        if field in converted or any(map(_has_converter, parts)):
+            for name in names:
                 found.pop(str(name), None)
     return found
+
+
+def _model(form: Any) -> Any:
+    """Return the class that a form is of, or what else it is."""
+    while get_origin(form) is Annotated or hasattr(form, "__value__"):
+        form = get_args(form)[0] if get_origin(form) is Annotated else form.__value__
+    return get_origin(form) or form
+
+
+def _fields(model: Any) -> dict[str, tuple[Sequence[Any], Sequence[Any]]]:
+    """Return the names of each field in JSON, and where its functions may be."""
+    fields: Mapping[str, Any] = (
+        getattr(model, "model_fields", None) or getattr(model, "__pydantic_fields__", None) or {}
+    )
+    if fields:
+        return {
+            field: (
+                (field, info.alias, info.validation_alias, info.serialization_alias),
+                (info.annotation, *info.metadata),
+            )
+            for field, info in fields.items()
+        }
+    try:
+        hints = get_type_hints(model, include_extras=True)
+    except (NameError, TypeError):
+        return {}
+    return {field: ((field,), (hint,)) for field, hint in hints.items()}
 
 
 def _converts(check: Any) -> bool:
     return getattr(check, "mode", "before") != "after"
 
 
-def _has_validator(annotation: Any) -> bool:
-    """Return whether values pass a function before they are what the annotation says."""
-    return isinstance(annotation, _VALIDATORS) or any(map(_has_validator, get_args(annotation)))
+def _has_converter(annotation: Any, aliases: tuple[Any, ...] = ()) -> bool:
+    """Return whether values pass a function before they are what the annotation says, or after."""
+    if isinstance(annotation, _CONVERTERS):
+        return True
+    parts = get_args(annotation)
+    if hasattr(annotation, "__value__") and annotation not in aliases:  # may hold itself
+        parts, aliases = (annotation.__value__,), (*aliases, annotation)
+    return any(_has_converter(part, aliases) for part in parts)
 
 
 def kinds_of(schema: Mapping[str, Any] | None) -> dict[str, Kinds]:

@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
+from inspect import iscoroutine
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -230,7 +231,11 @@ async def read_event(task: Task[Any, Any], job: ClaimedJob, services: Services) 
 def call_blocking(handler: Callable[[Any, Any], Any], event: Any, context: Any) -> Any:
     """Call a sync handler. What ends generators and coroutines must not pass through a future."""
     try:
-        return handler(event, context)
+        value = handler(event, context)
+        if not iscoroutine(value):
+            return value
+        value.close()
+        raise TypeError("the handler is def and gives a coroutine: make it async def")
     except (StopIteration, GeneratorExit) as error:
         raise RuntimeError(f"the handler raised {type(error).__name__}") from error
 

@@ -581,3 +581,17 @@ async def test_a_zombie_writes_no_step(workshop: Workshop) -> None:
     assert await workshop.queue.value("select count(*) from conductor.steps") == 0
     row = await workshop.job(job)
     assert (row["state"], row["fence"], row["worker"]) == ("running", 7, 0)
+
+
+async def test_a_def_that_gives_a_coroutine_says_so(workshop: Workshop) -> None:
+    async def inner(_event: Any, _ctx: Any) -> None: ...
+
+    def outer(event: Any, ctx: Any) -> Any:
+        return inner(event, ctx)
+
+    bound = task(outer, max_attempts=1)
+    [job] = await workshop.invoke_many([{}])
+    async with workshop.worker([bound]):
+        ended = await workshop.ended(job)
+    assert ended["state"] == "failed"
+    assert "make it async def" in ended["error"]["message"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, Literal, NewType, Protocol, TypeVar
+from datetime import datetime
+from functools import partial, singledispatch
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NewType, Protocol, TypeVar
 
 import pytest
 from annotated_types import Gt
-from pydantic import BaseModel, JsonValue
+from pydantic import AwareDatetime, BaseModel, EmailStr, JsonValue, RootModel
 from typing_extensions import TypedDict
 
 from conductor import (
@@ -39,6 +40,10 @@ from conductor import (
 from conductor.annotations import accepts, shown
 from conductor.errors import DefinitionInvalid
 
+if TYPE_CHECKING:
+    from asyncio import Future
+    from collections.abc import Coroutine as CoroutineForCheckers
+
 T = TypeVar("T")
 Id = NewType("Id", int)
 
@@ -53,6 +58,16 @@ class Special(Mail):
 
 class Other(BaseModel):
     x: int
+
+
+class Box(BaseModel, Generic[T]):
+    value: T
+
+
+class IntBox(Box[int]): ...
+
+
+class Numbers(RootModel[list[int]]): ...
 
 
 @dataclass
@@ -97,6 +112,7 @@ def handler_of(event: Any, context: Any = Context, returns: Any = None) -> Any:
     async def handler(event: Any, ctx: Any) -> Any: ...
 
     handler.__annotations__ = {"event": event, "ctx": context, "return": returns}
+    handler.__qualname__ = "handler"  # text means this module's names, not those of a function
     return handler
 
 
@@ -202,10 +218,140 @@ def test_what_is_never_the_result_is_refused(returns: Any) -> None:
         client().task(send)(handler_of(Any, returns=returns))
 
 
+def test_a_root_model_is_made_of_what_it_holds() -> None:
+    numbers = define_task("numbers", returns=Numbers)
+    app = Conductor("postgresql://nowhere", tasks=[numbers])
+    app.task(numbers)(handler_of(Any, returns=list[int]))
+
+
 def test_a_task_without_a_result_returns_nothing() -> None:
     with pytest.raises(DefinitionInvalid, match="returns int, and the task declares nothing"):
         client().task("a", Cron("* * * * *"))(handler_of(Tick, returns=int))
     client().task("a", Cron("* * * * *"))(handler_of(Tick, returns=int | None))
+
+
+# --- decorators: what they wrap takes and returns what they like ------------------------------
+
+
+def with_session(handler: Any) -> Any:
+    @functools.wraps(handler)
+    async def wrapper(event: Any, ctx: Any) -> Any:
+        return await handler(event, ctx, "session")
+
+    return wrapper
+
+
+def with_option_by_name(handler: Any) -> Any:
+    @functools.wraps(handler)
+    async def wrapper(*args: Any) -> Any:
+        return await handler(*args, session="session")
+
+    return wrapper
+
+
+def of_the_payload(handler: Any) -> Any:
+    @functools.wraps(handler)
+    async def wrapper(event: Any, ctx: Any) -> Any:
+        return await handler(event.payload)
+
+    return wrapper
+
+
+def without_result(handler: Any) -> Any:
+    @functools.wraps(handler)
+    async def wrapper(event: Any, ctx: Any) -> None:
+        await handler(event, ctx)
+
+    return wrapper
+
+
+def in_thread(handler: Any) -> Any:
+    @functools.wraps(handler)
+    async def wrapper(event: Any, ctx: Any) -> Any:
+        return handler(event, ctx)
+
+    return wrapper
+
+
+class OfThePayload:
+    def __init__(self, handler: Any) -> None:
+        functools.update_wrapper(self, handler)
+        self._handler = handler
+
+    async def __call__(self, event: Any, _ctx: Any) -> Any:
+        return await self._handler(event.payload)
+
+
+async def takes_session(event: Tick, ctx: Context[str], session: str) -> None: ...
+
+
+async def takes_mail(payload: Mail) -> None: ...
+
+
+async def gives_int(event: Tick, ctx: Context[str]) -> int: ...  # type: ignore[empty-body]
+
+
+def blocks(event: Tick, ctx: Context[str]) -> None: ...
+
+
+@singledispatch
+async def dispatches(event: Emitted[Mail], ctx: Context[str]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        with_session(takes_session), with_option_by_name(takes_session), of_the_payload(takes_mail),
+        OfThePayload(takes_mail), without_result(gives_int), in_thread(blocks), dispatches,
+        partial(with_session(takes_session)),
+    ],
+)  # fmt: skip
+def test_what_a_decorator_wraps_is_not_compared(handler: Any) -> None:
+    assert not client().task("a", Cron("* * * * *"))(handler).is_sync
+
+
+def test_a_decorator_that_takes_something_else_is_refused() -> None:
+    def wrong(handler: Any) -> Any:
+        @functools.wraps(handler)
+        async def wrapper(event: Any) -> None: ...
+
+        return wrapper
+
+    with pytest.raises(DefinitionInvalid, match="cannot be called with an event and a context"):
+        client().task("a", Cron("* * * * *"))(wrong(plain))
+
+
+# --- names: a function and a class have their own ---------------------------------------------
+
+
+class Holder:
+    class Mail(BaseModel):
+        other: int
+
+    async def handle(self, event: Invocation[Mail], ctx: Context[str]) -> None: ...
+
+    async def wrong(self, event: Invocation[Other], ctx: Context[str]) -> None: ...
+
+
+def test_names_around_a_handler_are_its_own() -> None:
+    class Mail(BaseModel):
+        other: int
+
+    local = define_task("local", payload=Mail)
+    within = define_task("within", payload=Holder.Mail)
+    app: Any = Conductor("postgresql://nowhere", tasks=[local, within])
+
+    async def handle(event: Invocation[Mail], ctx: Context) -> None: ...
+
+    app.task(local)(handle)
+    app.task(within)(Holder().handle)
+
+    async def wrong(event: Invocation[Other], ctx: Context) -> None: ...
+
+    with pytest.raises(DefinitionInvalid, match=r"takes Invocation\[Other\]"):
+        app.task(local)(wrong)
+    with pytest.raises(DefinitionInvalid, match=r"takes Invocation\[Other\]"):
+        app.task(within)(Holder().wrong)
 
 
 # --- contexts, and where a handler runs ------------------------------------------------------
@@ -255,6 +401,21 @@ def forwards(event: Tick, ctx: Context[str]) -> Awaitable[None]:
     return plain(event, ctx)
 
 
+def forwards_unread(event: Tick, ctx: Context[str]) -> CoroutineForCheckers[Any, Any, None]:
+    return plain(event, ctx)
+
+
+def forwards_future(event: Tick, ctx: Context[str]) -> Future[None]: ...  # type: ignore[empty-body]
+
+
+def forwards_any(event: Tick, ctx: Context[str]) -> Any:
+    return plain(event, ctx)
+
+
+def forwards_bare(event: Tick, ctx: Context[str]) -> Awaitable:  # type: ignore[type-arg]
+    return plain(event, ctx)
+
+
 async def with_option(option: int, event: Tick, ctx: Context[str]) -> None: ...
 
 
@@ -263,6 +424,7 @@ async def with_option(option: int, event: Tick, ctx: Context[str]) -> None: ...
     [
         plain, bare, logged(plain), logged(bare), logged(logged(plain)), Wrapped(plain), Methods(),
         Methods().handle, logged(Methods().handle), forwards, logged(forwards),
+        forwards_unread, forwards_future, forwards_any, forwards_bare,
         partial(with_option, 1), logged(partial(with_option, 1)), partial(logged(plain)),
         Wrapped(partial(with_option, 1)),
     ],
@@ -325,6 +487,13 @@ def test_a_batch_has_a_context_of_its_own() -> None:
         (None, type(None), True),
         (int | None, int, True),
         (int, int | None, False),
+        (str, EmailStr, True),
+        (EmailStr, str, True),
+        (list[str], list[EmailStr], True),
+        (datetime, AwareDatetime, True),
+        (Box[Any], IntBox, True),
+        (Box[int], Box, True),
+        (IntBox, Box[int], False),
     ],
 )
 def test_only_what_is_certain_is_refused(wanted: Any, given: Any, fits: bool) -> None:

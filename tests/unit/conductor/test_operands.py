@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -9,7 +10,17 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Json, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Json,
+    PlainSerializer,
+    field_serializer,
+    field_validator,
+    model_serializer,
+)
+from typing_extensions import TypeAliasType, TypedDict
 
 from conductor import OnChange, OnEvent, TableRow, define_event
 from conductor.errors import FilterInvalid
@@ -184,3 +195,66 @@ def test_a_payload_is_what_is_sent_or_read(when: str, fits: bool, validate: bool
         return
     with pytest.raises(FilterInvalid):
         OnEvent(event, when=when)
+
+
+class Unannotated(BaseModel):
+    late: datetime
+    early: Annotated[datetime, PlainSerializer(lambda value: value.timestamp())]
+    count: int
+
+    @field_serializer("late")
+    def number(self, value: datetime):  # type: ignore[no-untyped-def]  # noqa: ANN201 - the point
+        return value.timestamp()
+
+
+class Whole(BaseModel):
+    late: datetime
+
+    @model_serializer
+    def numbers(self) -> dict[str, Any]:
+        return {"late": self.late.timestamp()}
+
+
+class Loose(TypedDict):
+    code: Annotated[str, BeforeValidator(str)]
+    count: int
+
+
+@dataclass
+class Record:
+    code: Annotated[str, BeforeValidator(str)]
+    count: int
+
+
+Text = TypeAliasType("Text", Annotated[str, BeforeValidator(str)])
+Old = Annotated[Paid, BeforeValidator(lambda value: {**value, "late": 0})]
+Older = TypeAliasType("Older", Old)
+
+
+class Aliased(BaseModel):
+    code: Text | None
+    count: int
+
+
+@pytest.mark.parametrize(
+    ("payload", "when"),
+    [
+        (Unannotated, "event.late > 5"),
+        (Unannotated, "event.early > 5.5"),
+        (Whole, "event.late > 5"),
+        (Loose, "event.code == 5"),
+        (Record, "event.code == 5"),
+        (Aliased, "event.code == 5"),
+        (Old, "event.at > 5"),
+        (Older, "event.at > 5"),
+    ],
+)
+def test_what_a_function_makes_of_a_field_is_not_judged(payload: Any, when: str) -> None:
+    event = define_event("loose", payload=payload)
+    assert OnEvent(event, when=when).filter.when == when
+
+
+@pytest.mark.parametrize("payload", [Unannotated, Loose, Record, Aliased])
+def test_other_fields_are_judged_as_before(payload: Any) -> None:
+    with pytest.raises(FilterInvalid, match=r"event.count is a number"):
+        OnEvent(define_event("loose", payload=payload), when='event.count == "x"')
