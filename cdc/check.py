@@ -32,7 +32,7 @@ from cdc.connection import (
     describe_dsn,
     is_same_server,
 )
-from cdc.errors import CdcError, PublicationDrift
+from cdc.errors import CdcError
 from cdc.narrowing import Narrowing
 from cdc.pooling import find_shared_backend
 from cdc.preflight import (
@@ -196,11 +196,12 @@ async def _check_publication(
 
 def _judge_publication(settings: Settings, change: Plan) -> list[Finding]:
     """Say what was captured and is no longer, or must not begin."""
+    hint = None if change.loss is None else change.loss.hint
     findings = [
         Finding(
             "error",
             f"publication {settings.publication!r}: {drift}, and its changes were captured before",
-            PublicationDrift.hint,
+            hint,
             65,
         )
         for drift in change.drift

@@ -362,7 +362,8 @@ class PublicationMissing(PublicationError):
     exit_code = 65
     condition = "publication_missing"
     hint = (
-        "the slot has to be made after the publication, so a new one is needed. "
+        "the slot has to be made after the publication, so a new one is needed: "
+        "`cdc apply --accept-gap` makes both, and records what is lost. "
         f"{_GAP_POLICY}, and makes the publication as well"
     )
 

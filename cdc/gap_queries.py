@@ -21,10 +21,10 @@ rows."""
 
 CLOSE_GAPS: Final = sql.SQL("""
     update conductor.gaps
-    set closed_at = clock_timestamp(), to_lsn = coalesce(to_lsn, %(to_lsn)s),
-        policy = %(policy)s
+    set closed_at = clock_timestamp(), to_lsn = %(to_lsn)s, policy = %(policy)s
     where slot = %(slot)s and closed_at is null
 """)
+"""A new slot: nothing before its start is delivered, wherever the old one stood."""
 
 CLOSE_TABLE_GAPS: Final = sql.SQL("""
     update conductor.gaps g set closed_at = clock_timestamp(), to_lsn = %(to_lsn)s

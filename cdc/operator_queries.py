@@ -66,8 +66,7 @@ RECORD_GAP: Final = sql.SQL("""
         update conductor.gaps
         set closed_at = clock_timestamp(), policy = %(policy)s,
             from_lsn = case condition when %(condition)s then %(from)s::pg_lsn else from_lsn end,
-            to_lsn = case condition when %(condition)s then %(to)s::pg_lsn
-                else coalesce(to_lsn, %(to)s::pg_lsn) end
+            to_lsn = %(to)s::pg_lsn
         where slot = %(slot)s and closed_at is null
             and (%(all)s or condition = %(condition)s)
         returning condition

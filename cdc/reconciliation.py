@@ -22,10 +22,11 @@ from cdc.catalog import (
 )
 from cdc.config import Settings
 from cdc.connection import Connection, connect_queue, connect_source, queue_errors, source_errors
-from cdc.errors import PublicationDrift, SlotBusy
+from cdc.errors import PublicationDrift, PublicationMissing, SlotBusy
+from cdc.lsn import Lsn
 from cdc.preflight import can_fail_over, refuse_server, refuse_unlimited_wal
 from cdc.publication import Plan, PublicationKeeper, apply_plan
-from cdc.slots import Situation, SlotKeeper, judge
+from cdc.slots import Loss, Situation, SlotKeeper, judge
 from cdc.source import ReplicationStream
 
 _NAME: Final = "cdc apply"
@@ -121,7 +122,8 @@ class Reconciliation:
 
         Args:
             accept_gap: put right what somebody took out of the publication, though its changes
-                since then are lost: the gap is recorded, and closed when it is over.
+                since then are lost: the gap is recorded, and closed when it is over. When all of
+                it was gone, the slot is made anew: it cannot go on from before its publication.
 
         Raises:
             PublicationDrift, PublicationMissing: changes are being lost, and it was not accepted.
@@ -140,12 +142,8 @@ class Reconciliation:
             allowed = self._settings.allow_unlimited_wal
             if refusal := refuse_unlimited_wal(self._server, allowed=allowed):
                 raise refusal
-            connections = self._connections
-            second = insert_only_name(self._settings.publication)
-            found = await read_publications(connections.source, [second])
-            start = await self._slots.create(connections.stream, connections.lock)
-            if second in found:
-                await self._slots.note_inserts(found[second].oid, start)
+            start = await self._slots.create(self._connections.stream, self._connections.lock)
+            await self._note_inserts(start)
             return [*done, f"slot {self._settings.slot}: created at {start}"]
         await self._slots.alter_failover(self._connections.stream)
         return [*done, command.as_string(self._connections.source)]
@@ -169,12 +167,41 @@ class Reconciliation:
             obstacle = SlotBusy(f"not had in time, for a lock: {text}", hint="run it again")
         if obstacle is not None:
             raise obstacle
-        if accept_gap:
+        done = [s.as_string(self._connections.source) for s in change.statements]
+        if accept_gap and (missing := await self._missing_before()) is not None:
+            done += await self._start_anew(missing)
+        elif accept_gap:
             await self._wait_for_writers()
         if accept_gap or change.refusal is not None:
             await self._close_gap()
-        done = [s.as_string(self._connections.source) for s in change.statements]
         return done if loss is None else [*done, f"gap {loss.condition}: recorded and closed"]
+
+    async def _start_anew(self, missing: Loss) -> list[str]:
+        """Create the slot again, after its publication, and end the gap where it starts."""
+        connections = self._connections
+        start = await self._slots.recreate(connections.stream, connections.lock, missing)
+        if start is None:  # somebody else was faster
+            return []
+        await self._note_inserts(start)
+        return [f"slot {self._settings.slot}: created anew at {start}"]
+
+    async def _note_inserts(self, start: Lsn) -> None:
+        """Note that a new slot decodes with the second publication, if there is one."""
+        second = insert_only_name(self._settings.publication)
+        found = await read_publications(self._connections.source, [second])
+        if second in found:
+            await self._slots.note_inserts(found[second].oid, start)
+
+    async def _missing_before(self) -> Loss | None:
+        """Return the open gap of a publication that was gone: no slot goes on from before it."""
+        progress = await self._slots.read_progress()
+        if progress is None:
+            return None
+        condition, generation = PublicationMissing.condition, progress.generation
+        if not await self._slots.is_gap_open(condition, generation):
+            return None
+        name = self._settings.publication
+        return Loss(PublicationMissing(f"publication {name!r} was gone"), generation)
 
     async def _wait_for_writers(self) -> None:
         """Wait until every transaction that began before the repair has ended."""

@@ -358,16 +358,14 @@ class SlotKeeper:
         if not isinstance(loss.error, PublicationError):
             await self.close_unharmed(loss.error.condition)
             return True
+        return not await self.is_gap_open(loss.error.condition, loss.generation)
+
+    async def is_gap_open(self, condition: str | None, generation: int) -> bool:
+        """Tell whether a gap of that condition is open."""
+        keys = {"slot": self.name, "generation": generation, "condition": condition}
         with queue_errors():
-            cursor = await self.queue_control.execute(
-                gap_queries.IS_GAP_OPEN,
-                {
-                    "slot": self.name,
-                    "generation": loss.generation,
-                    "condition": loss.error.condition,
-                },
-            )
-            return await cursor.fetchone() is None
+            cursor = await self.queue_control.execute(gap_queries.IS_GAP_OPEN, keys)
+            return await cursor.fetchone() is not None
 
     def _refuse_another(self, situation: Situation, problem: CdcError | None, loss: Loss) -> None:
         """Raise what has taken the place of a loss: it has no gap yet, or is not ours to drop."""

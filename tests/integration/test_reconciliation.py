@@ -13,6 +13,7 @@ from cdc.errors import (
     PrivilegeMissing,
     PublicationDrift,
     PublicationForeign,
+    PublicationMissing,
     SlotBusy,
     SlotMissing,
 )
@@ -212,6 +213,34 @@ async def test_a_drift_that_was_put_right_costs_no_slot(shop: ScratchDatabase) -
         assert await reconciliation._slots.recreate(hands.stream, hands.lock, loss) is None
     assert (slot_row(shop) or {})["confirmed_flush_lsn"] == before
     assert gaps(shop) == [("publication_drift", "stop", False, True)]
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_a_publication_that_was_gone_needs_a_new_slot(
+    shop: ScratchDatabase, by_hand: bool
+) -> None:
+    async with running(shop):
+        await captured(shop, 2)
+    query(shop.source_dsn, "drop publication conductor")
+    await run_into(shop, PublicationMissing)
+    query(shop.dsn, "insert into a values (1, 'lost')")
+    findings = await check(settings_for(shop))
+    (advice,) = [f.fix or "" for f in findings if "captured before" in f.message]
+    assert "--accept-gap` makes both" in advice
+    assert "keeps the slot" not in advice
+    if by_hand:
+        for statement in (await propose(shop)).statements:
+            query(shop.source_dsn, statement)
+    done = await apply(shop, accept_gap=True)
+    assert [line for line in done if "created anew" in line]
+    assert ("publication_missing", "recreate", False, True) in gaps(shop)
+    start = value(shop.dsn, "select routed_lsn::text from conductor.progress")
+    ends = query(shop.dsn, "select to_lsn::text, closed_at is null from conductor.gaps")
+    assert {tuple(row.values()) for row in ends} == {(start, False)}
+    async with running(shop, manage_publication=False):
+        await captured(shop, 2)
+        query(shop.dsn, "insert into a values (2, 'x')")
+        assert [job["new"]["id"] for job in await routed(shop, 1)] == [2]
 
 
 async def test_a_publication_of_somebody_else_is_refused(shop: ScratchDatabase) -> None:

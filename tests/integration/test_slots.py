@@ -233,8 +233,12 @@ async def test_a_lost_slot_is_noticed(start_server: StartServer) -> None:
         assert isinstance(problem, SlotLost)
         loss = await our.keeper.open_gap(problem, policy="recreate")
         assert loss is not None
-        assert await our.keeper.recreate(our.stream, our.lock, loss) is not None
+        start = await our.keeper.recreate(our.stream, our.lock, loss)
+        assert start is not None
         assert await our.judge() is None
+        # All that was committed before the new slot is lost, wherever the old one stood.
+        ended = value(server.dsn(), "select to_lsn::text from conductor.gaps")
+        assert ended == str(start)
 
 
 async def test_a_new_slot_closes_the_gap(migrated: ScratchDatabase) -> None:
