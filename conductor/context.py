@@ -410,6 +410,7 @@ class Context(BaseContext[D]):
         for result in results:
             if isinstance(result, BaseException):
                 run.adopt(tasks)
+                await run.failed_in(gather)
                 raise result
         await self._durable(run.gathered(gather))
         return tuple(results)

@@ -275,6 +275,11 @@ class Run:
             names = to_json(sorted(gather.names))
             await self.write(self.result(name, gather.place, "gather", names))
 
+    async def failed_in(self, gather: Gather) -> None:
+        """Take note that a gather has raised an error."""
+        if gather.place is not None:
+            (await self._replayed()).fail_gather(gather.place)
+
     def _is_sequential(self) -> bool:
         return self.path is None or asyncio.current_task() is self.path
 

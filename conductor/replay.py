@@ -102,6 +102,14 @@ class Replay:
             raise StepOrderChanged(f"a gather has other steps than in an earlier run: {listed}")
         return name if stored is None else None
 
+    def fail_gather(self, place: int) -> None:
+        """Take note that a gather has raised an error: nothing is stored of that.
+
+        In an earlier version of this library such a one took no place: what is stored says so.
+        """
+        if place in self._by_place:
+            self._next = place
+
     def _earlier_gather(self, place: int) -> StoredStep | None:
         """Return what an earlier version of this library stored for a gather that was over."""
         there = self._by_place.get(place)

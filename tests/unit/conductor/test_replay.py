@@ -114,6 +114,15 @@ def test_a_gather_that_an_earlier_version_stored_is_over(title: str, names: set[
         Replay([known]).end_gather(0, {*names, "more"})
 
 
+def test_a_gather_that_failed_took_no_place_in_an_earlier_version() -> None:
+    before = Replay([stored("next", 0)])
+    before.fail_gather(before.take_place())
+    assert before.reach("next", "step", sequential=True)[0] == 0
+    now = Replay([stored("next", 1)])
+    now.fail_gather(now.take_place())
+    assert now.reach("next", "step", sequential=True)[0] == 1
+
+
 def test_a_gather_has_its_place() -> None:
     replay = Replay([stored("a", 0)])
     with pytest.raises(StepOrderChanged, match="was 'a'"):
