@@ -117,6 +117,8 @@ class SubscriptionBook:
             cursor = await self._queue.execute(queries.SUBSCRIPTIONS, self._parameters)
             rows = await cursor.fetchall()
             memberships = await self._tables(queries.MEMBERSHIPS)
+            cursor = await self._queue.execute(queries.CARRIED, self._parameters)
+            carried = await cursor.fetchone()
             self.past = Past(
                 named=set(await self._tables(queries.NAMED_TABLES)),
                 interrupted=set(await self._tables(gap_queries.INTERRUPTED_TABLES)),
@@ -134,6 +136,7 @@ class SubscriptionBook:
                     table: (row["membership"], row["condition"])
                     for table, row in (await self._tables(queries.APPLIED)).items()
                 },
+                carried=None if carried is None else carried["oid"],
             )
         self.entries = [entry for row in rows if (entry := self._entry(row)) is not None]
         self._read_revision = revision

@@ -170,6 +170,7 @@ async def _check_publication(
         await read_table_names(source),
         book.past,
         second,
+        is_carried=second is not None and book.past.carries(second.oid),
         narrowing=settings.narrowing,
     )
     by_id = {w.subscription.id: w.subscription for w in wanted}

@@ -21,11 +21,9 @@ from cdc.errors import PublicationDrift
 from cdc.lsn import Lsn
 from cdc.marker import PREFIX, Marker
 from cdc.slots import SlotKeeper
-from cdc.wanted import dotted
+from cdc.wanted import EVERY_PUBLICATION, dotted
 
 SLOW_WRITER_S: Final = 5.0
-EVERY_PUBLICATION: Final = -1
-"""Carried: whatever the publications are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +102,7 @@ class CutOver:
         self.is_pending = not self.carries(oid)
         if not self.is_pending:
             if not self._is_over:
+                await self.slots.note_carried(oid)
                 await self.slots.end_continued()
                 self._is_over = True
             return

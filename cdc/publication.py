@@ -331,7 +331,7 @@ class PublicationKeeper:
 
     async def plan(self, wanted: Sequence[Wanted], *, past: Past = NO_PAST) -> Plan:
         """Compare, and change nothing (raises PublicationError as `reconcile` does)."""
-        change, _, _ = await self._compare(wanted, past, _carries_none)
+        change, _, _ = await self._compare(wanted, past, past.carries)
         return change
 
     async def _compare(

@@ -379,6 +379,26 @@ NOTE_INSERTS: Final = sql.SQL("""
 """)
 """From where on the server can decode with the second publication of that OID."""
 
+NOTE_CARRIED: Final = sql.SQL("""
+    update conductor.progress
+    set options = json_build_object(
+        'memberships', coalesce(options -> 'memberships', '[]'),
+        'applied', coalesce(options -> 'applied', '[]'),
+        'inserts', json_build_array(%(oid)s::bigint, options -> 'inserts' ->> 1, true))
+    where slot = %(slot)s and (options -> 'inserts' ->> 0)::bigint = %(oid)s
+        and options -> 'inserts' ->> 2 is null
+""")
+"""That a stream was started with it: every later one will be."""
+
+CARRIED: Final = sql.SQL("""
+    select case when p.plugin <> 'pgoutput' then -1
+        when options -> 'inserts' ->> 2 is not null then (options -> 'inserts' ->> 0)::bigint
+        end as oid
+    from conductor.progress p
+    where p.slot = %(slot)s
+""")
+"""The OID of the second publication that the stream carries; -1: no plugin's stream needs one."""
+
 LISTEN_SUBSCRIPTIONS: Final = sql.SQL("listen conductor_subscriptions")
 
 # --- queue: the sink ---------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from cdc.connection import (
     listener_name,
     source_errors,
 )
-from cdc.cut_over import EVERY_PUBLICATION, CutOver, choose_start
+from cdc.cut_over import CutOver, choose_start
 from cdc.emit_owner import claim_emits
 from cdc.errors import (
     CdcError,
@@ -63,6 +63,7 @@ from cdc.slots import Loss, Situation, SlotKeeper, judge, judge_waiting
 from cdc.source import PGOUTPUT, ReplicationStream
 from cdc.streaming import StreamedStream
 from cdc.translation import TranslatedStream
+from cdc.wanted import EVERY_PUBLICATION
 from cdc.wire.wal2json import Decoder
 
 STANDBY_POLL_S: Final = 1.0

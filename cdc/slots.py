@@ -417,6 +417,10 @@ class SlotKeeper:
                 queries.NOTE_INSERTS, generation=progress.generation, oid=oid, lsn=str(lsn)
             )
 
+    async def note_carried(self, oid: int) -> None:
+        """Note that a stream was started with the second publication of that OID."""
+        await self._queue(queries.NOTE_CARRIED, oid=oid)
+
     async def end_continued(self) -> None:
         """Close the gap of a changed publication under which the stream went on."""
         await self._queue(

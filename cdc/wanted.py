@@ -13,6 +13,9 @@ from cdc.catalog import Table, TableName
 from cdc.errors import CdcError, ColumnUnknown, ReplicaIdentityMissing, TableUnknown
 from conductor.matching import ChangeFilter, Subscription
 
+EVERY_PUBLICATION: Final = -1
+"""Carried: whatever the publications are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -52,7 +55,8 @@ class Past:
     putting them back is no news. `memberships`: how captured ones were published when last seen
     (see `Publication.memberships`); `insert_memberships`: those of the insert-only publication.
     `applied`: by which membership what operators narrow was published, and with which condition
-    ("" for none).
+    ("" for none). `carried`: the OID of the insert-only publication with which a stream was started
+    (so every later one is), or `EVERY_PUBLICATION`.
     """
 
     named: Collection[TableName] = ()
@@ -60,6 +64,11 @@ class Past:
     memberships: Mapping[TableName, int] = field(default_factory=dict)
     insert_memberships: Mapping[TableName, int] = field(default_factory=dict)
     applied: Mapping[TableName, tuple[int, str]] = field(default_factory=dict)
+    carried: int | None = None
+
+    def carries(self, oid: int) -> bool:
+        """Whether the stream carries the insert-only publication of that OID."""
+        return self.carried in {oid, EVERY_PUBLICATION}
 
 
 NO_PAST: Final = Past()

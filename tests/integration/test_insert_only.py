@@ -348,6 +348,29 @@ async def test_unmanaged_the_owner_runs_what_the_plan_prints(shop: ScratchDataba
     assert value(shop.dsn, "select count(*) from conductor.gaps") == 0
 
 
+async def test_unmanaged_what_lost_its_key_is_in_the_plan(shop: ScratchDatabase) -> None:
+    """Its updates fail until then, so every command has to say so: from when it is carried."""
+    first = subscribe(shop.dsn, "public.keyed", ["insert"])
+    for statement in _plan(shop):
+        query(shop.admin_dsn, statement)
+    async with running(shop, manage_publication=False):
+        await captured(shop, first)
+        query(shop.dsn, "alter table keyed drop constraint keyed_pkey")
+        (created,) = _plan(shop)  # no more: the stream would not carry what is moved
+        assert created.startswith("create publication")
+        query(shop.admin_dsn, created)
+        await eventually(lambda: asyncio.to_thread(_plan, shop), "the move")
+        unmanaged = {"CDC_MANAGE_PUBLICATION": "false"}
+        assert "drop table only" in cdc(shop, "check", **unmanaged).stdout
+        assert "drop table only" in cdc(shop, "status", "--json").stdout
+        assert cdc(shop, "apply", **unmanaged, CDC_ADMIN_DSN=shop.admin_dsn).returncode == 0
+        assert _plan(shop) == []
+        query(shop.dsn, "update keyed set body = 'y'")
+        insert(shop, "keyed", 1)
+        await routed(shop, 1)
+    assert value(shop.dsn, "select count(*) from conductor.gaps") == 0
+
+
 def _plan(shop: ScratchDatabase) -> list[str]:
     shown = cdc(shop, "plan", "--json", CDC_MANAGE_PUBLICATION="false")
     assert shown.returncode in {0, 1}, shown.stderr
