@@ -55,6 +55,9 @@ STILL_S: Final = 15.0
 WORKER, SIDECAR = 0, 1
 """Precedence: a sidecar takes the duty from a worker."""
 
+_Seen = dict[str, tuple[int, float]]
+"""By queue: the first that nobody has taken, and since when it is seen."""
+
 _GIVE_UP_S: Final = 1.0
 _DUTY: Final = "gauges"
 _BY_QUEUE_AND_SLOT: Final = (
@@ -80,7 +83,8 @@ class Gauges:
         self._holder = uuid4().hex
         self._watch = Watch(STILL_S, longest_gap_s=EVERY_S)
         self._watched_s = monotonic()
-        self._calls: dict[str, tuple[int, float]] = {}  # of lanes: the first by queue, seen since
+        self._calls: _Seen = {}  # of lanes
+        self._words: _Seen = {}  # that have come for jobs
         self._loop = Periodic("gauges", self.tick, metrics)
         self.stop = self._loop.stop
         self._forget()
@@ -116,7 +120,9 @@ class Gauges:
         jobs = await store.count_jobs(COUNTED_AT_MOST)
         workers, dead = self._judge(await store.list_leases())
         oldest = await store.oldest_due(dead, COUNTED_AT_MOST)
-        for queue, since_s in self._untaken(await store.first_calls(self._positions(queues))):
+        calls = await store.first_calls(self._positions(queues))
+        words = await store.first_words(COUNTED_AT_MOST)
+        for queue, since_s in (*_untaken(calls, self._calls), *_untaken(words, self._words)):
             oldest[queue] = min(oldest.get(queue, since_s), since_s)
         halted = await store.count_halted_lanes(COUNTED_AT_MOST)
         xmin_age = await store.oldest_xmin()
@@ -148,20 +154,6 @@ class Gauges:
     def _positions(self, queues: list[str]) -> dict[str, int]:
         return {queue: self._calls.get(queue, (0, 0.0))[0] for queue in queues}
 
-    def _untaken(self, calls: list[tuple[str, int, float]]) -> list[tuple[str, float]]:
-        """Return queues whose first call of a lane nobody has taken since it was seen, and when.
-
-        Workers take them at once: whose job stands behind another one is no longer called for.
-        """
-        untaken = []
-        for queue, call, now_s in calls:
-            known, since_s = self._calls.get(queue, (0, 0.0))
-            if known == call:
-                untaken.append((queue, since_s))
-            else:
-                self._calls[queue] = (call, now_s)
-        return untaken
-
     async def _read_router(self, store: GaugeStore) -> None:
         gaps = await store.open_gaps()
         letters = await store.count_dead_letters(COUNTED_AT_MOST)
@@ -176,10 +168,26 @@ class Gauges:
         """Show nothing: another process does, or nobody can."""
         self._watch.forget()
         self._calls.clear()
+        self._words.clear()
         for metric in _BY_QUEUE_AND_SLOT:
             self._metrics.clear(metric)
         for metric in _ALONE:
             self._metrics.get(metric).set(nan)
+
+
+def _untaken(found: list[tuple[str, int, float]], seen: _Seen) -> list[tuple[str, float]]:
+    """Return queues whose first call, or word, nobody has taken since it was seen, and when.
+
+    Workers take them at once: whose job stands behind another one is no longer called for.
+    """
+    untaken = []
+    for queue, first, now_s in found:
+        known, since_s = seen.get(queue, (0, 0.0))
+        if known == first:
+            untaken.append((queue, since_s))
+        else:
+            seen[queue] = (first, now_s)
+    return untaken
 
 
 class SidecarGauges:

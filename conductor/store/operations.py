@@ -140,6 +140,11 @@ class OperationStore:
         cursor = await self._connection.execute(_QUERIES["first_calls"], values)
         return await cursor.fetchall()
 
+    async def first_words(self, bound: int) -> list[tuple[str, int, float]]:
+        """Return (queue, first word for a job that nobody has told it, Unix time)."""
+        cursor = await self._connection.execute(_QUERIES["first_words"], {"bound": bound})
+        return await cursor.fetchall()
+
     async def list_leases(self) -> list[tuple[int, str, int]]:
         """Return (worker, queue, renewals) of every worker that has a row."""
         cursor = await self._connection.execute(_QUERIES["list_leases"])

@@ -178,6 +178,7 @@ NEEDS: Mapping[str, int] = {
     JOB + "values ('q', 't', '{}', 'waiting', null, 'infinity')": 0,
     JOB + "values ('q', 't', '{}', 'parked', null, now())": 0,
     "insert into conductor.lane_calls (queue, task, key) values ('q', 't', 'k')": 1,
+    "insert into conductor.wakeups (job, step) values (1, 'paid')": 1,
     SCHEDULE.format("1 hour"): 0,
     SCHEDULE.format("-1 s"): 1,
     RESTING: 0,

@@ -52,7 +52,10 @@ def test_pages_are_complete(page: str) -> None:
     for statement in blocks(PAGES[page]):
         assert re.match(r"-- on the (source|queue database)[;\n]", statement), statement
     for link in re.findall(r"\]\(([^)]+)\)", text):
-        assert (RUNBOOKS / link).is_file(), link
+        target, _, anchor = link.partition("#")
+        headings = re.findall(r"^#+ (.+)$", (RUNBOOKS / target).read_text(), re.MULTILINE)
+        anchors = ["", *(heading.lower().replace(" ", "-") for heading in headings)]
+        assert anchor in anchors, link
 
 
 def test_the_index_lists_every_page() -> None:

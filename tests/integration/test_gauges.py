@@ -171,6 +171,33 @@ async def test_a_lane_that_nobody_looks_at_is_due_since_it_was_seen(
     assert worker.shows(OLDEST, queue="mail") == 0
 
 
+async def test_what_has_come_for_a_waiting_job_is_due_until_it_is_told(
+    queue: Queue, worker: Exporter
+) -> None:
+    """The router leaves word of a change; only a worker wakes the job that waits for it."""
+    await queue.rows("insert into conductor.queues (name) values ('mail')")
+    job = await queue.value(
+        f"{JOB} ('mail', 'send', '{{}}', 'infinity', 'waiting', null, null, null) returning id"
+    )
+    began_s = float(await queue.value("select extract(epoch from now())"))
+    await queue.rows("insert into conductor.wakeups (job, step) values (%s, 'paid')", job)
+    await worker.gauges.tick()
+    assert worker.shows(OLDEST, queue="mail") == 0
+    await worker.gauges.tick()
+    assert (worker.shows(OLDEST, queue="mail") or 0) >= began_s
+    running = "update conductor.jobs set state = 'running', worker = 1, run_at = now()"
+    await queue.rows(running)  # it is told once its row can be locked
+    await worker.gauges.tick()
+    assert worker.shows(OLDEST, queue="mail") == 0
+    waiting = "update conductor.jobs set state = 'waiting', worker = null, run_at = 'infinity'"
+    await queue.rows(waiting)
+    await worker.gauges.tick()
+    assert (worker.shows(OLDEST, queue="mail") or 0) >= began_s
+    await queue.rows("delete from conductor.wakeups")
+    await worker.gauges.tick()
+    assert worker.shows(OLDEST, queue="mail") == 0
+
+
 async def test_what_is_not_due_yet_does_not_show(queue: Queue, worker: Exporter) -> None:
     await queue.rows("insert into conductor.queues (name) values ('mail')")
     await queue.rows(

@@ -204,6 +204,15 @@ cross join lateral (
     order by l.id limit 1
 ) c
 
+-- name: first_words
+-- The first word in each queue that has come for a job and that the job was not told yet; and the time.
+-- Not for jobs that run: theirs is taken when they can be locked.
+select j.queue, min(w.id), extract(epoch from conductor.now())::double precision
+from (select u.id, u.job from conductor.wakeups u order by u.id limit %(bound)s) w
+cross join lateral (select k.queue, k.state from conductor.jobs k where k.id = w.job limit 1) j
+where j.state <> 'running'
+group by j.queue
+
 -- name: list_leases
 select id, queue, renewals from conductor.workers
 

@@ -2,4 +2,4 @@
 grant usage on schema conductor to keda;
 grant execute on function conductor.now() to keda;
 grant select on conductor.jobs, conductor.lane_calls, conductor.schedules,
-    conductor.tasks to keda;
+    conductor.tasks, conductor.wakeups to keda;
