@@ -51,7 +51,11 @@ def table(title: str, prefix: str, settings: type[BaseSettings]) -> str:
     said = descriptions(settings)
     lines = [f"## `{title}`", "", "| setting | default | |", "|---|---|---|"]
     for name, field in settings.model_fields.items():
-        default = "required" if field.is_required() else _default(field.default)
+        default = (
+            "required"
+            if field.is_required()
+            else _default(field.get_default(call_default_factory=True))
+        )
         lines.append(f"| `{prefix}{name.upper()}` | {default} | {said.get(name, '')} |")
     return "\n".join(lines) + "\n"
 

@@ -10,6 +10,7 @@ from tools.settings_page import PAGE, descriptions, page
 
 def test_the_page_is_current() -> None:
     assert PAGE.read_text() == page(), "run `python -m tools.settings_page`"
+    assert "Undefined" not in page()
 
 
 @pytest.mark.parametrize("settings", [CdcSettings, ConductorSettings])
