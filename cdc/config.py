@@ -5,15 +5,17 @@ names every wrong setting; no message holds a connection string.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -27,7 +29,30 @@ CONFIG_VARIABLE: Final = "CDC_CONFIG"
 SECRETS_VARIABLE: Final = "CDC_SECRETS_DIR"
 
 SlotName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")]
-TableKey = Annotated[str, Field(pattern=r"^[^.]+\..+$")]
+
+
+def _check_table(value: str) -> str:
+    schema, _, name = value.partition(".")
+    if not schema or not name:
+        raise ValueError("a table is named with its schema, as in public.users")
+    return value
+
+
+def _check_columns(value: list[str]) -> list[str]:
+    if not value:
+        raise ValueError("no column is listed; leave the table out to send it whole")
+    return value
+
+
+def _check_condition(value: str) -> str:
+    if not value.strip():
+        raise ValueError("the condition is empty; leave the table out to send every row")
+    return value
+
+
+TableKey = Annotated[str, AfterValidator(_check_table)]
+Columns = Annotated[list[str], AfterValidator(_check_columns)]
+Condition = Annotated[str, AfterValidator(_check_condition)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -67,11 +92,11 @@ class Settings(BaseSettings):
     manage_publication: bool = True
     """Off: only look whether it is as it must be; `cdc plan` shows what is missing."""
 
-    column_lists: dict[TableKey, list[str]] = {}
+    column_lists: dict[TableKey, Columns] = {}
     """Tables of which only these columns leave the database, as JSON:
     `{"public.users": ["id"]}`. In the application, DROP COLUMN of a listed one then fails."""
 
-    row_filters: dict[TableKey, str] = {}
+    row_filters: dict[TableKey, Condition] = {}
     """Tables of which only inserted rows leave the database for which this SQL is true, as JSON:
     `{"public.log_lines": "level >= 40"}`. Their updates and deletes cannot be captured."""
 
@@ -184,6 +209,8 @@ def load(**overrides: Any) -> Settings:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise ConfigError(_describe(error)) from None
+    except SettingsError as error:
+        raise ConfigError(f"{_unparsed(error)}: it is not JSON") from None
     except ValueError as error:  # the TOML file cannot be parsed
         raise ConfigError(f"{CONFIG_VARIABLE}: {error}") from None
 
@@ -192,7 +219,14 @@ def _describe(error: ValidationError) -> str:
     """Name each wrong setting in one line, without its value: it may be a secret."""
     problems = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        name = PREFIX + "_".join(map(str, problem["loc"])).upper()
+        setting, *place = (part for part in problem["loc"] if part != "[key]")
+        name = f"{PREFIX}{setting}".upper() + "".join(f"[{part}]" for part in place)
         message = "is not set" if problem["type"] == "missing" else problem["msg"]
         problems.append(f"{name}: {message.removeprefix('Value error, ')}")
     return "; ".join(problems)
+
+
+def _unparsed(error: SettingsError) -> str:
+    """Return the variable that holds JSON, by the only place where pydantic says so."""
+    found = re.search(r'field "(\w+)"', str(error))
+    return PREFIX + found[1].upper() if found else "a setting"

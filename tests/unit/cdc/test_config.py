@@ -91,6 +91,24 @@ def test_a_wrong_file_is_named(
         load()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("COLUMN_LISTS", '{"public.users": []}', r"CDC_COLUMN_LISTS\[public.users\]: no column"),
+        ("COLUMN_LISTS", '{"users": ["id"]}', r"CDC_COLUMN_LISTS\[users\]: a table is named with"),
+        ("COLUMN_LISTS", "users", "CDC_COLUMN_LISTS: it is not JSON"),
+        ("ROW_FILTERS", '{"public.users": " "}', r"CDC_ROW_FILTERS\[public.users\]: .* is empty"),
+    ],
+)
+def test_what_would_leave_out_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    """A table published whole, and yet not as the setting says, was published anew at each look."""
+    monkeypatch.setenv(f"CDC_{name}", value)
+    with pytest.raises(ConfigError, match=words):
+        load()
+
+
 def test_a_missing_folder_of_secrets_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CDC_SECRETS_DIR", "/nonesuch")
     with pytest.raises(ConfigError, match="there is no folder"):
