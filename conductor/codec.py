@@ -72,6 +72,8 @@ class FormInvalid(ValueError):  # noqa: N818 - as in conductor.errors
             self.hint = "from typing_extensions import TypedDict (or validate=False for plain JSON)"
         else:
             reason = str(getattr(cause, "message", cause)).partition("\n")[0]
+            if isinstance(cause, LookupError):
+                reason = "it is no type"
             super().__init__(f"pydantic cannot take {shown}: {reason}")
 
 
@@ -119,10 +121,10 @@ class Codec(Generic[T]):
         try:
             if not self.is_none and not self._is_parsed:
                 _ = self.adapter
-        except (SyntaxError, TypeError) as error:
-            raise FormInvalid(self.form, error.__cause__ or error) from error
         except NameError:
             return
+        except Exception as error:  # whatever pydantic makes of what is no type
+            raise FormInvalid(self.form, error.__cause__ or error) from error
 
     def encode(self, value: T) -> bytes:
         """Return JSON text. Raises one of `INVALID`."""

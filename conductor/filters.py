@@ -53,6 +53,10 @@ _FUNCTIONS: Final = frozenset({
     "uint",
 })  # fmt: skip
 _CACHED: Final = 4096
+_MAX_LENGTH: Final = 65_535
+_MAX_OPERATORS: Final = 2_000
+"""The library recurses once for each operator of a chain: many thousands end the process."""
+_OPERATORS: Final = frozenset("+-*/%<>=!.[")
 
 _TOKEN: Final = re.compile(
     r"""(?P<blank>\s+|//[^\n]*)
@@ -124,7 +128,7 @@ class Filter:
         except Exception as error:
             raise FilterFailed(f"filter {self.source!r}: {_reason(error)}") from error
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # the library's own, no Exception
+            if not _is_panic(error):
                 raise
             raise FilterFailed(f"filter {self.source!r}: {_reason(error)}") from error
         if not isinstance(found, bool):
@@ -167,14 +171,34 @@ def compile(source: Any) -> Filter:  # noqa: A001 - as in the module re
 def _compile(source: str) -> Filter:
     import cel  # noqa: PLC0415 - lazy
 
+    tokens = tuple(tokens_of(source))
+    _check_size(source, tokens)
     try:
         program = cel.compile(source)
     except Exception as error:
         raise FilterInvalid(f"filter {source!r} is not CEL: {_reason(error)}") from error
-    tokens = tuple(tokens_of(source))
+    except BaseException as error:
+        if not _is_panic(error):
+            raise
+        raise FilterInvalid(f"filter {source!r} is not CEL: {_reason(error)}") from error
     _check_functions(source, program)
     _check_patterns(source, tokens)
     return Filter(source, program, _references(tokens, program))
+
+
+def _check_size(source: str, tokens: tuple[Token, ...]) -> None:
+    operators = sum(token.kind == "mark" and token.text in _OPERATORS for token in tokens)
+    if len(source) > _MAX_LENGTH or operators > _MAX_OPERATORS:
+        raise FilterInvalid(
+            f"filter '{source[:40]}…' has {len(source)} characters and {operators} operators: at"
+            f" most {_MAX_LENGTH} and {_MAX_OPERATORS}",
+            hint="Such as new.id in [1, 2, 3] for many comparisons.",
+        )
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Return whether it is the library's own, which is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 def compile_stored(source: str) -> AnyFilter:

@@ -61,6 +61,7 @@ class Handler:
     may_await: bool
     is_wrapped: bool
     is_wrapper: bool
+    is_generator: bool
 
     def refuse(self, why: str, hint: str) -> Never:
         """Raise DefinitionInvalid."""
@@ -87,6 +88,8 @@ def read_handler(task: str, handler: Callable[..., Any]) -> Handler:
         is_coroutine=is_coroutine or is_awaitable(returns) or _is_awaitable_text(returns),
         may_await=is_wrapped or returns is Any or isinstance(returns, str),
         is_wrapped=is_wrapped,
+        is_generator=not is_wrapped
+        and (inspect.isasyncgenfunction(inner) or inspect.isgeneratorfunction(inner)),
         is_wrapper=is_coroutine and not inspect.iscoroutinefunction(_callable(handler)),
     )
 
@@ -132,6 +135,8 @@ def is_async(handler: Handler, batch: Batch | None) -> bool:
     context = class_of(handler.context)
     kind = next((k for k in _CONTEXTS if inspect.isclass(context) and issubclass(context, k)), None)
     is_other = kind is not None and (kind is BatchContext) != (batch is not None)
+    if handler.is_generator:
+        handler.refuse("yields, so that it would never run", "Return the result instead.")
     if kind is not None and is_other and not handler.is_wrapped:
         wanted = "BatchContext" if batch else "Context or SyncContext"
         handler.refuse(f"takes {kind.__name__}", f"It will be given {wanted}.")

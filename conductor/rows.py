@@ -313,6 +313,9 @@ class _Named:
     __ge__ = __gt__ = __le__ = __lt__ = __eq__
     __hash__ = None  # type: ignore[assignment]  # as of whatever cannot be compared
 
+    def __str__(self) -> Never:
+        raise TypeError(f"column {self.column!r} has no value, so no text")
+
     def __getattr__(self, name: str) -> Never:
         raise TypeError(f"column {self.column!r} has no value, so no {name!r}")
 

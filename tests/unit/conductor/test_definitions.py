@@ -137,6 +137,9 @@ def test_what_pydantic_cannot_take_is_refused_where_it_is_defined() -> None:
         define_task("t", returns=list[Opaque])
     with pytest.raises(DefinitionInvalid, match="payload of event 'e': pydantic cannot take"):
         define_event("e", payload=Opaque | None)
+    shape: Any = {"to": str}
+    with pytest.raises(DefinitionInvalid, match=r"pydantic cannot take {'to': .*: it is no type"):
+        define_task("t", payload=shape)
 
 
 def test_a_typed_dict_of_typing_is_refused_with_the_one_to_import() -> None:

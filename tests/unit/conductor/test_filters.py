@@ -102,6 +102,30 @@ def test_only_text_is_compiled(source: Any) -> None:
         filters.compile(source)
 
 
+@pytest.mark.parametrize(
+    "source",
+    ["+".join(["1"] * 20_000), "new" + ".a" * 20_000, "new.l" + "[0]" * 20_000,
+     "true == " * 20_000 + "true", "string(" * 20_000 + "1" + ")" * 20_000],
+)  # fmt: skip
+def test_what_would_end_the_process_is_refused(source: str) -> None:
+    with pytest.raises(FilterInvalid, match="operators: at most 65535 and 2000"):
+        filters.compile(source)
+    assert isinstance(filters.compile_stored(source), filters.BrokenFilter)
+
+
+def test_long_filters_are_evaluated() -> None:
+    choices = filters.compile(f"new.id in [{', '.join(map(str, range(9_000)))}]")
+    assert choices.matches({"new": {"id": 8_999}})
+    terms = filters.compile(" || ".join(f"new.id == {number}" for number in range(600)))
+    assert terms.matches({"new": {"id": 599}})
+
+
+def test_the_librarys_own_panic_is_an_error_of_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "_MAX_LENGTH", 10**6)
+    with pytest.raises(FilterInvalid, match="is not CEL"):
+        filters.compile("string(" * 20_000 + "1" + ")" * 20_000)
+
+
 def test_an_expression_is_compiled_once_and_works_in_other_threads() -> None:
     found: list[bool] = []
     compiled = filters.compile("new.id == 1")

@@ -321,6 +321,20 @@ def test_a_decorator_that_takes_something_else_is_refused() -> None:
         client().task("a", Cron("* * * * *"))(wrong(plain))
 
 
+async def yields(_event: Tick, _ctx: Context[str]) -> Any:
+    yield 1
+
+
+def yields_too(_event: Tick, _ctx: SyncContext[str]) -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize("handler", [yields, yields_too, partial(yields)])
+def test_a_handler_that_yields_is_refused(handler: Any) -> None:
+    with pytest.raises(DefinitionInvalid, match="yields, so that it would never run"):
+        client().task("a", Cron("* * * * *"))(handler)
+
+
 # --- names: a function and a class have their own ---------------------------------------------
 
 

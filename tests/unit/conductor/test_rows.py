@@ -130,6 +130,7 @@ def test_columns_that_are_none_are_refused(columns: Any) -> None:
         (lambda u: u.id == 5, "column 'id' cannot be compared"),
         (lambda u: u.id and u.email, "column 'id' is not a condition"),
         (lambda u: u.email.lower(), "column 'email' has no value, so no 'lower'"),
+        (lambda u: f"{u.id}", "column 'id' has no value, so no text"),
         (lambda: ("id",), "takes 0 positional arguments"),
     ],
 )

@@ -316,6 +316,15 @@ def test_what_a_change_does_not_have_says_so() -> None:
     assert inserted.changed == frozenset()
 
 
+def test_tables_of_one_name_are_told_apart_by_schema() -> None:
+    bound = task(OnChange(Users, "insert"), OnChange("archive.users", "insert"))
+    row = {"id": 1, "email": "a@example.com"}
+    public = decode(bound, "change", change("insert", new=row))
+    archive = decode(bound, "change", {**change("insert", new=row), "schema": "archive"})
+    assert (type(public.new), archive.new) == (Users, row)
+    assert archive.schema == "archive"
+
+
 def test_a_table_without_a_model_gives_dictionaries() -> None:
     bound = task(OnChange("public.users", "update"))
     event = decode(bound, "change", change("update", new={"id": 1}, unchanged=["bio"]))
