@@ -183,6 +183,9 @@ async def _check_publication(
         findings += _judge_strange(publication, book.past.named)
     findings += _judge_others(settings, others)
     findings += _warn_of_narrowing(settings.narrowing, change)
+    unfit = settings.narrowing.why_unfit(tables)
+    if unfit is not None and str(unfit) not in map(str, change.refused.values()):
+        findings.append(_error(unfit))
     if not change.statements:
         findings.append(Finding("ok", f"publication {settings.publication!r} has all it needs"))
         return findings

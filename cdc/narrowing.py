@@ -57,6 +57,17 @@ class Narrowing:
                 found[name] = Definition(columns, self.row_filters.get(name))
         return found
 
+    def why_unfit(self, tables: Mapping[TableName, Table]) -> CdcError | None:
+        """Say which listed column a table does not have (any more): it cannot be sent."""
+        for name in sorted(self.column_lists.keys() & tables.keys()):
+            if unknown := sorted(set(self.column_lists[name]) - set(tables[name].columns)):
+                return ColumnUnknown(
+                    f"table {dotted(name)} has no column {unknown[0]}, which CDC_COLUMN_LISTS "
+                    "names",
+                    hint="correct CDC_COLUMN_LISTS",
+                )
+        return None
+
     def refusal_of(self, wanted: Wanted, table: Table | None) -> CdcError | None:
         """Say why a subscription cannot begin on what is left of its table."""
         name = dotted(wanted.table)
@@ -67,13 +78,13 @@ class Narrowing:
         listed = self.column_lists.get(wanted.table)
         if listed is None or table is None:
             return None
-        if unknown := sorted(set(listed) - set(table.columns)):
-            return ColumnUnknown(
-                f"table {name} has no column {unknown[0]}, which CDC_COLUMN_LISTS names",
-                hint="correct CDC_COLUMN_LISTS",
-            )
+        if (unknown := self.why_unfit({wanted.table: table})) is not None:
+            return unknown
         carried = {*listed, *(() if wanted.is_insert_only else table.identity_columns)}
-        if lacking := sorted(_columns_of(wanted) - carried):
+        needed = _columns_of(wanted)
+        if wanted.table in self.row_filters and _has_key_of_row(wanted):
+            needed.update(table.identity_columns)
+        if lacking := sorted(needed - carried):
             return ColumnUnknown(
                 f"column {lacking[0]} of {name} is not among its CDC_COLUMN_LISTS",
                 hint="add it there, or leave it out of the trigger",
@@ -142,6 +153,12 @@ def _columns_of(wanted: Wanted) -> set[str]:
     wants = wanted.filter
     read = filters.compile_stored(wants.when).references.row_columns if wants.when else ()
     return {*(wants.columns or ()), *(wants.changed or ()), *wants.key, *read}
+
+
+def _has_key_of_row(wanted: Wanted) -> bool:
+    """Whether its jobs have a key, which is what tells a row apart."""
+    wants = wanted.filter
+    return (wants.ordered or wants.coalesce_s is not None) and not wants.key
 
 
 def _in_order(table: Table, names: Collection[str]) -> tuple[str, ...]:

@@ -273,7 +273,7 @@ class PublicationKeeper:
         if change.missing and not self.tolerate_missing:
             raise next(iter(change.missing.values()))
         self._refuse_foreign(wanted, change, found.get(self.name))
-        obstacle = await self._apply(change)
+        obstacle = await self._apply(change) or self.narrowing.why_unfit(tables)
         if change.statements:
             found = await read_publications(self.connection, publication_names(self.name))
         needed = {w.table for w in wanted if w.subscription.id not in change.refused}

@@ -138,6 +138,20 @@ def _is_defined(
     ]
 
 
+async def test_a_listed_column_that_is_renamed_is_named(
+    shop: ScratchDatabase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It leaves the database no longer: nobody must find that out by missing it."""
+    subscription = subscribe(shop.dsn, "public.users")
+    said = "no column email, which CDC_COLUMN_LISTS names"
+    async with running(shop, column_lists=LISTS):
+        await captured(shop, subscription)
+        query(shop.dsn, "alter table users rename column email to address")
+        await eventually(lambda: said in capsys.readouterr().out, "the log")
+    checked = cdc(shop, "check", CDC_COLUMN_LISTS=json.dumps(LISTS))
+    assert (checked.returncode, said in checked.stdout) == (78, True)
+
+
 async def test_check_warns_of_what_a_list_costs(shop: ScratchDatabase) -> None:
     subscribe(shop.dsn, "public.users")
     subscribe(shop.dsn, "public.lines")

@@ -147,5 +147,10 @@ def test_a_task_that_needs_another_column_is_refused() -> None:
     change = compare(narrowing, [lacking], publication(), second(), found)
     assert isinstance(change.refused[1], ColumnUnknown)
     assert "column body of public.a is not among" in str(change.refused[1])
+    by_row = wanted(1, "a", ordered=True)
+    filtered = Narrowing(column_lists={A: ("body",)}, row_filters={A: "id > 5"})
+    change = compare(filtered, [by_row], publication(), second())
+    assert "column id of public.a is not among" in str(change.refused[1])  # its jobs had no key
+    assert not compare(LISTED, [by_row], publication(), second()).refused  # has the identity added
     unknown = compare(LISTED, [wanted(1, "a")], publication(), second(), table("a", columns=("x",)))
     assert "CDC_COLUMN_LISTS names" in str(unknown.refused[1])

@@ -40,9 +40,11 @@ def wanted(
     started: bool = False,
     retired: bool = False,
     changed: bool = False,
+    ordered: bool = False,
 ) -> Wanted:
     wants = frozenset(operations or ("insert",))
-    stored = ChangeFilter("public", name, wants, changed=("body",) if changed else None)
+    changes = ("body",) if changed else None
+    stored = ChangeFilter("public", name, wants, changed=changes, ordered=ordered)
     row = {
         "id": number,
         "app": "a",
