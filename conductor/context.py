@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
 from inspect import isawaitable, iscoroutine
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, overload
@@ -428,31 +428,34 @@ class Context(BaseContext[D]):
     async def wait_for_any(self, name: str, /, *awaitables: Awaitable[Any]) -> tuple[int, Any]:
         """Wait until the first of several has ended; return its place and its result.
 
-        Which one it was is kept under ``name``: every later run sees the same. The others are not
-        waited for any more; a child among them goes on. Its error is raised.
+        Which one it was is kept under ``name``: every later run sees the same, and begins it alone.
+        The others are not waited for any more; a child among them goes on. Its error is raised.
 
             match await ctx.wait_for_any("first", paid.wait(), ctx.sleep("a day", 86_400)):
                 case (0, payment): ...
         """
+        run = self._run
+        try:
+            place, stored = await self._durable(run.reach(name, "any"))
+        except BaseException:
+            _dismiss(awaitables)
+            raise
+        first = None if stored is None else int(stored.result or 0)
+        if first is not None:  # the others would begin again what they have not ended
+            _dismiss(other for n, other in enumerate(awaitables) if n != first)
+            awaitables = awaitables[first : first + 1]
         tasks = _begun(awaitables, None)  # how far the others come is not the gather's business
         try:
-            first = await self._choose(name, tasks)
+            if first is not None:
+                return first, await tasks[0]
+            first = await _first(tasks)
+            await self._durable(run.write(run.result(name, place, "any", str(first).encode())))
             return first, await tasks[first]
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._run.adopt(tasks)
-
-    async def _choose(self, name: str, tasks: Sequence[asyncio.Future[Any]]) -> int:
-        """Return which of the tasks ended first in the first run that saw one end."""
-        run = self._run
-        place, stored = await self._durable(run.reach(name, "any"))
-        if stored is not None:
-            return int(stored.result or 0)
-        first = await _first(tasks)
-        await self._durable(run.write(run.result(name, place, "any", str(first).encode())))
-        return first
+            run.adopt(tasks)
 
     # --- transactions ------------------------------------------------------------------------
 
@@ -562,7 +565,7 @@ def _begun(
         gathering.reset(token)
 
 
-def _dismiss(awaitables: Sequence[Awaitable[Any]]) -> None:
+def _dismiss(awaitables: Iterable[Awaitable[Any]]) -> None:
     """Close what is never awaited."""
     for awaitable in awaitables:
         if iscoroutine(awaitable):

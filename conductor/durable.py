@@ -28,6 +28,7 @@ from conductor.errors import (
     ChildTimeout,
     FenceLost,
     FilterFailed,
+    JobCancelled,
     StepMisplaced,
     StepOrderChanged,
     WaitTimeout,
@@ -245,7 +246,7 @@ class Run:
             return
         task, sequential = self._current(), self._is_sequential()
         for failure in list(self._failures):
-            if failure.task is task or (sequential and failure.task and failure.task.done()):
+            if failure.task is task or (sequential and _is_seen(failure.task, task)):
                 self._failures.remove(failure)
                 step = failure.step
                 if (await self.write(step)).kind != step.kind:
@@ -392,6 +393,7 @@ class Run:
         """Come to a step that makes a job and waits for its end."""
         place, stored = await self.reach(name, "invoke")
         if stored is None:
+            self._check_waits(name)  # the child would be cancelled with this job
             stored = await self._call(name, place, "invoke", makes=job, delay_s=deadline.delay_s)
         if stored.outcome is None and stored.due:
             cancels = stored.child if cancel_on_timeout else None
@@ -468,11 +470,12 @@ class Run:
         """An await of the context ends."""
         self._open -= 1
         self._rounds = _QUIET_ROUNDS
-        if self._parked and not self.cancelled:
+        if self._parked:
             self._check_later()
 
     async def park(self, step: StoredStep) -> NoReturn:
-        """Wait until the worker puts the job away."""
+        """Wait until the worker puts the job away. Raises JobCancelled in one that ends."""
+        self._check_waits(step.name)
         self._parked.append(step)
         self._check_later()
         try:
@@ -485,16 +488,33 @@ class Run:
         task = asyncio.current_task()
         if task is not None:
             self._held.add(task)
-        while True:
-            await self.stay()
-            await asyncio.get_running_loop().create_future()
+        try:
+            while True:
+                await self.stay()
+                await asyncio.get_running_loop().create_future()
+        finally:
+            if task is not None:
+                self._held.discard(task)
+
+    def let_go(self) -> None:
+        """The run is being left: its waits end, those too that nobody cancels."""
+        self._rounds = _QUIET_ROUNDS
+        if self._parked:
+            self._check_later()
+
+    def _check_waits(self, name: str) -> None:
+        """Raise JobCancelled where a wait would never end: the job, or its attempt, ends here."""
+        if self.cancelled and not self.leaving:
+            raise JobCancelled(
+                f"job {self.info.id} is to stop: nothing can be waited for, as {name!r} would",
+                hint="Clean up with steps; what takes longer, begin with ctx.start.",
+            )
 
     def end(self) -> None:
         """The run is over: what is left of the handler's tasks ends where it awaits the context."""
         self.leaving = True
         for task in self._held:
             task.cancel()
-        self._held.clear()
 
     def _check_later(self) -> None:
         """See whether only durable waits are open, once the handler has come to rest.
@@ -511,11 +531,27 @@ class Run:
             asyncio.get_running_loop().call_soon(self._check)
             return
         self._checking = False
-        if self._parked and self._open == len(self._parked):
+        if not self._parked or self._open != len(self._parked):
+            return
+        if self.cancelled:
+            for task in self._held:
+                task.cancel()
+        else:
             wake_ats = [step.wake_at for step in self._parked if step.wake_at is not None]
             self.suspend(
                 min(wake_ats, default=None), waits=any(s.kind != "sleep" for s in self._parked)
             )
+
+
+def _is_seen(failed: asyncio.Future[Any] | None, by: asyncio.Future[Any] | None) -> bool:
+    """Return whether a task's error has reached the path, which goes on from it.
+
+    Until somebody has asked for it, the future wants to log it. A task group asks at once, and
+    cancels the path.
+    """
+    if failed is None or not failed.done() or failed._log_traceback:  # noqa: SLF001 - no other tells
+        return False
+    return not isinstance(by, asyncio.Task) or not by.cancelling()
 
 
 def is_over(step: StoredStep) -> bool:

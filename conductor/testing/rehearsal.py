@@ -338,6 +338,7 @@ class _Run(Run):
         self._suspended = _Suspended(wake_at)
         self.cancelled = self.leaving = True
         self._task.cancel()
+        self.let_go()
 
 
 async def _perform_batch(task: Task[Any, Any], events: Any, context: BatchContext[Any]) -> None:

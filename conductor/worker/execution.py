@@ -150,6 +150,7 @@ class Execution(Run):
         self.leaving = interruption not in _ENDINGS
         if self._begun and self.handle is not None:
             self.handle.cancel()
+        self.let_go()
 
     def abandon(self) -> None:
         """Stop the run and write nothing: the job is no longer this worker's."""
