@@ -19,10 +19,10 @@ EMPTY: Final = inspect.Parameter.empty
 """An annotation that is not there, or cannot be read."""
 
 _UNIONS: Final = frozenset({Union, UnionType})
-_PROMOTED: Final[dict[Any, frozenset[Any]]] = {
-    bytes: frozenset({bytearray, memoryview}),
-    complex: frozenset({float, int}),
-    float: frozenset({int}),
+_PROMOTED: Final[dict[Any, tuple[type, ...]]] = {
+    bytes: (bytearray, memoryview),
+    complex: (float, int),
+    float: (int,),
 }
 _LISTS: Final = frozenset({list, tuple})
 
@@ -60,7 +60,8 @@ def _is_a(found: type, known: type) -> bool:
         return True
     return (
         is_a
-        or found in _PROMOTED.get(known, ())
+        or known is collections.abc.Hashable  # what forbids hashing is known at run time alone
+        or issubclass(found, _PROMOTED.get(known, ()))
         or found.__qualname__ == known.__qualname__  # its module was imported twice, maybe
         or (_generic(known) is not None and issubclass(found, _generic(known)))
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial, singledispatch
@@ -489,6 +489,8 @@ def test_a_batch_has_a_context_of_its_own() -> None:
     [
         (float, int, True),
         (int, float, False),
+        (float, bool, True),
+        (Hashable, Mail, True),
         (int, Id, True),
         (Id, int, True),
         (Annotated[int, Gt(1)], int, True),
