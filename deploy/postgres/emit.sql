@@ -35,6 +35,11 @@ as $$
             join pg_replication_slots s on s.slot_name = o.slot and s.database = current_database()
             where s.wal_status is distinct from 'lost')
             then 'the slot of the sidecar that routes emitted events is gone'
+        when not exists (
+            select from pg_proc p
+            where p.proname = 'pg_logical_emit_message' and p.pronamespace = 'pg_catalog'::regnamespace
+                and p.proargtypes[2] = 'bytea'::regtype and has_function_privilege(p.oid, 'execute'))
+            then 'role ' || quote_ident(current_user) || ' may not write logical messages'
     end
 $$;
 

@@ -47,6 +47,18 @@ pytestmark = pytest.mark.anyio
 POSTGRES: Final = Path(__file__).resolve().parents[2] / "deploy" / "postgres"
 EMIT: Final = "select conductor.emit(%s, %s, via => 'wal')"
 
+KEEP_MESSAGES: Final = """
+    do $$
+    declare
+        emit regprocedure;
+    begin
+        for emit in select oid from pg_proc where proname = 'pg_logical_emit_message' loop
+            execute format('revoke execute on function %s from public', emit);
+        end loop;
+    end
+    $$
+"""
+
 
 class Paid(BaseModel):
     order: int
@@ -288,6 +300,16 @@ async def test_sql_emits_through_the_wal_where_a_sidecar_routes_events(
         assert value(migrated.dsn, plain, "3") is not None
     tasks = [job["task"] for job in jobs(migrated)]
     assert tasks == ["told", "conductor.dispatch", "conductor.dispatch"]
+
+
+async def test_where_messages_are_kept_from_the_owner_events_are_rows(
+    migrated: ScratchDatabase,
+) -> None:
+    async with running(migrated):
+        await captured(migrated, on_event(migrated.dsn, "x"))
+        query(migrated.admin_dsn, KEEP_MESSAGES)
+        assert value(migrated.dsn, "select conductor.emit('x', '1')") is not None
+        assert "may not write logical messages" in refusal(migrated.dsn, EMIT, "x", "2")
 
 
 async def test_one_slot_of_a_database_routes_them(migrated: ScratchDatabase) -> None:
@@ -534,8 +556,12 @@ async def test_an_event_of_a_source_elsewhere(
 
 
 def test_both_scripts_install_the_same_functions() -> None:
-    migration = files("conductor.sql").joinpath("migrations/0006_emit_through_wal.sql").read_text()
+    migrations = files("conductor.sql").joinpath("migrations")
     script = (POSTGRES / "emit.sql").read_text().replace("create or replace", "create")
-    for name in ("why_no_wal()", "emit_wal(event text, payload json"):
+    for name, last in (
+        ("why_no_wal()", "0012_emit_without_rights.sql"),
+        ("emit_wal(event text, payload json", "0006_emit_through_wal.sql"),
+    ):
+        migration = migrations.joinpath(last).read_text().replace("create or replace", "create")
         body = migration[migration.index(f"create function conductor.{name}") :]
         assert body.partition("$$;")[0] in script
