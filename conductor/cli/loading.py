@@ -13,6 +13,7 @@ from conductor.errors import ConductorError, ConfigError, nearest
 from conductor.orchestrator import Orchestrator
 
 _OURS: Final = Path(__file__).parents[1]
+_ABSENT_HINT: Final = "Run this in the module's folder, or install its package here."
 
 
 def load_object(path: str, default: str) -> Any:
@@ -29,8 +30,12 @@ def load_object(path: str, default: str) -> Any:
         error.hint = f"{error.hint} {_place(error)}".lstrip()
         raise
     except Exception as error:
+        is_absent = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(
+            f"{error.name}."
+        )
         raise ConfigError(
-            f"cannot import {name}: {type(error).__name__}: {error}", hint=_place(error)
+            f"cannot import {name}: {type(error).__name__}: {error}",
+            hint=_ABSENT_HINT if is_absent else _place(error),
         ) from error
     found: Any = module
     for part in (attribute or default).split("."):

@@ -530,10 +530,11 @@ def test_a_second_signal_quits_at_once(
 
 
 def test_what_cannot_be_loaded_says_why(conductor: Command, application: str) -> None:
-    error, _ = conductor("worker", "nowhere_at_all:orchestrator").failed(78)
+    error, hint = conductor("worker", "nowhere_at_all:orchestrator").failed(78)
     assert error == (
         "cannot import nowhere_at_all: ModuleNotFoundError: No module named 'nowhere_at_all'"
     )
+    assert hint == "Run this in the module's folder, or install its package here."
     error, hint = conductor("worker", f"{application}_broken").failed(78)
     assert error == f"cannot import {application}_broken: KeyError: 'x'"
     assert hint.endswith("line 2.")
