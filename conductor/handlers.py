@@ -192,7 +192,7 @@ def _cannot_become(returned: Any, declared: Any) -> bool:
     found = class_of(returned)
     if declared is None or declared is type(None) or found is type(None):
         return True
-    if not inspect.isclass(found) or not _is_record(declared):
+    if not inspect.isclass(found) or not _is_record(declared) or issubclass(declared, found):
         return False
     return found in _PLAIN or _is_record(found)
 

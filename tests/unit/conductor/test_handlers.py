@@ -218,6 +218,12 @@ def test_what_is_never_the_result_is_refused(returns: Any) -> None:
         client().task(send)(handler_of(Any, returns=returns))
 
 
+def test_what_is_returned_may_be_more_than_it_says() -> None:
+    special = define_task("special", returns=Special)
+    app = Conductor("postgresql://nowhere", tasks=[special])
+    app.task(special)(handler_of(Any, returns=Mail))
+
+
 def test_a_root_model_is_made_of_what_it_holds() -> None:
     numbers = define_task("numbers", returns=Numbers)
     app = Conductor("postgresql://nowhere", tasks=[numbers])
