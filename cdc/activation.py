@@ -25,7 +25,7 @@ from cdc.lsn import Lsn
 from cdc.marker import PREFIX, Marker
 from cdc.publication import PublicationKeeper, Reconciled
 from cdc.slots import SlotKeeper
-from cdc.wanted import Past, Wanted, dotted
+from cdc.wanted import EVERY_PUBLICATION, Past, Wanted, dotted
 from conductor.matching import ChangeFilter, Subscription
 
 POLL_S: Final = 1.0
@@ -136,7 +136,8 @@ class SubscriptionBook:
                     table: (row["membership"], row["condition"])
                     for table, row in (await self._tables(queries.APPLIED)).items()
                 },
-                carried=None if carried is None else carried["oid"],
+                # a slot that is to be made will be younger than the publication
+                carried=EVERY_PUBLICATION if carried is None else carried["oid"],
             )
         self.entries = [entry for row in rows if (entry := self._entry(row)) is not None]
         self._read_revision = revision

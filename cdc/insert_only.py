@@ -85,7 +85,7 @@ def plan_inserts(
         inserts: the second one as it is.
         tables: those of the wanted tables that exist.
         past: what was before.
-        is_carried: the stream carries the second publication: without that, no captured table is
+        is_carried: the stream carries the second publication: without that, no published table is
             moved to it.
         narrowing: what operators chose to leave out.
     """
@@ -93,8 +93,8 @@ def plan_inserts(
     candidates = _candidates(wanted, tables, main, narrowing) & needed
     in_main = frozenset[TableName]() if main is None else main.table_names
     in_inserts = frozenset[TableName]() if inserts is None else inserts.table_names
-    started = {w.table for w in wanted if w.started}
-    own = candidates if is_carried else candidates - (in_main & started - in_inserts)
+    # Also what has not begun: its mark may be in the log already, unstamped.
+    own = candidates if is_carried else candidates - (in_main - in_inserts)
     others = needed - own
     in_both = others & in_inserts & _published(main, others)
     idle = (in_inserts - needed).intersection(past.named)

@@ -392,6 +392,30 @@ async def test_an_identity_that_went_frees_the_application(shop: ScratchDatabase
     assert value(shop.dsn, "select count(*) from conductor.gaps") == 0
 
 
+async def test_what_is_about_to_begin_is_not_moved_from_under_it(
+    shop: ScratchDatabase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its mark is in the log: from there on its rows count, and the stream has one publication."""
+    async with running(shop):
+        await eventually(lambda: slot_row(shop), "the slot")
+        await eventually(
+            lambda: value(shop.dsn, "select epoch from conductor.progress"), "a leader"
+        )
+        with psycopg.connect(shop.dsn) as holder:
+            holder.execute("lock table conductor.activations in share mode")  # no stamp
+            subscription = subscribe(shop.dsn, "public.keyed", ["insert"])
+            await eventually(lambda: "subscriptions_marked" in capsys.readouterr().out, "the mark")
+            query(shop.dsn, "alter table keyed drop constraint keyed_pkey")
+            there = "select count(*) from pg_publication where pubname = %s"
+            await eventually(lambda: value(shop.dsn, there, SECOND), "the second publication")
+            insert(shop, "keyed", 1)
+        await captured(shop, subscription)
+        await eventually(lambda: published(shop, SECOND) == {"public.keyed"}, "the move")
+        insert(shop, "keyed", 2)
+        await routed(shop, 2)
+    assert value(shop.dsn, "select count(*) from conductor.gaps") == 0
+
+
 @pytest.mark.parametrize("is_temporary", [False, True])
 async def test_a_recording_has_them_too(
     shop: ScratchDatabase, tmp_path: Path, *, is_temporary: bool

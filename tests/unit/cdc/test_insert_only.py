@@ -90,9 +90,8 @@ def test_one_that_lost_its_key_moves_once_the_stream_carries_the_second() -> Non
             "alter publication p_inserts add table only public.a; commit"
         )
     ]
-    # of what has not begun, nothing can be lost
-    change = compare([wanted(1, "a")], publication("a"), second(), KEYLESS)
-    assert len(run(change)) == 1
+    # what has not begun may be marked already
+    assert run(compare([wanted(1, "a")], publication("a"), second(), KEYLESS)) == []
 
 
 def test_updates_that_are_captured_stay_so_without_the_key() -> None:
