@@ -31,6 +31,12 @@ class LogEvent:
 
 EVENTS: Final = (
     LogEvent(
+        "serving",
+        "serving metrics and probes on %s:%s",
+        ("host", "port"),
+        "Metrics and probes are served on `port`.",
+    ),
+    LogEvent(
         "started",
         "started app %s with tasks %s",
         ("app", "tasks"),

@@ -26,7 +26,7 @@ from conductor.contract import INTERNAL_QUEUE
 from conductor.definitions import Task
 from conductor.dispatcher import Dispatcher
 from conductor.enqueue import hint_queue
-from conductor.errors import ConductorError, DatabaseUnavailable, MigrationMismatch
+from conductor.errors import ConductorError, ConfigError, DatabaseUnavailable, MigrationMismatch
 from conductor.gauges import Gauges
 from conductor.health import HealthServer
 from conductor.hints import QueueHints
@@ -134,15 +134,14 @@ class Orchestrator:
 
         With ``wait_captured_s`` it also waits until the router captures what the change triggers
         want: from then on every matching commit becomes a job. Raises DatabaseUnavailable (after
-        ``connect_timeout_s``), MigrationMismatch, RegistrationRefused, UnknownTable, UnknownColumn
-        and CaptureTimeout; nothing runs then.
+        ``connect_timeout_s``), MigrationMismatch, RegistrationRefused, UnknownTable, UnknownColumn,
+        CaptureTimeout, and ConfigError when the port is taken; nothing runs then.
         """
         if self._state != "not started":
             raise RuntimeError(f"this orchestrator is {self._state}")
         self._state = "starting"
         try:
-            if self.metrics_port is not None:
-                await self._health.start(self.metrics_host, self.metrics_port)
+            await self._serve()
             await self._reach_database()
             read_sources = frozenset(self.conductor.source_dsns)
             self.registration = replace(self.registration, read_sources=read_sources)
@@ -160,6 +159,20 @@ class Orchestrator:
         self._state = "started"
         names = ", ".join(self.registration.task_names)
         _log.info("started app %s with tasks %s", self.conductor.app, names)
+
+    async def _serve(self) -> None:
+        if self.metrics_port is None:
+            return
+        try:
+            await self._health.start(self.metrics_host, self.metrics_port)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {self.metrics_host}:{self.metrics_port}: "
+                f"{error.strerror or error}",
+                hint="Choose another CONDUCTOR_METRICS_PORT (0: any free one, -1: none), or the"
+                " metrics_port of the orchestrator.",
+            ) from error
+        _log.info("serving metrics and probes on %s:%s", self.metrics_host, self._health.port)
 
     async def stop(self) -> None:
         """Claim no more, let running handlers finish (``drain_timeout_s``), close everything."""

@@ -19,6 +19,7 @@ from conductor.context import Context
 from conductor.definitions import define_event, define_task
 from conductor.errors import (
     CaptureTimeout,
+    ConfigError,
     DatabaseUnavailable,
     MigrationMismatch,
     RegistrationRefused,
@@ -183,6 +184,20 @@ async def test_probes_and_metrics(queue: Queue) -> None:
         assert 'conductor_slots{queue="slow"} 3.0' in shown
         assert 'conductor_slots{queue="default"} 100.0' in shown
         assert 'conductor_build_info{app="shop",release="' in shown
+
+
+async def test_a_port_that_is_taken_is_a_setting_to_correct(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "conductor")
+    first = App(queue.database.dsn, metrics_port=0, metrics_host="127.0.0.1")
+    async with first.orchestrator, first.conductor:
+        port = int(first.orchestrator.address.rpartition(":")[2])
+        assert f"serving metrics and probes on 127.0.0.1:{port}" in caplog.messages
+        second = App(queue.database.dsn, metrics_port=port, metrics_host="127.0.0.1")
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: ") as caught:
+            await second.orchestrator.start()
+        assert "CONDUCTOR_METRICS_PORT" in caught.value.hint
 
 
 async def test_gauges_of_the_queue(queue: Queue) -> None:
