@@ -63,3 +63,8 @@ def test_a_record_with_a_gap_is_refused() -> None:
 )
 def test_a_migration_says_whose_workers_go_on(content: bytes, workers_from: int | None) -> None:
     assert Migration.from_file("0004_fourth.sql", content).workers_from == workers_from
+
+
+def test_workers_that_do_not_know_how_steps_are_stored_end() -> None:
+    since = {m.number: m.workers_from or m.number for m in known_migrations()}
+    assert max(since.values()) >= 10
