@@ -161,6 +161,30 @@ async def test_a_stream_that_falls_back_carries_it_still(shop: ScratchDatabase) 
     assert seen(shop)[1:] == [("keyless", "insert", 2), ("keyed", "insert", 2)]
 
 
+async def test_what_was_not_routed_when_its_leader_died_is_routed(shop: ScratchDatabase) -> None:
+    """Where the second publication can be decoded is noted; the router has not come that far."""
+    first = subscribe(shop.dsn, "public.keyed")
+    async with running(shop):
+        await captured(shop, first)
+    second = subscribe(shop.dsn, "public.keyless", ["insert"], task="second")
+    for statement in _plan(shop):
+        query(shop.source_dsn, statement)
+    insert(shop, "keyed", 1)
+    noted = query(
+        shop.dsn,
+        "update conductor.progress set options = json_build_object('inserts', json_build_array("
+        " (select oid::bigint from pg_publication where pubname = %s),"
+        " pg_current_wal_insert_lsn()::text)) returning slot",
+        SECOND,
+    )
+    assert len(noted) == 1
+    async with running(shop):
+        await captured(shop, second)
+        insert(shop, "keyless", 2)
+        await routed(shop, 2)
+    assert seen(shop) == [("keyed", "insert", 1), ("keyless", "insert", 2)]
+
+
 async def test_a_table_that_gets_a_key_moves_and_no_row_is_missing(shop: ScratchDatabase) -> None:
     inserts = subscribe(shop.dsn, "public.keyless", ["insert"])
     async with running(shop):
