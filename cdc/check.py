@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from cdc import gap_queries
 from cdc.activation import SubscriptionBook
 from cdc.catalog import (
     OtherPublication,
@@ -31,6 +32,7 @@ from cdc.connection import (
     connect_source,
     describe_dsn,
     is_same_server,
+    queue_errors,
 )
 from cdc.errors import CdcError
 from cdc.narrowing import Narrowing
@@ -75,7 +77,7 @@ async def check(settings: Settings) -> list[Finding]:
     """Look at both databases and return what was found, in the order in which it matters."""
     findings: list[Finding] = []
     async with AsyncExitStack() as stack:
-        source = server = stream = slots = book = None
+        source = server = stream = queue = slots = book = None
         try:
             source = await connect_source(settings.source_conninfo, application_name=_NAME)
             stack.push_async_callback(source.close)
@@ -109,6 +111,8 @@ async def check(settings: Settings) -> list[Finding]:
                 findings += await _check_publication(settings, source, server, book)
             if stream is not None and slots is not None and server is not None:
                 findings += await _check_slot(settings, slots, stream, server)
+            if queue is not None:
+                findings += await _check_gaps(settings, queue)
         except CdcError as error:
             findings.append(_error(error))
     return findings
@@ -336,6 +340,23 @@ async def _check_slot(
     if (problem := judge(situation)) is not None:
         return [*idle, _error(problem)]
     return idle + _describe_slot(settings, situation, server)
+
+
+async def _check_gaps(settings: Settings, queue: Connection) -> list[Finding]:
+    """Name what may have been lost, though everything may be well again by now."""
+    with queue_errors():
+        cursor = await queue.execute(gap_queries.RECENT_GAPS, {"slot": settings.slot})
+        gaps = await cursor.fetchall()
+    return [
+        Finding(
+            "warning",
+            f"gap {gap['id']} is open: {gap['condition']} since {gap['opened_at']}, "
+            f"from {gap['from_lsn']}",
+            "make up for what it left out, then end it: deploy/runbooks/cdc-gap.md",
+        )
+        for gap in gaps
+        if gap["closed_at"] is None
+    ]
 
 
 def _describe_slot(settings: Settings, situation: Situation, server: Server) -> list[Finding]:

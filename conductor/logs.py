@@ -121,6 +121,12 @@ EVENTS: Final = (
         "With a traceback; counted in conductor_failures_total.",
     ),
     LogEvent(
+        "attempt_failed",
+        "job %s of task %s: attempt %s: %s",
+        ("job", "task", "attempt", "kind"),
+        "A handler raised `kind`; `conductor jobs show` tells its message, and what follows.",
+    ),
+    LogEvent(
         "claim_lost",
         "giving back job %s: the reply to its claim was lost",
         ("job",),

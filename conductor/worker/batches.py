@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from conductor.worker.execution import (
     UNKNOWN_DELAY_S,
     Interruption,
     call_blocking,
+    fail,
     has_others,
     read_event,
     retrieve,
@@ -213,10 +213,4 @@ class BatchRun:
         return self._failed(info, error)
 
     def _failed(self, info: JobInfo, error: BaseException) -> Outcome:
-        return outcomes.failed(
-            self.task,
-            info,
-            error,
-            stepped=info.fence > 1,
-            randomness=random(),  # noqa: S311 - jitter is no secret
-        )
+        return fail(self.task, info, error, stepped=info.fence > 1)

@@ -183,14 +183,8 @@ class Execution(Run):
         return self._failed(error) if self.interruption is None else self._interrupted()
 
     def _failed(self, error: BaseException) -> Outcome:
-        return outcomes.failed(
-            self.task,
-            self.info,
-            error,
-            stepped=self.stepped,
-            is_kept=self.is_kept(error),
-            randomness=random(),  # noqa: S311 - jitter is no secret
-        )
+        is_kept = self.is_kept(error)
+        return fail(self.task, self.info, error, stepped=self.stepped, is_kept=is_kept)
 
     def _interrupted(self) -> Outcome | None:
         info = self.info
@@ -205,6 +199,21 @@ class Execution(Run):
                 return outcomes.suspended(info, self._wake_at, waits=self._waits)
             case _:
                 return None
+
+
+def fail(
+    task: Task[Any, Any],
+    info: JobInfo,
+    error: BaseException,
+    *,
+    stepped: bool,
+    is_kept: bool = False,
+) -> Outcome:
+    """Return what becomes of a job whose handler has failed, and log it, without what it said."""
+    kind = type(error).__name__
+    _LOG.warning("job %s of task %s: attempt %s: %s", info.id, task.name, info.attempt + 1, kind)
+    jitter = random()  # noqa: S311 - jitter is no secret
+    return outcomes.failed(task, info, error, stepped=stepped, is_kept=is_kept, randomness=jitter)
 
 
 async def has_others(task: Task[Any, Any], job: JobInfo, surroundings: Surroundings) -> bool:

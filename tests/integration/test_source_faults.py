@@ -112,6 +112,8 @@ async def shown_everywhere(shop: Shop, condition: str) -> None:
     status = json.loads(done.stdout)
     assert status["condition"] == condition
     assert [gap["condition"] for gap in status["gaps"]] == [condition]
+    done = await asyncio.to_thread(cdc, shop.database, "check", **environment)
+    assert f" is open: {condition} since " in done.stdout, done.stdout
     metrics = Metrics("test", SLOT)
     with pytest.raises(CdcError) as caught:
         await Service(settings_for(shop.database, **shop.places), metrics).run()
