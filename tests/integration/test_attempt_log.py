@@ -4,8 +4,15 @@ from typing import Any
 
 import pytest
 
+from conductor.metrics import Metrics
 from conductor.retry import RetryPolicy
+from tests.integration.conftest import Queue
 from tests.integration.workers import Workshop, task
+
+
+@pytest.fixture
+def workshop(queue: Queue, metrics: Metrics) -> Workshop:
+    return Workshop(queue, metrics)
 
 
 async def test_a_failed_attempt_is_logged_without_what_it_said(
