@@ -107,6 +107,8 @@ def settle(
     publication: Publication | None,
     definitions: Definitions,
     applied: Mapping[TableName, tuple[int, str]],
+    *,
+    trusts: bool = True,
 ) -> Publication | None:
     """Return a publication in which only what lacks something it must have is partial.
 
@@ -118,10 +120,12 @@ def settle(
         publication: as read.
         definitions: what it is to have of tables.
         applied: with which condition tables were published last, by membership.
+        trusts: a condition nobody remembers is the right one. (The server writes them its own way,
+            so that they cannot be compared.)
     """
     if publication is None:
         return None
-    tables = tuple(_settle(table, definitions, applied) for table in publication.tables)
+    tables = tuple(_settle(t, definitions, applied, trusts=trusts) for t in publication.tables)
     return replace(publication, tables=tables)
 
 
@@ -129,6 +133,8 @@ def _settle(
     table: PublishedTable,
     definitions: Definitions,
     applied: Mapping[TableName, tuple[int, str]],
+    *,
+    trusts: bool,
 ) -> PublishedTable:
     wanted = definitions.get(table.key, WHOLE)
     membership, condition = applied.get(table.key, (None, ""))
@@ -139,7 +145,7 @@ def _settle(
     needs = None if wanted.columns is None else set(wanted.columns)
     lacks = has is not None and (needs is None or not needs <= has)
     filtered = wanted.condition is not None
-    is_changed = filtered and is_ours and condition != wanted.condition
+    is_changed = filtered and (condition != wanted.condition if is_ours else not trusts)
     return replace(
         table,
         has_row_filter=table.has_row_filter and not filtered and not is_ours,

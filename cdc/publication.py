@@ -35,7 +35,7 @@ from cdc.errors import (
 )
 from cdc.insert_only import NO_INSERT_PLAN, InsertPlan, plan_inserts
 from cdc.narrowing import WHOLE_TABLES, Definitions, Narrowing, part_of, settle
-from cdc.wanted import NO_PAST, Past, Wanted, dotted, refusal_of, why_missing
+from cdc.wanted import EVERY_PUBLICATION, NO_PAST, Past, Wanted, dotted, refusal_of, why_missing
 
 _TRY_LATER: Final = ("55P03", "40P01", "42710", "42704", "XX000")
 """A lock not had in time, or another sidecar that was faster: the next look will tell."""
@@ -109,6 +109,7 @@ def plan(
     *,
     is_carried: bool = False,
     narrowing: Narrowing = WHOLE_TABLES,
+    trusts: bool = True,
 ) -> Plan:
     """Compare our publications with what is wanted of them.
 
@@ -122,13 +123,14 @@ def plan(
         inserts: the second publication as it is; None when there is none.
         is_carried: the stream carries the second publication.
         narrowing: what operators chose to leave out of tables.
+        trusts: see `settle`.
 
     Raises:
         PublicationError: a publication cannot be used at all.
     """
     _refuse_unusable(actual, inserts)
-    actual = settle(actual, narrowing.in_main(tables), past.applied)
-    inserts = settle(inserts, narrowing.in_inserts(tables), past.applied)
+    actual = settle(actual, narrowing.in_main(tables), past.applied, trusts=trusts)
+    inserts = settle(inserts, narrowing.in_inserts(tables), past.applied, trusts=trusts)
     refused = _refused(wanted, tables, known_names, narrowing)
     accepted = [w for w in wanted if w.subscription.id not in refused]
     names = publication_names(publication)
@@ -149,10 +151,7 @@ def plan(
         restore=actual is not None and not actual.publishes_all,
         whole=_to_mend(actual, needed),
         refused=refused,
-        drift=(
-            *_drift(publication, captured, actual, published, past),
-            *second.drift,
-        ),
+        drift=(*_drift(publication, captured, actual, published, past), *second.drift),
         misfit=tuple(_misfit(wanted, actual)),
         missing=missing,
         inserts=second,
@@ -353,6 +352,8 @@ class PublicationKeeper:
             second,
             is_carried=is_carried,
             narrowing=self.narrowing,
+            # before there is a slot nothing is remembered: define it anew, if that is ours to do
+            trusts=not self.manage or past.carried != EVERY_PUBLICATION,
         )
         return change, found, tables
 

@@ -179,6 +179,26 @@ async def test_a_wrong_condition_stops_nobody_else(shop: ScratchDatabase, condit
     assert "is CDC_ROW_FILTERS right?" in applied.stderr
 
 
+async def test_a_condition_that_changes_with_the_slot_is_not_taken_for_the_old_one(
+    shop: ScratchDatabase,
+) -> None:
+    lines = subscribe(shop.dsn, "public.lines", ["insert"], task="lines")
+    async with running(shop, row_filters=FILTERS):
+        await captured(shop, lines)
+        await eventually(lambda: _conditions(shop) == ["(level >= 40)"], "the first condition")
+    assert cdc(shop, "slot", "drop", shop.name).returncode == 0
+    async with running(shop, row_filters={"public.lines": "level > 0"}):
+        await captured(shop, lines)
+        query(shop.dsn, "insert into lines values (1, 1, 'a')")
+        (job,) = await routed(shop, 1)
+    assert (job["new"]["id"], _conditions(shop)) == (1, ["(level > 0)"])
+
+
+def _conditions(shop: ScratchDatabase) -> list[str]:
+    rows = query(shop.dsn, "select pg_get_expr(prqual, prrelid) as c from pg_publication_rel")
+    return [row["c"] for row in rows]
+
+
 async def test_wal2json_cannot(shop: ScratchDatabase) -> None:
     settings = settings_for(shop, plugin="wal2json", column_lists=LISTS)
     with pytest.raises(ConfigError, match="are for pgoutput"):
