@@ -130,6 +130,15 @@ def _judge_server(server: Server, settings: Settings) -> list[Finding]:
     findings = [Finding("ok", f"source {where}: PostgreSQL {server.version}, wal_level logical")]
     if warning := warn_of_release(server):
         findings.append(Finding("warning", warning, "upgrade the server"))
+    if server.in_recovery:
+        findings.append(
+            Finding(
+                "warning",
+                "the source is a standby, where nothing can be written: no subscription begins or "
+                "ends there, and no heartbeat is seen (CdcStalled)",
+                "point CDC_SOURCE_DSN at the primary, or promote it",
+            )
+        )
     if unlimited := refuse_unlimited_wal(server, allowed=False):
         if settings.allow_unlimited_wal:
             findings.append(Finding("warning", str(unlimited), unlimited.hint))

@@ -209,8 +209,10 @@ async def test_a_standby_that_had_everything_is_followed(
         lambda: value(standby.dsn(), "select pg_last_wal_replay_lsn() >= %s::pg_lsn", routed_lsn),
         "the standby to have replayed",
     )
-    shop.server.stop()
     promoted = shop.on(standby)
+    found = await asyncio.to_thread(cdc, promoted.database, "check", CDC_QUEUE_DSN=shop.queue_dsn)
+    assert "warning: the source is a standby" in found.stdout, found.stdout
+    shop.server.stop()
     promoted.run("select pg_promote()")
     await promoted.route(4, 5)
     assert promoted.ids == [1, 2, 3, 4, 5]
