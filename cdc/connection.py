@@ -6,6 +6,7 @@ connections whose errors the two context managers turn into `CdcError`s. A messa
 connection string: libpq quotes pieces of one, and a piece may be the password.
 """
 
+import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from conductor.logins import is_login_refused
 Connection = psycopg.AsyncConnection[DictRow]
 
 CONNECT_TIMEOUT_S: Final = 10
+_ANSWER_S: Final = 10.0  # a first statement's
 _CONNECTION_CLASSES: Final = ("08", "53", "57", "58")
 """SQLSTATE classes of a server that is away, full, shutting down or ill: trying again can help."""
 
@@ -87,7 +89,14 @@ async def connect_queue(dsn: str, *, application_name: str) -> Connection:
     with queue_errors():
         connection = await _connect(dsn, application_name)
         try:
-            await _check_schema(connection)
+            async with asyncio.timeout(_ANSWER_S):
+                await _check_schema(connection)
+        except TimeoutError:
+            await connection.close()
+            raise QueueUnavailable(
+                f"the queue database has not answered within {_ANSWER_S:g} s; a pooler in between "
+                "may have no connection to spare"
+            ) from None
         except BaseException:
             await connection.close()
             raise

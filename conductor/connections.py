@@ -21,19 +21,13 @@ from conductor.errors import (
     PrivilegeMissing,
 )
 from conductor.logins import login_refused
-from conductor.store.sessions import connection_settings, prepare
+from conductor.store.sessions import check_open, connection_settings, prepare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 WAIT_S: Final = 10.0
 _KNOCK_S: Final = 2.0
-
-
-async def _check_open(connection: AsyncConnection[Any]) -> None:
-    """Raise OperationalError for a connection that the server has closed. Costs no round trip."""
-    for _ in range(2):  # its last words, then the end
-        connection.pgconn.consume_input()
 
 
 def _said(error: psycopg.Error) -> str:
@@ -106,7 +100,7 @@ class Connections:
                 open=False,
                 timeout=WAIT_S,
                 name=self._name,
-                check=_check_open,
+                check=check_open,
                 configure=prepare,
             )
             await self._pool.open()

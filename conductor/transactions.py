@@ -17,7 +17,12 @@ from conductor.errors import FenceLost
 from conductor.replay import inside
 from conductor.sql import load
 from conductor.store.arrays import register_arrays
-from conductor.store.sessions import connection_settings, prepare
+from conductor.store.sessions import (
+    check_open,
+    check_open_blocking,
+    connection_settings,
+    prepare,
+)
 from conductor.store.steps import write_statement
 
 if TYPE_CHECKING:
@@ -70,7 +75,7 @@ class Transactions:
         """
         if self._pool is None:
             self._pool = AsyncConnectionPool(
-                self._dsn, open=False, configure=prepare, **self._options()
+                self._dsn, open=False, configure=prepare, check=check_open, **self._options()
             )
             await self._pool.open()
         committing = False
@@ -93,7 +98,9 @@ class Transactions:
     def run_blocking(self, step: StepWrite, work: Callable[[Connection[Any]], bytes]) -> bytes:
         """Like `run`, in a thread."""
         if self._blocking is None:
-            self._blocking = ConnectionPool(self._dsn, open=True, **self._options())
+            self._blocking = ConnectionPool(
+                self._dsn, open=True, check=check_open_blocking, **self._options()
+            )
         committing = False
         with self._blocking.connection() as connection:
             register_arrays(connection)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from psycopg.abc import AdaptContext
+    from psycopg.pq.abc import PGconn
 
 T = TypeVar("T")
 
@@ -68,6 +69,24 @@ def _adapt(context: AdaptContext) -> None:
 def first_line(error: psycopg.Error) -> str:
     """Return what an error says for a log: what follows may quote a row (DETAIL)."""
     return str(error).strip().partition("\n")[0]
+
+
+async def check_open(connection: AsyncConnection[Any]) -> None:
+    """Raise OperationalError for a connection that the server has closed. Costs no round trip.
+
+    Pools ask before they lend one, so that whoever gets it after a restart need not fail.
+    """
+    _read_what_came(connection.pgconn)
+
+
+def check_open_blocking(connection: Connection[Any]) -> None:
+    """Like `check_open`, in a thread."""
+    _read_what_came(connection.pgconn)
+
+
+def _read_what_came(connection: PGconn) -> None:
+    for _ in range(2):  # its last words, then the end
+        connection.consume_input()
 
 
 async def prepare(connection: AsyncConnection[Any]) -> None:

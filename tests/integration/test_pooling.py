@@ -8,9 +8,11 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from cdc.connection import connect_queue
 from cdc.errors import ConfigError, QueueUnavailable
@@ -165,8 +167,12 @@ async def test_a_session_pool_without_room_is_a_matter_of_time(
 ) -> None:
     with pooling(pgbouncer, server, "session", 1) as dsn:
         one = await connect_queue(dsn, application_name="one")
-        other = await connect_queue(dsn, application_name="other")
+        other = await psycopg.AsyncConnection[dict[str, Any]].connect(
+            dsn, autocommit=True, row_factory=dict_row
+        )
         try:
+            with pytest.raises(QueueUnavailable, match="no connection to spare"):
+                await connect_queue(dsn, application_name="third")
             with pytest.raises(QueueUnavailable, match="no connection to spare"):
                 await find_shared_backend(one, other)
         finally:

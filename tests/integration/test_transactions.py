@@ -88,6 +88,33 @@ async def test_a_thread_has_transactions_too(workshop: Workshop) -> None:
     assert await booked(workshop) == 1
 
 
+async def test_a_connection_that_was_lost_meanwhile_costs_no_attempt(workshop: Workshop) -> None:
+    """As after a restart of the server, in which no transaction was under way."""
+    end = (
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+        " where application_name = 'conductor transactions'"
+    )
+
+    async def handler(_event: Any, ctx: Any) -> None:
+        await ctx.transaction("one", lambda db: book(db, ctx), returns=int)
+        assert await workshop.queue.value(end)
+        await ctx.transaction("two", lambda db: book(db, ctx), returns=int)
+
+    def note(db: Any) -> None:
+        db.execute("insert into ledger (job) values (0)")
+
+    def blocking(_event: Any, ctx: Any) -> None:
+        ctx.transaction("one", note)
+        with psycopg.connect(workshop.queue.database.dsn) as connection:
+            assert connection.execute(end).fetchall() == [(True,)]
+        ctx.transaction("two", note)
+
+    for each in (handler, blocking):
+        row = await finish(workshop, each, max_attempts=1)
+        assert row["state"] == "completed", row["error"]
+    assert await booked(workshop) == 4
+
+
 async def test_no_step_inside(workshop: Workshop) -> None:
     async def handler(_event: Any, ctx: Any) -> Any:
         await ctx.transaction("book", lambda _: ctx.step("inner", lambda: 1), returns=int)
