@@ -24,6 +24,7 @@ from conductor.metrics import MAINTAINED, Metrics
 from conductor.periodic import Periodic
 from conductor.store.maintenance import Days, MaintenanceStore
 from conductor.store.registration import RegistrationStore
+from conductor.store.sessions import brief_transaction
 
 EVERY_S: Final = 60.0
 AHEAD_DAYS: Final = 7
@@ -133,7 +134,7 @@ async def partition_history(connection: AsyncConnection[Any]) -> None:
 
 async def _alone(connection: AsyncConnection[Any], statement: Statement) -> Any:
     """Run a statement as the only maintainer; None when there is another one."""
-    async with connection.transaction():
+    async with brief_transaction(connection):
         store = MaintenanceStore(connection)
         return await statement(store) if await store.try_lock() else None
 
@@ -167,7 +168,7 @@ async def retire_abandoned(connection: AsyncConnection[Any], grace_s: float) -> 
     await store.mark_seen()
     retired: list[str] = []
     for app in await store.abandoned_apps(grace_s):
-        async with connection.transaction():
+        async with brief_transaction(connection):
             await store.lock_app(app)
             names = await store.retire_abandoned(app, grace_s)
             await store.notify_subscriptions(app)
@@ -184,7 +185,7 @@ async def retire_unawaited(connection: AsyncConnection[Any]) -> int:
     store = RegistrationStore(connection)
     retired = 0
     for app in await store.app_names():
-        async with connection.transaction():
+        async with brief_transaction(connection):
             await store.lock_app(app)
             if count := await store.retire_unawaited(app):
                 await store.notify_subscriptions(app)

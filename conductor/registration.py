@@ -43,6 +43,7 @@ from conductor.store.registration import (
     TaskRow,
     Uncaptured,
 )
+from conductor.store.sessions import brief_transaction
 from conductor.supabase import class_name
 from conductor.triggers import Cron, OnChange, OnEvent
 
@@ -218,7 +219,7 @@ async def register(connections: Connections, registration: Registration) -> list
     ... # doctest: +SKIP
     """
     registration.check_sources()
-    async with connections.lend() as connection, connection.transaction():
+    async with connections.lend() as connection, brief_transaction(connection):
         store = RegistrationStore(connection)
         await store.lock_app(registration.app)
         await _resolve_models(store, registration)

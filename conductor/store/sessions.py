@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
@@ -21,7 +22,7 @@ from conductor.sql import load
 from conductor.store.arrays import register_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from psycopg.abc import AdaptContext
     from psycopg.pq.abc import PGconn
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _ISO_DATES: Final = load("sessions")["iso_dates"]
+_LIMIT: Final = load("steps")["limit_idle"]
+_STANDSTILL_S: Final = 5.0
 _FIRST_DELAY_S: Final = 0.05
 _LAST_DELAY_S: Final = 5.0
 _SETTINGS: Final[dict[str, str | int]] = {
@@ -69,6 +72,14 @@ def _adapt(context: AdaptContext) -> None:
 def first_line(error: psycopg.Error) -> str:
     """Return what an error says for a log: what follows may quote a row (DETAIL)."""
     return str(error).strip().partition("\n")[0]
+
+
+@asynccontextmanager
+async def brief_transaction(connection: AsyncConnection[Any]) -> AsyncIterator[None]:
+    """A transaction that the server ends when we freeze in it: others need its locks."""
+    async with connection.transaction():
+        await connection.execute(_LIMIT, {"timeout_s": _STANDSTILL_S})
+        yield
 
 
 async def check_open(connection: AsyncConnection[Any]) -> None:

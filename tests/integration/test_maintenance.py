@@ -160,3 +160,23 @@ async def test_without_ownership_it_purges_and_says_so(
             admin.execute(f"drop role {role}")
     assert "history is not partitioned by this role" in caplog.text
     assert await queue.value("select count(*) from conductor.history") == 0
+
+
+async def test_a_maintainer_that_stands_still_holds_nobody_up(queue: Queue) -> None:
+    """As a frozen process does in the middle: its connection lives on, with all its locks."""
+    locked = asyncio.Event()
+
+    async def stand_still(_store: object) -> None:
+        locked.set()
+        await asyncio.Event().wait()
+
+    async with queue.connections.lend() as connection:
+        frozen = asyncio.ensure_future(module._alone(connection, stand_still))
+        await locked.wait()
+        await queue.until(
+            "select not exists (select from pg_locks where locktype = 'advisory' and pid = %s)",
+            connection.info.backend_pid,
+        )
+        frozen.cancel()
+        with pytest.raises((psycopg.Error, asyncio.CancelledError)):
+            await frozen
