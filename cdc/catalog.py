@@ -171,6 +171,15 @@ class Publication:
         """Those to be published anew, as the operator's settings say."""
         return frozenset(table.key for table in self.tables if table.is_outdated)
 
+    def published(self, tables: Collection[TableName]) -> frozenset[TableName]:
+        """Return which of these it publishes, by themselves or with their schema."""
+        named = self.table_names
+        return frozenset(t for t in tables if t in named or t[0] in self.schemas)
+
+    def to_mend(self, tables: Collection[TableName]) -> tuple[TableName, ...]:
+        """Return which of these are published in part, or otherwise than they should be."""
+        return tuple(sorted((self.partial_tables | self.outdated_tables).intersection(tables)))
+
     def memberships(self, tables: Collection[TableName]) -> dict[TableName, int]:
         """Return by which row of the catalog it publishes each of these, as far as it does."""
         by_schema = dict(zip(self.schemas, self.schema_memberships, strict=False))

@@ -96,7 +96,7 @@ def plan_inserts(
     # Also what has not begun: its mark may be in the log already, unstamped.
     own = candidates if is_carried else candidates - (in_main - in_inserts)
     others = needed - own
-    in_both = others & in_inserts & _published(main, others)
+    in_both = frozenset[TableName]() if main is None else main.published(others & in_inserts)
     idle = (in_inserts - needed).intersection(past.named)
     captured = _captured(wanted, own, in_main, in_inserts) & needed
     return InsertPlan(
@@ -107,7 +107,7 @@ def plan_inserts(
         is_needed=bool(candidates),
         create=inserts is None and bool(candidates),
         restore=inserts is not None and bool(own) and not inserts.is_insert_only,
-        whole=() if inserts is None else _to_mend(inserts, own),
+        whole=() if inserts is None else inserts.to_mend(own),
         add=tuple(sorted(own - in_inserts - in_main)),
         drop=tuple(sorted(idle | in_both)),
         from_main=tuple(sorted(own & in_main - in_inserts)),
@@ -116,10 +116,6 @@ def plan_inserts(
         definitions=narrowing.in_inserts(tables),
         main_definitions=narrowing.in_main(tables),
     )
-
-
-def _to_mend(inserts: Publication, own: Collection[TableName]) -> tuple[TableName, ...]:
-    return tuple(sorted((inserts.partial_tables | inserts.outdated_tables).intersection(own)))
 
 
 def _is_publishable(name: TableName, tables: Mapping[TableName, Table]) -> bool:
@@ -143,12 +139,6 @@ def _candidates(
         and (w.table in narrowing.row_filters or not tables[w.table].has_usable_identity)
         and w.table[0] not in schemas
     )
-
-
-def _published(main: Publication | None, tables: Collection[TableName]) -> set[TableName]:
-    if main is None:
-        return set()
-    return {table for table in tables if table in main.table_names or table[0] in main.schemas}
 
 
 def _captured(

@@ -149,7 +149,7 @@ def plan(
         add=tuple(sorted(needed - published.union(second.to_main))),
         drop=_idle(actual, inserts, all_needed, second, past),
         restore=actual is not None and not actual.publishes_all,
-        whole=_to_mend(actual, needed),
+        whole=() if actual is None else actual.to_mend(needed),
         refused=refused,
         drift=(*_drift(publication, captured, actual, published, past), *second.drift),
         misfit=tuple(_misfit(wanted, actual)),
@@ -408,12 +408,6 @@ def _refused(
         if refusal is not None and not w.started:
             refused[w.subscription.id] = refusal
     return refused
-
-
-def _to_mend(actual: Publication | None, needed: Collection[TableName]) -> tuple[TableName, ...]:
-    if actual is None:
-        return ()
-    return tuple(sorted((actual.partial_tables | actual.outdated_tables).intersection(needed)))
 
 
 def _idle(
