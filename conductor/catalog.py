@@ -12,9 +12,9 @@ from typing import Final
 
 from conductor import filters
 from conductor.errors import ConductorError, FilterInvalid, RegistrationRefused, UnknownColumn
+from conductor.filter_types import Kinds, check_operands, kinds_of_type
 from conductor.filters import Filter
 from conductor.matching import ChangeFilter
-from conductor.operands import Kinds, check_operands, kinds_of_type
 
 _KINDS: Final = {"v": "a view", "m": "a materialised view", "f": "a foreign table"}
 _SYSTEM_SCHEMAS: Final = {"pg_catalog", "information_schema", "pg_toast"}

@@ -28,6 +28,7 @@ from conductor.events import (
     Truncate,
     Update,
 )
+from conductor.filter_types import check_operands
 from conductor.matching import (
     OPERATIONS,
     ChangeFilter,
@@ -35,7 +36,6 @@ from conductor.matching import (
     Operation,
     change_topic,
 )
-from conductor.operands import check_operands
 from conductor.rows import (
     Columns,
     PlainRow,

@@ -23,8 +23,8 @@ from conductor.definitions import (
 )
 from conductor.errors import DefinitionInvalid, UnknownField
 from conductor.events import Emitted, Invocation, Tick
+from conductor.filter_types import Kinds, certain, check_operands, kinds_of
 from conductor.matching import EventFilter
-from conductor.operands import Kinds, certain, check_operands, kinds_of
 
 P = TypeVar("P")
 

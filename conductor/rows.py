@@ -32,7 +32,7 @@ from conductor.errors import (
     UnknownTable,
     did_you_mean,
 )
-from conductor.operands import Kinds, certain, kinds_of
+from conductor.filter_types import Kinds, certain, kinds_of
 from conductor.texts import flaw_of
 
 _IDENTIFIER: Final = r'(?:[^\W\d][\w$]*|"(?:[^"]|"")+")'

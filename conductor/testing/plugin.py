@@ -1,7 +1,7 @@
 """Fixtures for pytest: ``pytest_plugins = ["conductor.testing.plugin"]`` in a conftest.py.
 
 `rehearsal` needs nothing. `conductor_dsn` and `time_travel` need a server, that of
-``CONDUCTOR_TEST_DSN``, where the role may create databases; without one their tests are skipped.
+``CONDUCTOR_TEST_DSN``, where the role may create databases; without one their tests fail.
 Another server: override `conductor_server_dsn`. This module must not touch any database but those
 that it has created.
 """
@@ -35,7 +35,11 @@ def conductor_server_dsn() -> str:
     """The server that databases for tests are created on."""
     dsn = os.environ.get("CONDUCTOR_TEST_DSN", "")
     if not dsn:
-        pytest.skip("CONDUCTOR_TEST_DSN names no server for tests")
+        pytest.fail(
+            "CONDUCTOR_TEST_DSN names no server for tests: set it to the DSN of one where the role "
+            "may create databases, or override the fixture conductor_server_dsn",
+            pytrace=False,
+        )
     return dsn
 
 
