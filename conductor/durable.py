@@ -12,6 +12,7 @@ The worker says how a run is suspended and abandoned. This module must not settl
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -132,7 +133,7 @@ class Services:
     port: JobPort
 
 
-class Run:
+class Run(ABC):
     """The durable side of one run of a job, shared with its context. The worker's, not the user's.
 
     The worker says how to `suspend` a run (called once only durable waits are open) and how to
@@ -174,13 +175,13 @@ class Run:
         self._failures: list[_Failure] = []
         self._kept: list[Exception] = []
 
+    @abstractmethod
     def suspend(self, wake_at: datetime | None, *, waits: bool) -> None:
         """End the run here; it goes on at ``wake_at``, or (``waits``) when something comes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def abandon(self) -> None:
         """End the run here and write nothing."""
-        raise NotImplementedError
 
     # --- steps -------------------------------------------------------------------------------
 

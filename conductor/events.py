@@ -6,6 +6,7 @@ be told apart with ``match``. All are immutable by convention. Pure.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Never
 
@@ -73,7 +74,7 @@ class Lacking:
     source: str = "default"
 
 
-class Change(Generic[Row_co]):
+class Change(ABC, Generic[Row_co]):
     """One committed change of a captured table.
 
     ``commit_time`` is the source's; ``commit_lsn`` (``0/16B3748``) orders transactions of one
@@ -127,9 +128,9 @@ class Change(Generic[Row_co]):
             self._new = lacking.read({**lacking.values, **(found or {})}, self.gone)
 
     @property
+    @abstractmethod
     def op(self) -> Operation:
         """The operation: insert, update, delete or truncate."""
-        raise NotImplementedError
 
     @property
     def new(self) -> Row_co:

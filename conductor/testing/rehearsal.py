@@ -333,6 +333,11 @@ class _Run(Run):
             if self._suspended is not None:  # whatever the handler has made of it
                 raise self._suspended from None
 
+    def abandon(self) -> None:
+        """End the run here, though nobody else can have taken its job."""
+        self.cancelled = self.leaving = True
+        self._task.cancel()
+
     def suspend(self, wake_at: datetime | None, *, waits: bool) -> None:  # noqa: ARG002 - time tells
         """End the run here."""
         self._suspended = _Suspended(wake_at)
