@@ -185,6 +185,7 @@ async def _check_publication(
         second,
         is_carried=second is not None and book.past.carries(second.oid),
         narrowing=settings.narrowing,
+        trusts=not (settings.manage_publication and book.past.is_blank),
     )
     by_id = {w.subscription.id: w.subscription for w in wanted}
     findings = [

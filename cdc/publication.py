@@ -35,7 +35,7 @@ from cdc.errors import (
 )
 from cdc.insert_only import NO_INSERT_PLAN, InsertPlan, plan_inserts
 from cdc.narrowing import WHOLE_TABLES, Definitions, Narrowing, part_of, settle
-from cdc.wanted import EVERY_PUBLICATION, NO_PAST, Past, Wanted, dotted, refusal_of, why_missing
+from cdc.wanted import NO_PAST, Past, Wanted, dotted, refusal_of, why_missing
 
 _TRY_LATER: Final = ("55P03", "40P01", "42710", "42704", "XX000")
 """A lock not had in time, or another sidecar that was faster: the next look will tell."""
@@ -353,7 +353,7 @@ class PublicationKeeper:
             is_carried=is_carried,
             narrowing=self.narrowing,
             # before there is a slot nothing is remembered: define it anew, if that is ours to do
-            trusts=not self.manage or past.carried != EVERY_PUBLICATION,
+            trusts=not (self.manage and past.is_blank),
         )
         return change, found, tables
 

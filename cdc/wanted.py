@@ -66,6 +66,11 @@ class Past:
     applied: Mapping[TableName, tuple[int, str]] = field(default_factory=dict)
     carried: int | None = None
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is no slot yet: of what operators narrow nothing can be remembered."""
+        return self.carried == EVERY_PUBLICATION
+
     def carries(self, oid: int) -> bool:
         """Whether the stream carries the insert-only publication of that OID."""
         return self.carried in {oid, EVERY_PUBLICATION}

@@ -187,7 +187,10 @@ async def test_a_condition_that_changes_with_the_slot_is_not_taken_for_the_old_o
         await captured(shop, lines)
         await eventually(lambda: _conditions(shop) == ["(level >= 40)"], "the first condition")
     assert cdc(shop, "slot", "drop", shop.name).returncode == 0
-    async with running(shop, row_filters={"public.lines": "level > 0"}):
+    changed = {"public.lines": "level > 0"}
+    shown = cdc(shop, "check", **_environment({"row_filters": changed})).stdout
+    assert "`cdc run` will run: " in shown, shown
+    async with running(shop, row_filters=changed):
         await captured(shop, lines)
         query(shop.dsn, "insert into lines values (1, 1, 'a')")
         (job,) = await routed(shop, 1)
