@@ -37,7 +37,6 @@ class Server:
     wal_level: str
     max_replication_slots: int
     used_replication_slots: int
-    max_wal_senders: int
     max_slot_wal_keep_bytes: int  # negative: unlimited
     synchronized_standby_slots: str | None
     in_recovery: bool
@@ -88,7 +87,6 @@ class Table:
     oid: int
     kind: str  # pg_class.relkind
     persistence: str  # p: permanent, u: unlogged, t: temporary
-    is_partition: bool
     replica_identity: str  # d: primary key, f: full, i: an index, n: nothing
     has_identity_index: bool
     owned: bool

@@ -40,7 +40,6 @@ from cdc.wanted import NO_PAST, Past, Wanted, dotted, refusal_of, why_missing
 _TRY_LATER: Final = ("55P03", "40P01", "42710", "42704", "XX000")
 """A lock not had in time, or another sidecar that was faster: the next look will tell."""
 
-
 _WRONG: Final = ("42", "0A", "22")
 """A condition that is not SQL, or not of the table, or not allowed there."""
 

@@ -8,7 +8,7 @@ from psycopg import sql
 TABLES: Final = sql.SQL("""
     select w.schema, w.name, c.oid::bigint as oid, c.relkind::text as kind,
         c.relpersistence::text as persistence,
-        c.relispartition as is_partition, c.relreplident::text as replica_identity,
+        c.relreplident::text as replica_identity,
         i.indexrelid is not null as has_identity_index,
         pg_has_role(c.relowner, 'usage') as owned,
         coalesce((

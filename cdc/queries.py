@@ -123,7 +123,6 @@ SERVER: Final = sql.SQL("""
         current_setting('wal_level') as wal_level,
         current_setting('max_replication_slots')::int as max_replication_slots,
         (select count(*)::int from pg_replication_slots) as used_replication_slots,
-        current_setting('max_wal_senders')::int as max_wal_senders,
         (select setting::bigint * 1048576 from pg_settings where name = 'max_slot_wal_keep_size')
             as max_slot_wal_keep_bytes,
         current_setting('synchronized_standby_slots', true) as synchronized_standby_slots,
@@ -162,10 +161,6 @@ SLOT_FIELDS: Final = sql.SQL("""
 SLOT: Final = sql.SQL("{} where s.slot_name = %(slot)s").format(SLOT_FIELDS)
 
 DROP_SLOT: Final = sql.SQL("select pg_drop_replication_slot(%(slot)s)")
-
-SLOT_ACTIVE_PID: Final = sql.SQL(
-    "select active_pid from pg_replication_slots where slot_name = %(slot)s"
-)
 
 SLOT_STATISTICS: Final = sql.SQL("""
     select spill_txns, spill_bytes, stream_txns, stream_bytes
@@ -243,8 +238,8 @@ BACKEND_PID: Final = sql.SQL("select pg_backend_pid() as pid")
 
 PROGRESS: Final = sql.SQL("""
     select slot, generation, state, epoch, routed_lsn::text, acknowledged_lsn::text, source,
-        database, system_identifier, timeline, plugin, marker_nonce::text, sink_pid, leader,
-        updated_at::text, emits, (options -> 'inserts' ->> 0)::bigint as inserts_oid,
+        database, system_identifier, timeline, plugin, marker_nonce::text, leader, emits,
+        (options -> 'inserts' ->> 0)::bigint as inserts_oid,
         options -> 'inserts' ->> 1 as inserts_lsn
     from conductor.progress
     where slot = %(slot)s

@@ -72,9 +72,7 @@ class ProgressRow:
     timeline: int | None
     plugin: str
     marker_nonce: str
-    sink_pid: int | None
     leader: str | None
-    updated_at: str
     emits: bool = False  # it routes what is emitted through the WAL
     inserts_oid: int | None = None  # of the second publication, and from where on the server
     inserts_lsn: Lsn | None = None  # can decode with it

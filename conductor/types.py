@@ -372,14 +372,6 @@ def _range_parts(value: Any) -> Any:
     return {**bounds._asdict(), "is_empty": False}
 
 
-_NO_BOUNDS: Final = {
-    "lower": None,
-    "upper": None,
-    "lower_inclusive": False,
-    "upper_inclusive": False,
-}
-
-
 def _multirange(value: Any) -> Any:
     return parse_multirange(value) if isinstance(value, str) else value
 

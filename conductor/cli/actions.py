@@ -47,7 +47,6 @@ from conductor.tracing import export
 
 T = TypeVar("T")
 
-_ENDED: Final = ("completed", "failed", "cancelled")
 _ORCHESTRATOR: Final = (
     "metrics_host",
     "slots",

@@ -12,7 +12,6 @@ Key = TypeVar("Key")
 
 _NOT_WORD: Final = re.compile(r"\W+")
 _BREAK: Final = re.compile(r"[\W_]+")
-_DIGIT: Final = re.compile(r"\d")
 
 
 def class_name(*parts: str) -> str:

@@ -25,7 +25,6 @@ SERVER = Server(
     wal_level="logical",
     max_replication_slots=10,
     used_replication_slots=0,
-    max_wal_senders=10,
     max_slot_wal_keep_bytes=-1,
     synchronized_standby_slots=None,
     in_recovery=False,

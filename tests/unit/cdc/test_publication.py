@@ -21,7 +21,6 @@ def table(name: str, **changes: object) -> Table:
         "oid": 1,
         "kind": "r",
         "persistence": "p",
-        "is_partition": False,
         "replica_identity": "d",
         "has_identity_index": True,
         "owned": True,

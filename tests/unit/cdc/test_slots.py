@@ -51,9 +51,7 @@ PROGRESS = ProgressRow(
     timeline=1,
     plugin="pgoutput",
     marker_nonce="n",
-    sink_pid=None,
     leader=None,
-    updated_at="now",
 )
 FITTING = Situation("conductor", SYSTEM, SLOT, PROGRESS)
 
