@@ -74,3 +74,31 @@ def test_a_record_of_ours_has_its_name_and_its_fields() -> None:
     }
     assert (handler["event"], handler["job"]) == ("for Ada", 3)
     assert other["event"] == "worker 7 was declared dead while it lived"
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+@pytest.mark.parametrize(
+    ("package", "logger"),
+    [
+        ("conductor", "logging.getLogger('conductor.periodic')"),
+        ("cdc", "logging.getLogger('conductor.periodic')"),
+        ("cdc", "structlog.get_logger('cdc')"),
+    ],
+)
+def test_a_traceback_shows_no_variables(package: str, logger: str, form: str) -> None:
+    program = (
+        "import logging, structlog\n"
+        f"from {package} import logs\nlogs.configure('info', '{form}')\n"
+        "def connect(dsn):\n    raise OSError('no such host')\n"
+        "try:\n    connect('postgresql://me:hunter' + '2@db/shop')\n"
+        f"except OSError:\n    {logger}.exception('a part failed')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "no such host" in done.stderr
+    assert "hunter2" not in done.stderr
