@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from cdc.relations import RelationCache, RelationShape
-from cdc.routing import Change, Routed, Router
+from cdc.routing import Routed, Router
+from cdc.table_plan import Change
 from cdc.wire.messages import UNCHANGED, Column, Delete, Insert, Relation, Truncate, Update
 from conductor.contract import JobSpec
 from conductor.matching import ChangeFilter, Subscription, change_topic
