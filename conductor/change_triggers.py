@@ -15,6 +15,7 @@ from pydantic import BaseModel, JsonValue
 from typing_extensions import TypeVar, override
 
 from conductor import filters
+from conductor.arguments import check_type
 from conductor.capturing import all_columns, coalesce_s_of, model_of, operations_of
 from conductor.codec import INVALID
 from conductor.definitions import TaskDefinition, Trigger, payload_invalid
@@ -97,6 +98,7 @@ class ChangeTrigger(Trigger[E_co], Generic[E_co]):
             raise DefinitionInvalid("refetch= is about new rows, and this trigger has none")
         if group not in (None, *get_args(Group)):
             raise DefinitionInvalid(f"group={group!r}", hint='group="transaction", or none.')
+        check_type("source", source, (str, type(None)), 'source="billing"')
         if refetch and group is not None:
             raise DefinitionInvalid("refetch= is for single changes, not for group=")
         self.refetch = refetch

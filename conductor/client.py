@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, overload
 
 from typing_extensions import TypeVar, Unpack
 
-from conductor.arguments import declares
+from conductor.arguments import check_type, declares
 from conductor.binding import (
     collect,
     databases_of,
@@ -43,6 +43,7 @@ from conductor.enqueue import (
     hint_queue,
 )
 from conductor.errors import (
+    DefinitionInvalid,
     OptionInvalid,
     ResultTimeout,
     UnknownTask,
@@ -75,6 +76,23 @@ class InvokeOptions(TypedDict, total=False):
     dedupe_key: str | None
     dedupe_for: timedelta
     metadata: dict[str, Any] | None
+
+
+def _check_dsns(dsn: object, source_dsn: object, sources: object) -> None:
+    """Raise DefinitionInvalid for what is no text; it is not quoted, it may hold a password."""
+    if not isinstance(sources, Mapping):
+        raise DefinitionInvalid(
+            f"sources is not Mapping, but {type(sources).__name__}",
+            hint='Such as sources={"billing": os.environ["BILLING_DSN"]}.',
+        )
+    dsns = {"dsn": dsn, "source_dsn": "" if source_dsn is None else source_dsn}
+    dsns |= {f"the DSN of source {name!r}": value for name, value in sources.items()}
+    for what, value in dsns.items():
+        if not isinstance(value, str):
+            raise DefinitionInvalid(
+                f"{what} is not str, but {type(value).__name__}",
+                hint='Such as os.environ["CONDUCTOR_DSN"].',
+            )
 
 
 class Conductor(Declarations[D], Emitter, Scheduling):
@@ -135,6 +153,9 @@ class Conductor(Declarations[D], Emitter, Scheduling):
         source_dsn: str | None = None,
         sources: Mapping[str, str] | None = None,
     ) -> None:
+        _check_dsns(dsn, source_dsn, {} if sources is None else sources)
+        check_type("pool_size", pool_size, (int,), "pool_size=4")
+        check_type("version", version, (str, type(None)), 'version="2"')
         self.dsn = dsn
         self.source_dsn = source_dsn
         self.sources = dict(sources or {})

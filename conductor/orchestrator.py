@@ -101,6 +101,7 @@ class Orchestrator:
         listen_dsn: str | None = None,
     ) -> None:
         check_type("the conductor", conductor, (Conductor,), "Orchestrator(conductor)")
+        check_type("slots", slots, (int, Mapping), 'slots=100 or slots={"mail": 5}')
         self.conductor = conductor
         self.slots, self.transactions = slots, transactions
         self.dead_after_s = dead_after_s

@@ -406,8 +406,9 @@ def _why_not_captured(missing: Sequence[Uncaptured]) -> tuple[str, str]:
 def check_unique(tasks: Iterable[Task[Any, Any]]) -> tuple[Task[Any, Any], ...]:
     """Return the tasks; raises RegistrationRefused when two have one name, or there are none."""
     found: dict[str, Task[Any, Any]] = {}
+    example = "Orchestrator(conductor, tasks=[send]), of handlers below @conductor.task(…)"
+    check_type("tasks", tasks, (Iterable,), example)
     for task in tasks:
-        example = "Orchestrator(conductor, tasks=[send]), of handlers below @conductor.task(…)"
         check_type("a task of the orchestrator", task, (Task,), example)
         first = found.setdefault(task.name, task)
         if first is not task:

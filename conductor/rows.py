@@ -508,6 +508,7 @@ class Database:
 
     @classmethod
     def _of(cls, models: Sequence[type[BaseModel]], source: str) -> Database:
+        check_type("source", source, (str,), 'source="billing"')
         _SOURCES.update(dict.fromkeys(models, source))
         tables: dict[str, frozenset[str]] = {}
         for model in models:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from pathlib import Path
+from sysconfig import get_path
 from traceback import extract_tb
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from conductor.errors import ConductorError, ConfigError, nearest
 from conductor.orchestrator import Orchestrator
 
 _OURS: Final = Path(__file__).parents[1]
+_LIBRARIES: Final = {get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 _ABSENT_HINT: Final = "Run this in the module's folder, or install its package here."
 
 
@@ -50,11 +52,18 @@ def load_object(path: str, default: str) -> Any:
 
 
 def _place(error: Exception) -> str:
-    """Return which line of the application an error comes from."""
+    """Return which line of the application an error comes from, if need be of a library."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"It is in {error.filename}, line {error.lineno}."
     frames = extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not Path(frame.filename).is_relative_to(_OURS)]
-    frame = (theirs or frames)[-1] if isinstance(error, ConductorError) else frames[-1]
+    theirs = [each for each in frames if not Path(each.filename).is_relative_to(_OURS)] or frames
+    frame = ([each for each in theirs if not _is_of_library(each.filename)] or theirs)[-1]
     return f"It was raised in {frame.filename}, line {frame.lineno}."
+
+
+def _is_of_library(filename: str) -> bool:
+    """Return whether a file is Python's own, or that of an installed package."""
+    return filename.startswith("<frozen ") or any(map(Path(filename).is_relative_to, _LIBRARIES))
 
 
 def load_orchestrator(path: str) -> Orchestrator:
