@@ -210,7 +210,7 @@ def load(**overrides: Any) -> Settings:
     except ValidationError as error:
         raise ConfigError(_describe(error)) from None
     except SettingsError as error:
-        raise ConfigError(f"{_unparsed(error)}: it is not JSON") from None
+        raise ConfigError(_describe_unread(error)) from None
     except ValueError as error:  # the TOML file cannot be parsed
         raise ConfigError(f"{CONFIG_VARIABLE}: {error}") from None
 
@@ -226,7 +226,11 @@ def _describe(error: ValidationError) -> str:
     return "; ".join(problems)
 
 
-def _unparsed(error: SettingsError) -> str:
-    """Return the variable that holds JSON, by the only place where pydantic says so."""
+def _describe_unread(error: SettingsError) -> str:
+    """Name the variable whose value cannot be read, by the only place where pydantic says so."""
     found = re.search(r'field "(\w+)"', str(error))
-    return PREFIX + found[1].upper() if found else "a setting"
+    name = PREFIX + found[1].upper() if found else "a setting"
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return f"{name}: its file cannot be read: {cause.strerror}"
+    return f"{name}: it is not {'UTF-8' if isinstance(cause, UnicodeError) else 'JSON'}"

@@ -7,6 +7,7 @@ names every wrong setting, and no message holds a connection string.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -16,6 +17,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -144,6 +146,8 @@ def load(**options: Any) -> Settings:
         return Settings(**{key: value for key, value in options.items() if value is not None})
     except ValidationError as error:
         raise ConfigError(_describe(error), hint=_HINT) from None
+    except SettingsError as error:
+        raise ConfigError(_describe_unread(error), hint=_HINT) from None
     except ValueError as error:  # the TOML file cannot be parsed
         raise ConfigError(f"{CONFIG_VARIABLE}: {error}", hint=_HINT) from None
 
@@ -156,3 +160,13 @@ def _describe(error: ValidationError) -> str:
         for problem in error.errors(include_url=False, include_context=False, include_input=False)
     ]
     return "; ".join(dict.fromkeys(problems))
+
+
+def _describe_unread(error: SettingsError) -> str:
+    """Name the variable whose value cannot be read, by the only place where pydantic says so."""
+    found = re.search(r'field "(\w+)"', str(error))
+    name = PREFIX + found[1].upper() if found else "a setting"
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return f"{name}: its file cannot be read: {cause.strerror}"
+    return f"{name}: it is not {'UTF-8' if isinstance(cause, UnicodeError) else 'JSON'}"

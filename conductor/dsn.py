@@ -45,7 +45,10 @@ def read_dsn(dsn: str) -> dict[str, Any] | None:
         return None
     ports = str(parameters.get("port") or "").split(",")
     hosts = str(parameters.get("host") or "")
-    is_readable = "@" not in hosts and all(port.isdecimal() or not port for port in ports)
+    is_nested = "://" in str(parameters.get("dbname") or "")  # libpq would take it for a name
+    is_readable = (
+        "@" not in hosts and not is_nested and all(port.isdecimal() or not port for port in ports)
+    )
     return parameters if is_readable else None
 
 

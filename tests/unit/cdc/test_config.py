@@ -113,3 +113,12 @@ def test_a_missing_folder_of_secrets_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CDC_SECRETS_DIR", "/nonesuch")
     with pytest.raises(ConfigError, match="there is no folder"):
         load()
+
+
+def test_a_secret_that_is_no_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cdc_source_dsn").write_bytes(b"\xffhunter2")
+    monkeypatch.delenv("CDC_SOURCE_DSN")
+    monkeypatch.setenv("CDC_SECRETS_DIR", str(tmp_path))
+    with pytest.raises(ConfigError, match="CDC_SOURCE_DSN: it is not UTF-8") as caught:
+        load()
+    assert "hunter2" not in str(caught.value)

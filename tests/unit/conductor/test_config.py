@@ -99,3 +99,18 @@ def test_a_password_that_is_read_as_a_host_is_refused_unseen(
     with pytest.raises(ConfigError, match="is no connection string") as refused:
         load()
     assert "cret" not in str(refused.value)
+
+
+def test_sources_that_are_not_json_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONDUCTOR_SOURCES", '{"billing": "postgresql://u:s3cret@db/x"')
+    with pytest.raises(ConfigError, match="CONDUCTOR_SOURCES: it is not JSON") as refused:
+        load()
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_secret_that_is_no_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conductor_dsn").write_bytes(b"\xffs3cret")
+    monkeypatch.setenv("CONDUCTOR_SECRETS_DIR", str(tmp_path))
+    with pytest.raises(ConfigError, match="CONDUCTOR_DSN: it is not UTF-8") as refused:
+        load()
+    assert "s3cret" not in str(refused.value)

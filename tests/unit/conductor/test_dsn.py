@@ -27,6 +27,7 @@ MALFORMED = (
     "host=db.example user=app password='hush'hush' dbname=shop",
     "host=db.example user=app password='hush dbname=shop",
     "host=db.example port=hush",
+    "dbname=postgresql://app:hush@db.example/shop",
     "host=db.example password=hush\0hush",
     "host=db.example password=hush\ud800",
 )
