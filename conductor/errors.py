@@ -414,6 +414,12 @@ class Unanswered(ConductorError):
     hint = "Give it before the run: rehearsal.answer(task, result)."
 
 
+class AnswerInvalid(ConductorError):
+    """A test answers an invoked task with something else than that declares to return."""
+
+    hint = "Give rehearsal.answer a result, an error, or a function that returns one or raises."
+
+
 # --- the database ----------------------------------------------------------------------------
 
 

@@ -11,12 +11,13 @@ for pytest are in `conductor.testing.plugin`.
 
 from __future__ import annotations
 
-from conductor.errors import StillWaiting, Unanswered
+from conductor.errors import AnswerInvalid, StillWaiting, Unanswered
 from conductor.testing.changes import deleted, inserted, truncated, updated
 from conductor.testing.rehearsal import Rehearsal
 from conductor.testing.travel import TimeTravel, travel
 
 __all__ = [
+    "AnswerInvalid",
     "Rehearsal",
     "StillWaiting",
     "TimeTravel",

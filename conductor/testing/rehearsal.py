@@ -17,12 +17,13 @@ from typing import Any, Final, overload
 from orjson import dumps, loads
 from typing_extensions import TypeVar
 
+from conductor.arguments import check_type
 from conductor.batching import BatchContext
-from conductor.codec import Codec
+from conductor.codec import INVALID, Codec, explain
 from conductor.context import Context
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import Run, Services, is_over
-from conductor.errors import FilterFailed, StillWaiting, Unanswered
+from conductor.errors import AnswerInvalid, FilterFailed, StillWaiting, Unanswered
 from conductor.events import Change
 from conductor.failures import describe
 from conductor.filters import compile_stored
@@ -33,6 +34,7 @@ from conductor.store.steps import Call, NewJob, ScheduleCall, StepWrite, StoredS
 from conductor.synchronous import SyncContext
 from conductor.testing.changes import EPOCH, envelope
 from conductor.triggers import OnChange
+from conductor.worker.execution import call_blocking
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -41,8 +43,9 @@ _ANY: Final[Codec[Any]] = Codec(Any)
 
 
 class Rehearsal:
-    """Runs handlers with no database; see the package.
+    """Runs the handler of one job with no database; see the package.
 
+    Run again, it goes on from the steps that are stored, as the next attempt of that job would.
     ``deps`` is what handlers find in ``ctx.deps``, ``connection`` what the function of a
     ``ctx.transaction`` gets.
     """
@@ -59,6 +62,7 @@ class Rehearsal:
         self._made: list[tuple[str, NewJob]] = []
         self._cancelled: list[int] = []
         self._schedules: dict[tuple[str, str], bytes] = {}
+        self._fault: Exception | None = None
 
     # --- before the run ----------------------------------------------------------------------
 
@@ -93,6 +97,7 @@ class Rehearsal:
             event = loads(document)
             arrived = _Message(event_topic(source.name), event, {"event": event}, document)
         else:
+            check_type("what is brought", message, (Change,), "inserted(Users(id=7))")
             arrived = _changed(source, envelope(message))
         self._messages.append(arrived)
 
@@ -114,28 +119,38 @@ class Rehearsal:
 
         ``event`` is what the handler gets: ``Invocation(payload)``, ``inserted(row)``, …; ``job``
         are fields of `JobInfo`. The handler of a batch gets a sequence of events. The result passes
-        the task's declared type. Raises StillWaiting and Unanswered.
+        the task's declared type. Raises StillWaiting, and Unanswered and AnswerInvalid even when
+        the handler catches them.
         """
+        check_type("what is rehearsed", task, (Task,), "what @conductor.task has returned")
         if task.batch is not None:
             self.runs += 1
             jobs = [
                 _job(task, attempt, self.runs, {"id": n, **job}) for n in range(1, len(event) + 1)
             ]
-            await _perform_batch(task, event, BatchContext(jobs, self.deps))
-            nothing: R = task.definition.decode_result(None)
-            return nothing
+            value = await _perform_batch(task, event, BatchContext(jobs, self.deps))
+        else:
+            value = await self._perform(task, event, attempt, job)
+        result: R = task.definition.decode_result(task.encode_result(value))
+        return result
+
+    async def _perform(
+        self, task: Task[Any, Any], event: Any, attempt: int, job: dict[str, Any]
+    ) -> Any:
+        """Run the handler again and again until it ends; return what it returns."""
         services = Services(_Log(self), _Transactions(self.connection), _Port())
         while True:
             self.runs += 1
             run = _Run(_job(task, attempt, self.runs, job), services)
             run.awaitable = task.awaitable
             try:
-                value = await run.perform(task, event, self.deps)
+                return await run.perform(task, event, self.deps)
             except _Suspended as suspended:
                 self._pass(suspended)
-            else:
-                result: R = task.definition.decode_result(task.encode_result(value))
-                return result
+            finally:
+                if self._fault is not None:  # the test's: not for the handler to get over
+                    fault, self._fault = self._fault, None
+                    raise fault from fault.__cause__
 
     def _pass(self, suspended: _Suspended) -> None:
         """Let something come, or time pass until the first of what the handler waits for."""
@@ -255,7 +270,8 @@ class Rehearsal:
 
     async def _answer(self, made: NewJob, step: StoredStep) -> None:
         if made.task not in self._answers:
-            raise Unanswered(f"task {made.task!r} is invoked")
+            self._fault = Unanswered(f"task {made.task!r} is invoked")
+            raise self._fault
         definition, result = self._answers[made.task]
         try:
             value = await _answered(result, definition.decode_payload(made.payload))
@@ -263,7 +279,16 @@ class Rehearsal:
             description = {"type": type(error).__name__, "message": str(error)}
             step.outcome, step.result = "failed", dumps(description)
         else:
-            step.outcome, step.result = "completed", definition.returns.encode(value)
+            step.outcome, step.result = "completed", self._encoded(definition, value)
+
+    def _encoded(self, definition: TaskDefinition[Any, Any], value: Any) -> bytes:
+        """Return a child's result as JSON text. Raises AnswerInvalid."""
+        try:
+            return definition.returns.encode_stored(value)
+        except INVALID as error:
+            why, _ = explain(error)
+            self._fault = AnswerInvalid(f"the answer of task {definition.name!r}: {why}")
+            raise self._fault from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +345,7 @@ class _Run(Run):
         if task.is_sync:
             context = SyncContext(self, deps, asyncio.get_running_loop())
             try:
-                return await asyncio.to_thread(task.handler, event, context)
+                return await asyncio.to_thread(call_blocking, task.handler, event, context)
             finally:
                 if context.suspension is not None:
                     raise _Suspended(context.suspension.step.wake_at) from None
@@ -346,11 +371,10 @@ class _Run(Run):
         self.let_go()
 
 
-async def _perform_batch(task: Task[Any, Any], events: Any, context: BatchContext[Any]) -> None:
+async def _perform_batch(task: Task[Any, Any], events: Any, context: BatchContext[Any]) -> Any:
     if task.is_sync:
-        await asyncio.to_thread(task.handler, events, context)
-    else:
-        await task.handler(events, context)
+        return await asyncio.to_thread(call_blocking, task.handler, events, context)
+    return await task.handler(events, context)
 
 
 class _Log:
@@ -388,7 +412,10 @@ class _Port:
     """Started jobs of a rehearsal never run."""
 
     async def job_result(self, handle: JobHandle[Any], timeout_s: float | None) -> Any:  # noqa: ARG002
-        raise StillWaiting(f"a job of task {handle.task!r} that was started is never run")
+        raise StillWaiting(
+            f"a job of task {handle.task!r} that was started is never run",
+            hint="Use ctx.invoke for what the handler waits for: it can be answered.",
+        )
 
     async def cancel(self, job: int, reason: str | None = None) -> bool:  # noqa: ARG002
         return True

@@ -9,6 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from conductor import (
+    Batch,
+    BatchContext,
     ChildFailed,
     Conductor,
     Context,
@@ -22,8 +24,15 @@ from conductor import (
     define_event,
     define_task,
 )
-from conductor.errors import FilterFailed, StepOrderChanged, UnknownName
+from conductor.errors import (
+    DefinitionInvalid,
+    FilterFailed,
+    ResultInvalid,
+    StepOrderChanged,
+    UnknownName,
+)
 from conductor.testing import (
+    AnswerInvalid,
     Rehearsal,
     StillWaiting,
     Unanswered,
@@ -115,6 +124,61 @@ async def test_what_is_not_given_is_said() -> None:
         await Rehearsal().run(handled(invoking), Invocation(Order(id=7)))
     with pytest.raises(StillWaiting, match="'paid'"):
         await Rehearsal().run(handled(waiting), Invocation(Order(id=7)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"), [(None, Unanswered), ("seven", AnswerInvalid), (str, AnswerInvalid)]
+)
+async def test_a_fault_of_the_test_is_none_that_the_handler_gets_over(
+    answer: Any, fault: type[Exception]
+) -> None:
+    async def careful(event: Invocation[Order], ctx: Context[None]) -> list[Any]:
+        with suppress(Exception):
+            await ctx.invoke("charge", charge, event.payload)
+        return []
+
+    async def busy(event: Invocation[Order], ctx: Context[None]) -> list[Any]:
+        charged = ctx.invoke("charge", charge, event.payload)
+        return list(await ctx.gather(charged, ctx.wait_for_event("paid", paid)))
+
+    for handler in (careful, busy):
+        rehearsal = Rehearsal()
+        if answer is not None:
+            rehearsal.answer(charge, answer)
+        with pytest.raises(fault, match="'charge'"):
+            await rehearsal.run(handled(handler), Invocation(Order(id=7)))
+
+
+async def test_what_a_thread_raises_for_generators_alone_ends_the_rehearsal() -> None:
+    def handler(_event: Any, _ctx: SyncContext[None]) -> list[Any]:
+        return [next(iter([]))]
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(Rehearsal().run(handled(handler), Invocation(Order(id=7))), 5)
+
+
+@pytest.mark.parametrize("is_sync", [False, True])
+async def test_a_batch_returns_nothing_here_either(is_sync: bool) -> None:
+    async def handler(_events: Any, _ctx: BatchContext[None]) -> Any:
+        return ["indexed"]
+
+    def blocking(_events: Any, _ctx: BatchContext[None]) -> Any:
+        return ["indexed"]
+
+    app = Conductor("", tasks=[fetch])
+    task = app.task(fetch, batch=Batch())(blocking if is_sync else handler)
+    with pytest.raises(ResultInvalid, match="only None"):
+        await Rehearsal().run(task, [Invocation(7)])
+
+
+async def test_what_cannot_be_rehearsed_or_brought_is_said() -> None:
+    wrong: Any = checkout
+    with pytest.raises(DefinitionInvalid, match="what is rehearsed is not Task"):
+        await Rehearsal().run(wrong, Invocation(Order(id=7)))
+    row: Any = Users(id=7, email="a")
+    with pytest.raises(DefinitionInvalid, match="what is brought is not Change") as raised:
+        Rehearsal().bring(vip, row)
+    assert "inserted(" in raised.value.hint
 
 
 async def test_events_and_deadlines() -> None:
