@@ -6,6 +6,7 @@ names every wrong setting; no message holds a connection string.
 
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -220,10 +221,21 @@ def _describe(error: ValidationError) -> str:
     problems = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         setting, *place = (part for part in problem["loc"] if part != "[key]")
+        if problem["type"] == "extra_forbidden":
+            problems.append(_unknown(str(setting)))
+            continue
         name = f"{PREFIX}{setting}".upper() + "".join(f"[{part}]" for part in place)
         message = "is not set" if problem["type"] == "missing" else problem["msg"]
         problems.append(f"{name}: {message.removeprefix('Value error, ')}")
     return "; ".join(problems)
+
+
+def _unknown(key: str) -> str:
+    """Name a key that only the TOML file can have, and the setting that was meant."""
+    plain = key.lower().removeprefix(PREFIX.lower())
+    near = get_close_matches(plain, Settings.model_fields, n=3, cutoff=0.5)
+    meant = f", did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"{CONFIG_VARIABLE}: unknown setting {key!r}{meant}"
 
 
 def _describe_unread(error: SettingsError) -> str:

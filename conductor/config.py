@@ -22,7 +22,7 @@ from pydantic_settings import (
 )
 
 from conductor.dsn import parse_dsn
-from conductor.errors import ConfigError
+from conductor.errors import ConfigError, nearest
 
 PREFIX: Final = "CONDUCTOR_"
 CONFIG_VARIABLE: Final = "CONDUCTOR_CONFIG"
@@ -155,7 +155,9 @@ def load(**options: Any) -> Settings:
 def _describe(error: ValidationError) -> str:
     """Name each wrong setting in one line, without its value: it may be a secret."""
     problems = [
-        f"{PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: "
+        _unknown(str(problem["loc"][0]))
+        if problem["type"] == "extra_forbidden"
+        else f"{PREFIX}{'_'.join(map(str, problem['loc'])).upper()}: "
         + problem["msg"].removeprefix("Value error, ")
         for problem in error.errors(include_url=False, include_context=False, include_input=False)
     ]
@@ -170,3 +172,10 @@ def _describe_unread(error: SettingsError) -> str:
     if isinstance(cause, OSError):
         return f"{name}: its file cannot be read: {cause.strerror}"
     return f"{name}: it is not {'UTF-8' if isinstance(cause, UnicodeError) else 'JSON'}"
+
+
+def _unknown(key: str) -> str:
+    """Name a key that only the TOML file can have, and the setting that was meant."""
+    near = nearest(key.lower().removeprefix(PREFIX.lower()), Settings.model_fields)
+    meant = f", did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"{CONFIG_VARIABLE}: unknown setting {key!r}{meant}"

@@ -78,7 +78,13 @@ def test_a_missing_source_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("slot = ", "CDC_CONFIG"), ('slott = "x"', "CDC_SLOTT"), (None, "there is no file")],
+    [
+        ("slot = ", "CDC_CONFIG"),
+        ('slott = "x"', "^CDC_CONFIG: unknown setting 'slott', did you mean 'slot'"),
+        ('CDC_PUBLICATION = "x"', "'CDC_PUBLICATION', did you mean 'publication' or"),
+        ("zzz = 3", "^CDC_CONFIG: unknown setting 'zzz'$"),
+        (None, "there is no file"),
+    ],
 )
 def test_a_wrong_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, words: str

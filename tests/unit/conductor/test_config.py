@@ -79,7 +79,13 @@ def test_a_path_that_is_not_there_is_refused(
 
 @pytest.mark.parametrize(
     "text, message",
-    [("slots = ", "CONDUCTOR_CONFIG: "), ("slotz = 3", "CONDUCTOR_SLOTZ: Extra inputs")],
+    [
+        ("slots = ", "CONDUCTOR_CONFIG: "),
+        ("slotz = 3", "^CONDUCTOR_CONFIG: unknown setting 'slotz', did you mean 'slots'"),
+        ('CONDUCTOR_DSN = "x"', "unknown setting 'CONDUCTOR_DSN', did you mean 'dsn'"),
+        ("zzz = 3", "^CONDUCTOR_CONFIG: unknown setting 'zzz'$"),
+        ("[sources]\nbilling = 'x'\n[colour]\nred = 1", "unknown setting 'colour'"),
+    ],
 )
 def test_a_file_that_is_wrong_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, message: str
