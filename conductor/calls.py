@@ -18,13 +18,18 @@ from pydantic_core import to_json
 from conductor.codec import Codec
 from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE
 from conductor.definitions import EventDefinition, Task, TaskDefinition
-from conductor.durable import message_document
 from conductor.enqueue import check_option, check_ordered, metadata_text
 from conductor.errors import (
+    ChildCancelled,
+    ChildFailed,
+    ChildTimeout,
+    FilterFailed,
     OptionInvalid,
     UnknownColumn,
     UnknownField,
     UnknownName,
+    WaitTimeout,
+    WaitUnavailable,
     check_options,
 )
 from conductor.matching import event_topic, match_key
@@ -99,6 +104,24 @@ def child(
     )
 
 
+def child_result(task: TaskDefinition[Any, Any] | Task[Any, Any], step: StoredStep) -> Any:
+    """Return the result of the job that a step awaited.
+
+    Raises ChildFailed, ChildCancelled, ChildTimeout or ResultInvalid.
+    """
+    child = step.child or 0
+    match step.outcome:
+        case "completed":
+            return definition_of(task).decode_result(step.result)
+        case "failed":
+            raise ChildFailed(child, loads(step.result or b"{}"))
+        case "cancelled":
+            reason = loads(step.result or b"{}").get("message", "no reason")
+            raise ChildCancelled(f"job {child} of step {step.name!r} was cancelled: {reason}")
+        case _:
+            raise ChildTimeout(f"job {child} of step {step.name!r} has not ended in time")
+
+
 def _rank(task: TaskDefinition[Any, Any] | Task[Any, Any], priority: int | None) -> int:
     bound = task.priority if isinstance(task, Task) else 0
     rank = -(bound if priority is None else priority)
@@ -169,10 +192,29 @@ class Expected:
 
     def read(self, step: StoredStep) -> Any:
         """Return what has come: an event's payload, or a change. Raises what the wait came to."""
-        document = message_document(step)
+        document = _message(step)
         if isinstance(self.source, EventDefinition):
             return self.source.decode_payload(document)
         return self.source.decode(_NO_TASK, loads(document))
+
+
+def _message(step: StoredStep) -> bytes:
+    """Return what a step has waited for.
+
+    Raises WaitTimeout, FilterFailed for its filter, or WaitUnavailable.
+    """
+    match step.outcome:
+        case "completed":
+            return step.result or b"null"
+        case "failed":
+            error = loads(step.result or b"{}")
+            raise FilterFailed(f"wait {step.name!r}: {error.get('message', 'no reason')}")
+        case "unavailable":
+            raise WaitUnavailable(
+                f"wait {step.name!r}: its table is in another database than the queue"
+            )
+        case _:
+            raise WaitTimeout(f"what {step.name!r} waits for has not come in time")
 
 
 def expected_event(event: EventDefinition[Any], match: Match | None, when: str | None) -> Expected:

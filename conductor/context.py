@@ -22,7 +22,7 @@ from typing_extensions import TypeForm, TypeVar, Unpack
 from conductor import calls, tracing
 from conductor.calls import ChildOptions, Expected, Match, ScheduleOptions
 from conductor.definitions import EventDefinition, Task, TaskDefinition
-from conductor.durable import Deadline, Gather, Run, child_document, gathering, is_over
+from conductor.durable import Deadline, Gather, Run, gathering, is_over
 from conductor.enqueue import LAST_INSTANT
 from conductor.errors import FenceLost, JobCancelled, OptionInvalid
 from conductor.job import JobHandle
@@ -204,7 +204,7 @@ class Context(BaseContext[D]):
         step = await self._settled(
             run.invoke(name, job, Deadline.after(timeout), cancel_on_timeout=cancel_on_timeout)
         )
-        return calls.definition_of(task).decode_result(child_document(step))
+        return calls.child_result(task, step)
 
     @overload
     async def start(

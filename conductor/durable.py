@@ -1,9 +1,8 @@
 """The durable side of one run of a job: its steps, what they make, and what it waits for.
 
 Every operation comes to a step by name: what an earlier run has stored is returned, else it is
-written first. What is not over yet is returned as it stands; the context then parks the run. A
-durable wait parks on a future that never resolves; the job is put away once every open await of its
-context is a durable wait. Deadlines are decided on the step's row: what has come before the run has
+written first. What is not over yet is returned as it stands; the context then parks the run
+(`conductor.parking`). Deadlines are decided on the step's row: what has come before the run has
 given up counts, what comes later does not.
 
 The worker says how a run is suspended and abandoned. This module must not settle jobs.
@@ -12,31 +11,24 @@ The worker says how a run is suspended and abandoned. This module must not settl
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from orjson import loads
 from pydantic_core import from_json, to_json
 
 from conductor import tracing
 from conductor.errors import (
-    ChildCancelled,
-    ChildFailed,
-    ChildTimeout,
     FenceLost,
-    FilterFailed,
-    JobCancelled,
     StepMisplaced,
     StepOrderChanged,
-    WaitTimeout,
-    WaitUnavailable,
     WaitUndeclared,
 )
 from conductor.failures import describe, restore
+from conductor.parking import Parkable
 from conductor.replay import Replay, check_step_name, enclosing, failed, member_of
 from conductor.store.steps import (
     Call,
@@ -59,8 +51,6 @@ if TYPE_CHECKING:
 
 TIMED_OUT: Final = "timed out"
 DONE: Final = "completed"
-
-_QUIET_ROUNDS: Final = 32  # turns of the event loop without an await of the context
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,66 +123,38 @@ class Services:
     port: JobPort
 
 
-class Run(ABC):
+class Run(Parkable):
     """The durable side of one run of a job, shared with its context. The worker's, not the user's.
 
-    The worker says how to `suspend` a run (called once only durable waits are open) and how to
-    `abandon` one whose job turned out to be another worker's.
+    The worker says how to `suspend` a run and how to `abandon` one whose job turned out to be
+    another worker's.
     """
 
     __slots__ = (
-        "_checking",
         "_failures",
-        "_held",
         "_kept",
-        "_open",
-        "_parked",
         "_replay",
-        "_rounds",
         "awaitable",
-        "cancelled",
-        "info",
-        "leaving",
         "path",
         "services",
         "stepped",
     )
 
     def __init__(self, info: JobInfo, services: Services) -> None:
-        self.info = info
+        super().__init__(info)
         self.services = services
         self.path: asyncio.Task[Any] | None = None  # the sequential path; None: a thread's
         self.stepped = info.fence > 1  # it may have steps
-        self.cancelled = False
-        self.leaving = False  # put away, given back or another worker's: nothing more is begun
         self.awaitable: frozenset[str] = frozenset()  # topics of changes that are captured for it
         self._replay: Replay | None = None
-        self._open = 0  # awaits of the context, parked ones included
-        self._parked: list[StoredStep] = []
-        self._held: set[asyncio.Task[Any]] = set()
-        self._checking = False
-        self._rounds = 0
         self._failures: list[_Failure] = []
         self._kept: list[Exception] = []
-
-    @abstractmethod
-    def suspend(self, wake_at: datetime | None, *, waits: bool) -> None:
-        """End the run here; it goes on at ``wake_at``, or (``waits``) when something comes."""
 
     @abstractmethod
     def abandon(self) -> None:
         """End the run here and write nothing."""
 
     # --- steps -------------------------------------------------------------------------------
-
-    async def stay(self) -> None:
-        """Raise CancelledError, as the handler's await did, in a run that is being left.
-
-        A ``finally`` of the handler must not do for good what belongs after its wait.
-        """
-        if self.leaving:
-            await asyncio.sleep(0)  # where a cancellation that is under way arrives
-            raise asyncio.CancelledError
 
     async def reach(
         self, name: str, kind: str, *, is_derived: bool = False
@@ -394,7 +356,7 @@ class Run(ABC):
         """Come to a step that makes a job and waits for its end."""
         place, stored = await self.reach(name, "invoke")
         if stored is None:
-            self._check_waits(name)  # the child would be cancelled with this job
+            self.check_waits(name)  # the child would be cancelled with this job
             stored = await self._call(name, place, "invoke", makes=job, delay_s=deadline.delay_s)
         if stored.outcome is None and stored.due:
             cancels = stored.child if cancel_on_timeout else None
@@ -460,89 +422,6 @@ class Run(ABC):
             sending.sent(step.child)
         return step
 
-    # --- suspending --------------------------------------------------------------------------
-
-    def enter(self) -> None:
-        """An await of the context begins."""
-        self._open += 1
-        self._rounds = _QUIET_ROUNDS
-
-    def leave(self) -> None:
-        """An await of the context ends."""
-        self._open -= 1
-        self._rounds = _QUIET_ROUNDS
-        if self._parked:
-            self._check_later()
-
-    async def park(self, step: StoredStep) -> NoReturn:
-        """Wait until the worker puts the job away. Raises JobCancelled in one that ends."""
-        self._check_waits(step.name)
-        self._parked.append(step)
-        self._check_later()
-        try:
-            await self.hold()
-        finally:
-            self._parked.remove(step)
-
-    async def hold(self) -> NoReturn:
-        """Wait to be cancelled, by the worker or with the end of the run."""
-        task = asyncio.current_task()
-        if task is not None:
-            self._held.add(task)
-        try:
-            while True:
-                await self.stay()
-                await asyncio.get_running_loop().create_future()
-        finally:
-            if task is not None:
-                self._held.discard(task)
-
-    def let_go(self) -> None:
-        """The run is being left: its waits end, those too that nobody cancels."""
-        self._rounds = _QUIET_ROUNDS
-        if self._parked:
-            self._check_later()
-
-    def _check_waits(self, name: str) -> None:
-        """Raise JobCancelled where a wait would never end: the job, or its attempt, ends here."""
-        if self.cancelled and not self.leaving:
-            raise JobCancelled(
-                f"job {self.info.id} is to stop: nothing can be waited for, as {name!r} would",
-                hint="Clean up with steps; what takes longer, begin with ctx.start.",
-            )
-
-    def end(self) -> None:
-        """The run is over: what is left of the handler's tasks ends where it awaits the context."""
-        self.leaving = True
-        for task in self._held:
-            task.cancel()
-
-    def _check_later(self) -> None:
-        """See whether only durable waits are open, once the handler has come to rest.
-
-        What has just returned to it may open another await some turns of the event loop later.
-        """
-        if not self._checking:
-            self._checking = True
-            self._check()
-
-    def _check(self) -> None:
-        if self._rounds:
-            self._rounds -= 1
-            asyncio.get_running_loop().call_soon(self._check)
-            return
-        self._checking = False
-        if not self._parked or self._open != len(self._parked):
-            return
-        if self.cancelled:
-            for task in self._held:
-                task.cancel()
-        else:
-            wake_ats = [step.wake_at for step in self._parked if step.wake_at is not None]
-            self.suspend(
-                min(wake_ats, default=None), waits=any(s.kind != "sleep" for s in self._parked)
-            )
-
 
 def _is_seen(failed: asyncio.Future[Any] | None, by: asyncio.Future[Any] | None) -> bool:
     """Return whether a task's error has reached the path, which goes on from it.
@@ -560,40 +439,3 @@ def is_over(step: StoredStep) -> bool:
     if step.kind == "sleep":
         return step.due or step.wake_at is None
     return step.outcome is not None
-
-
-def child_document(step: StoredStep) -> bytes | None:
-    """Return the result of the job that a step awaited.
-
-    Raises ChildFailed, ChildCancelled or ChildTimeout.
-    """
-    child = step.child or 0
-    match step.outcome:
-        case "completed":
-            return step.result
-        case "failed":
-            raise ChildFailed(child, loads(step.result or b"{}"))
-        case "cancelled":
-            reason = loads(step.result or b"{}").get("message", "no reason")
-            raise ChildCancelled(f"job {child} of step {step.name!r} was cancelled: {reason}")
-        case _:
-            raise ChildTimeout(f"job {child} of step {step.name!r} has not ended in time")
-
-
-def message_document(step: StoredStep) -> bytes:
-    """Return what a step has waited for.
-
-    Raises WaitTimeout, FilterFailed for its filter, or WaitUnavailable.
-    """
-    match step.outcome:
-        case "completed":
-            return step.result or b"null"
-        case "failed":
-            error = loads(step.result or b"{}")
-            raise FilterFailed(f"wait {step.name!r}: {error.get('message', 'no reason')}")
-        case "unavailable":
-            raise WaitUnavailable(
-                f"wait {step.name!r}: its table is in another database than the queue"
-            )
-        case _:
-            raise WaitTimeout(f"what {step.name!r} waits for has not come in time")

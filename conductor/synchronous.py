@@ -18,7 +18,7 @@ from conductor import calls, tracing
 from conductor.calls import ChildOptions, Expected, Match, ScheduleOptions
 from conductor.context import BaseContext, Timeout, aware, raise_if_cancelled
 from conductor.definitions import EventDefinition, Task, TaskDefinition
-from conductor.durable import Deadline, Run, child_document, is_over
+from conductor.durable import Deadline, Run, is_over
 from conductor.errors import FenceLost
 from conductor.job import JobHandle
 from conductor.replay import UNSET, decode_step, encode_step, inside, step_codec
@@ -127,7 +127,7 @@ class SyncContext(BaseContext[D]):
         step = self._settled(
             run.invoke(name, job, Deadline.after(timeout), cancel_on_timeout=cancel_on_timeout)
         )
-        return calls.definition_of(task).decode_result(child_document(step))
+        return calls.child_result(task, step)
 
     @overload
     def start(
