@@ -1,9 +1,10 @@
 """A tiny HTTP server for one process: ``/metrics``, ``/livez`` and ``/readyz``.
 
 GET only, one request a connection, nothing else is served: 404 for another path, 405 for another
-method. Neither probe may touch the database: liveness says that the process can still work, and
-readiness repeats what the process already knows. Both say why when they say no. Nothing of the
-queue is known here, so the sidecar uses this module as well.
+method. Who connects and asks nothing is dropped after 5 s, earlier when 64 others have come since.
+Neither probe may touch the database: liveness says that the process can still work, and readiness
+repeats what the process already knows. Both say why when they say no. Nothing of the queue is
+known here, so the sidecar uses this module as well.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ Check = Callable[[], str | None]
 
 _REQUEST_LIMIT_BYTES: Final = 8192
 _REQUEST_TIMEOUT_S: Final = 5.0
+_CONNECTIONS_MAX: Final = 64
+"""More would take the files from the process that its connections to the database need."""
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
@@ -65,7 +68,7 @@ class HealthServer:
         self._registries = registries
         self._checks = {b"/livez": live, b"/readyz": ready}
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
+        self._open: dict[asyncio.StreamWriter, None] = {}  # in the order in which they came
 
     @property
     def port(self) -> int:
@@ -111,13 +114,17 @@ class HealthServer:
         return _plain(HTTPStatus.SERVICE_UNAVAILABLE, reason)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open.add(writer)
+        self._open[writer] = None
+        if len(self._open) > _CONNECTIONS_MAX:  # the oldest stalls: an honest one is soon done
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.transport.abort()
         try:
             with suppress(OSError, EOFError, TimeoutError):  # a client that went away or stalls
                 writer.write((await self._respond(reader)).encode())
                 await asyncio.wait_for(writer.drain(), _REQUEST_TIMEOUT_S)
         finally:
-            self._open.discard(writer)
+            self._open.pop(writer, None)
             writer.close()
 
     async def _respond(self, reader: asyncio.StreamReader) -> Answer:

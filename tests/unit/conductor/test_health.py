@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -91,3 +92,18 @@ async def test_stop_does_not_wait_for_an_idle_client(process: Process) -> None:
     await get(process, "/livez")  # served after the idle one has been accepted
     await asyncio.wait_for(process.server.stop(), 2)
     writer.close()
+
+
+async def test_who_connects_and_asks_nothing_takes_no_files_from_the_process(
+    process: Process,
+) -> None:
+    idle = [await asyncio.open_connection("127.0.0.1", process.server.port) for _ in range(80)]
+    assert (await get(process, "/livez"))[0] == 200
+    for reader, _ in idle[:16]:
+        with suppress(ConnectionError):  # what ends, ends in one of two ways
+            assert await asyncio.wait_for(reader.read(), 2) == b""
+    reader, writer = idle[-1]
+    writer.write(b"GET /livez HTTP/1.1\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    for _, writer in idle:
+        writer.close()
