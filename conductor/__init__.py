@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from conductor.batching import BatchContext
+    from conductor.batch_context import BatchContext
     from conductor.client import Conductor
     from conductor.context import Context
     from conductor.definitions import (
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from conductor.retry import RetryPolicy
     from conductor.rows import Database, TableRow
     from conductor.sync import SyncConductor
-    from conductor.synchronous import SyncContext
+    from conductor.sync_context import SyncContext
     from conductor.triggers import Cron, Invocable, OnChange, OnEvent
     from conductor.types import Bytea
 
@@ -96,7 +96,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "batching": ("BatchContext",),
+    "batch_context": ("BatchContext",),
     "client": ("Conductor",),
     "context": ("Context",),
     "definitions": (
@@ -115,7 +115,7 @@ _MODULES = {
     "retry": ("RetryPolicy",),
     "rows": ("Database", "TableRow"),
     "sync": ("SyncConductor",),
-    "synchronous": ("SyncContext",),
+    "sync_context": ("SyncContext",),
     "triggers": ("Cron", "Invocable", "OnChange", "OnEvent"),
     "types": ("Bytea",),
 }  # fmt: skip

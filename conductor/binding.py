@@ -30,9 +30,9 @@ from conductor.rows import Database
 from conductor.triggers import Invocable, OnChange
 
 if TYPE_CHECKING:
-    from conductor.batching import BatchContext
+    from conductor.batch_context import BatchContext
     from conductor.context import Context
-    from conductor.synchronous import SyncContext
+    from conductor.sync_context import SyncContext
 
 P = TypeVar("P")
 R = TypeVar("R")

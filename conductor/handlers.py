@@ -27,11 +27,11 @@ from conductor.annotations import (
     returned,
     shown,
 )
-from conductor.batching import BatchContext
+from conductor.batch_context import BatchContext
 from conductor.context import Context
 from conductor.definitions import Batch, TaskDefinition, Trigger
 from conductor.errors import DefinitionInvalid
-from conductor.synchronous import SyncContext
+from conductor.sync_context import SyncContext
 
 _MAX_LAYERS: Final = 50
 _CONTEXTS: Final = (Context, SyncContext, BatchContext)

@@ -18,7 +18,7 @@ from orjson import dumps, loads
 from typing_extensions import TypeVar
 
 from conductor.arguments import check_type
-from conductor.batching import BatchContext
+from conductor.batch_context import BatchContext
 from conductor.codec import INVALID, Codec, explain
 from conductor.context import Context
 from conductor.definitions import EventDefinition, Task, TaskDefinition
@@ -31,7 +31,7 @@ from conductor.job import JobHandle, JobInfo
 from conductor.matching import event_topic, matched_values
 from conductor.replay import failed
 from conductor.store.steps import Call, NewJob, ScheduleCall, StepWrite, StoredStep, Wanted, Write
-from conductor.synchronous import SyncContext
+from conductor.sync_context import SyncContext
 from conductor.testing.changes import EPOCH, envelope
 from conductor.triggers import OnChange
 from conductor.worker.execution import call_blocking

@@ -13,7 +13,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from conductor.batching import BatchContext
+from conductor.batch_context import BatchContext
 from conductor.errors import BatchFailed, JobTimedOut, TriggerMissing
 from conductor.worker import outcomes
 from conductor.worker.execution import (

@@ -21,7 +21,7 @@ from conductor.context import Context
 from conductor.durable import Run, Services
 from conductor.errors import JobTimedOut, PayloadInvalid, TriggerMissing
 from conductor.events import Change
-from conductor.synchronous import Suspension, SyncContext
+from conductor.sync_context import Suspension, SyncContext
 from conductor.worker import outcomes
 
 if TYPE_CHECKING:
