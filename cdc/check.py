@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from cdc import gap_queries
-from cdc.activation import SubscriptionBook
 from cdc.catalog import (
     OtherPublication,
     Publication,
@@ -25,6 +24,7 @@ from cdc.catalog import (
     read_table_names,
     read_tables,
 )
+from cdc.conditions import Situation, judge
 from cdc.config import Settings
 from cdc.connection import (
     Connection,
@@ -48,8 +48,9 @@ from cdc.preflight import (
     warn_of_release,
 )
 from cdc.publication import Plan, plan
-from cdc.slots import Situation, SlotKeeper, judge
+from cdc.slots import SlotKeeper
 from cdc.source import PGOUTPUT, ReplicationStream
+from cdc.subscriptions import SubscriptionBook
 from cdc.wanted import dotted
 
 Level = Literal["ok", "warning", "error"]

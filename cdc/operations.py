@@ -12,11 +12,12 @@ from typing import Any, Final
 
 from cdc import operator_queries, queries
 from cdc.catalog import read_server_lsn, read_slots
+from cdc.conditions import ProgressRow, Situation, judge
 from cdc.config import Settings
 from cdc.connection import Connection, connect_queue, connect_source, queue_errors, source_errors
 from cdc.errors import ConfigError, ServerDecodeError, SlotBusy, SlotForeign
 from cdc.lsn import Lsn
-from cdc.slots import ProgressRow, Situation, SlotKeeper, judge
+from cdc.slots import SlotKeeper
 from cdc.source import ReplicationStream
 
 _NAME: Final = "cdc slot"

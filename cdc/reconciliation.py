@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cdc import operator_queries, queries
-from cdc.activation import SubscriptionBook
 from cdc.catalog import (
     Server,
     insert_only_name,
@@ -20,14 +19,16 @@ from cdc.catalog import (
     read_server,
     read_server_lsn,
 )
+from cdc.conditions import Situation, judge
 from cdc.config import Settings
 from cdc.connection import Connection, connect_queue, connect_source, queue_errors, source_errors
 from cdc.errors import PublicationDrift, PublicationMissing, SlotBusy
 from cdc.lsn import Lsn
 from cdc.preflight import can_fail_over, refuse_server, refuse_unlimited_wal
 from cdc.publication import Plan, PublicationKeeper, apply_plan
-from cdc.slots import Loss, Situation, SlotKeeper, judge
+from cdc.slots import Loss, SlotKeeper
 from cdc.source import ReplicationStream
+from cdc.subscriptions import SubscriptionBook
 
 _NAME: Final = "cdc apply"
 _POLL_S: Final = 0.2

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from cdc import queries, spool
-from cdc.activation import Activator, SubscriptionBook
+from cdc.activation import Activator
 from cdc.catalog import (
     insert_only_name,
     read_server,
@@ -26,6 +26,7 @@ from cdc.catalog import (
     read_slot,
     read_slot_statistics,
 )
+from cdc.conditions import Situation, judge, judge_waiting
 from cdc.config import Settings
 from cdc.connection import (
     Connection,
@@ -59,9 +60,10 @@ from cdc.preflight import (
 )
 from cdc.publication import PublicationKeeper, Reconciled
 from cdc.sink import Sink
-from cdc.slots import Loss, Situation, SlotKeeper, judge, judge_waiting
+from cdc.slots import Loss, SlotKeeper
 from cdc.source import PGOUTPUT, ReplicationStream
 from cdc.streaming import StreamedStream
+from cdc.subscriptions import SubscriptionBook
 from cdc.translation import TranslatedStream
 from cdc.wanted import EVERY_PUBLICATION
 from cdc.wire.wal2json import Decoder

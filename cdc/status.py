@@ -8,14 +8,15 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from cdc import gap_queries, operator_queries
-from cdc.activation import Entry, SubscriptionBook
 from cdc.catalog import TableName
+from cdc.conditions import Situation, judge, judge_waiting
 from cdc.config import Settings
 from cdc.connection import Connection, connect_queue, connect_source, listener_name, queue_errors
 from cdc.errors import CdcError, PublicationError
 from cdc.publication import PublicationKeeper
-from cdc.slots import Situation, SlotKeeper, judge, judge_waiting
+from cdc.slots import SlotKeeper
 from cdc.source import ReplicationStream
+from cdc.subscriptions import Entry, SubscriptionBook
 
 _NAME: Final = "cdc status"
 _NAME_LENGTH: Final = 63  # of application_name; the server cuts off what is more

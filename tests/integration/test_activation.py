@@ -7,12 +7,13 @@ from contextlib import asynccontextmanager, contextmanager
 import psycopg
 import pytest
 
-from cdc.activation import Activator, SubscriptionBook
+from cdc.activation import Activator
 from cdc.connection import connect_queue, connect_source
 from cdc.cut_over import CutOver
 from cdc.metrics import Metrics
 from cdc.publication import PublicationKeeper
 from cdc.slots import SlotKeeper
+from cdc.subscriptions import SubscriptionBook
 from tests.integration.sidecar import (
     captured,
     eventually,

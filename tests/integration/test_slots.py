@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import psycopg
 import pytest
 
+from cdc.conditions import judge
 from cdc.connection import Connection, connect_queue, connect_source
 from cdc.errors import (
     CdcError,
@@ -23,7 +24,7 @@ from cdc.errors import (
     TimelineSwitched,
 )
 from cdc.lsn import Lsn
-from cdc.slots import Loss, SlotKeeper, judge
+from cdc.slots import Loss, SlotKeeper
 from cdc.source import ReplicationStream
 from conductor.migrations import migrate
 from tests.integration.sidecar import drop_slot, eventually, query, slot_row, value

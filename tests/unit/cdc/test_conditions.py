@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cdc.catalog import Slot
+from cdc.conditions import ProgressRow, Situation, judge
 from cdc.errors import (
     CdcError,
     ServerBehind,
@@ -18,7 +19,6 @@ from cdc.errors import (
     TimelineSwitched,
 )
 from cdc.lsn import Lsn
-from cdc.slots import ProgressRow, Situation, judge
 from cdc.source import SystemIdentity, parse_timeline_history
 
 SYSTEM = SystemIdentity("7", 1, Lsn(5000), "shop")
