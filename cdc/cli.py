@@ -294,7 +294,7 @@ def _print_outcomes(outcomes: "list[Outcome]", *, as_json: bool) -> None:
 @slots.command("list")
 def slot_list(as_json: AsJson = False) -> None:
     """Show the server's logical slots, and what stands against streaming from ours."""
-    from cdc.operations import list_slots  # noqa: PLC0415  # lazy
+    from cdc.slot_operations import list_slots  # noqa: PLC0415  # lazy
 
     settings = _settings()
     rows = _run(lambda: list_slots(settings))
@@ -311,7 +311,7 @@ def slot_list(as_json: AsJson = False) -> None:
 @slots.command("drop")
 def slot_drop(name: SlotName) -> None:
     """Take a slot and its progress out of service. What it has not routed yet is given up."""
-    from cdc.operations import drop_slot  # noqa: PLC0415  # lazy
+    from cdc.slot_operations import drop_slot  # noqa: PLC0415  # lazy
 
     settings = _settings(slot=name)
     end = _run(lambda: drop_slot(settings, name))
@@ -325,7 +325,7 @@ def slot_skip(
 ) -> None:
     """Give up what the server cannot decode: go on at LSN, and record the gap."""
     from cdc.lsn import Lsn  # noqa: PLC0415  # lazy
-    from cdc.operations import skip_to  # noqa: PLC0415  # lazy
+    from cdc.slot_operations import skip_to  # noqa: PLC0415  # lazy
 
     try:
         position = Lsn.parse(to)

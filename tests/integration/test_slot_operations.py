@@ -9,8 +9,8 @@ import pytest
 from cdc.errors import ConfigError, ServerDecodeError, SlotBusy, SlotForeign, SlotMissing
 from cdc.lsn import Lsn
 from cdc.metrics import Metrics
-from cdc.operations import drop_slot, list_slots, skip_to
 from cdc.service import Service
+from cdc.slot_operations import drop_slot, list_slots, skip_to
 from conductor.migrations import migrate
 from tests.integration.sidecar import (
     captured,

@@ -25,7 +25,7 @@ _DROPPED: Final = "slot_dropped"
 
 
 @dataclass(frozen=True, slots=True)
-class _Hands:
+class _Connections:
     """The connections of one command."""
 
     source: Connection
@@ -43,12 +43,12 @@ async def list_slots(settings: Settings) -> list[dict[str, Any]]:
     `condition` names what stands against streaming from a slot that has progress; for any other
     slot it is None: it is not ours to judge. LSNs are text, sizes bytes.
     """
-    async with _hands(settings) as hands:
+    async with _connect(settings) as connections:
         with queue_errors():
-            cursor = await hands.queue.execute(operator_queries.PROGRESS_SLOTS)
+            cursor = await connections.queue.execute(operator_queries.PROGRESS_SLOTS)
             ours = {row["slot"] for row in await cursor.fetchall()}
-        there = {slot.name for slot in await read_slots(hands.source)}
-        return [await _describe(hands, settings, name) for name in sorted(there | ours)]
+        there = {slot.name for slot in await read_slots(connections.source)}
+        return [await _describe(connections, settings, name) for name in sorted(there | ours)]
 
 
 async def drop_slot(settings: Settings, name: str) -> str:
@@ -61,7 +61,7 @@ async def drop_slot(settings: Settings, name: str) -> str:
         SlotBusy: somebody streams from it.
         SlotForeign: it is not ours.
     """
-    async with _hands(settings) as hands, _turn(hands, settings, name) as situation:
+    async with _connect(settings) as connections, _turn(connections, settings, name) as situation:
         progress, slot = situation.progress, situation.slot
         if progress is None or (slot is not None and slot.database != situation.system.database):
             raise SlotForeign(
@@ -70,15 +70,15 @@ async def drop_slot(settings: Settings, name: str) -> str:
             )
         if slot is not None:
             with source_errors():
-                await hands.source.execute(queries.DROP_SLOT, {"slot": name})
-        end = await read_server_lsn(hands.source)
+                await connections.source.execute(queries.DROP_SLOT, {"slot": name})
+        end = await read_server_lsn(connections.source)
         # In this order: a crash in between is the condition slot_missing, and can be repeated.
         with queue_errors():
-            async with hands.queue.transaction():
+            async with connections.queue.transaction():
                 if progress.state == "streaming":
-                    await _record_gap(hands.queue, progress, _DROPPED, "drop", end)
+                    await _record_gap(connections.queue, progress, _DROPPED, "drop", end)
                 key = {"slot": name, "generation": progress.generation}
-                await hands.queue.execute(operator_queries.FORGET_PROGRESS, key)
+                await connections.queue.execute(operator_queries.FORGET_PROGRESS, key)
     return str(end)
 
 
@@ -93,7 +93,7 @@ async def skip_to(settings: Settings, name: str, to: Lsn) -> str:
         ConfigError: the position is not between progress and the end of the server's WAL.
         CdcError: the condition that stands against streaming anyway.
     """
-    async with _hands(settings) as hands, _turn(hands, settings, name) as situation:
+    async with _connect(settings) as connections, _turn(connections, settings, name) as situation:
         progress = situation.progress
         if (problem := judge(situation)) is not None:
             raise problem
@@ -107,13 +107,13 @@ async def skip_to(settings: Settings, name: str, to: Lsn) -> str:
             )
         # Progress first: a crash in between leaves nothing worse than the same error again.
         with queue_errors():
-            async with hands.queue.transaction():
+            async with connections.queue.transaction():
                 condition = str(ServerDecodeError.condition)
                 if progress.routed_lsn < to:
-                    await _record_gap(hands.queue, progress, condition, "skip", to)
-                await _move_progress(hands.queue, progress, to)
+                    await _record_gap(connections.queue, progress, condition, "skip", to)
+                await _move_progress(connections.queue, progress, to)
         with source_errors():
-            cursor = await hands.source.execute(
+            cursor = await connections.source.execute(
                 operator_queries.ADVANCE_SLOT, {"slot": name, "lsn": str(to)}
             )
             row = await cursor.fetchone()
@@ -121,7 +121,7 @@ async def skip_to(settings: Settings, name: str, to: Lsn) -> str:
 
 
 @asynccontextmanager
-async def _hands(settings: Settings) -> AsyncIterator[_Hands]:
+async def _connect(settings: Settings) -> AsyncIterator[_Connections]:
     async with AsyncExitStack() as stack:
         source = await connect_source(settings.source_conninfo, application_name=_NAME)
         stack.push_async_callback(source.close)
@@ -131,15 +131,17 @@ async def _hands(settings: Settings) -> AsyncIterator[_Hands]:
         stack.push_async_callback(lock.close)
         stream = await ReplicationStream.open(settings.source_conninfo, application_name=_NAME)
         stack.push_async_callback(stream.close)
-        yield _Hands(source, queue, lock, stream)
+        yield _Connections(source, queue, lock, stream)
 
 
 @asynccontextmanager
-async def _turn(hands: _Hands, settings: Settings, name: str) -> AsyncIterator[Situation]:
+async def _turn(
+    connections: _Connections, settings: Settings, name: str
+) -> AsyncIterator[Situation]:
     """Hold the slot's lock, as long as nobody streams from it."""
-    keeper = hands.keeper(settings, name, settings.plugin)
-    async with keeper.turn(hands.lock):
-        situation = await keeper.situation(hands.stream)
+    keeper = connections.keeper(settings, name, settings.plugin)
+    async with keeper.turn(connections.lock):
+        situation = await keeper.situation(connections.stream)
         pid = None if situation.slot is None else situation.slot.active_pid
         if pid is not None:
             raise SlotBusy(
@@ -182,12 +184,12 @@ async def _move_progress(queue: Connection, progress: ProgressRow, to: Lsn) -> N
         )
 
 
-async def _describe(hands: _Hands, settings: Settings, name: str) -> dict[str, Any]:
-    keeper = hands.keeper(settings, name, settings.plugin)
+async def _describe(connections: _Connections, settings: Settings, name: str) -> dict[str, Any]:
+    keeper = connections.keeper(settings, name, settings.plugin)
     progress = await keeper.read_progress()
     if progress is not None:
         keeper = replace(keeper, plugin=progress.plugin, source=progress.source)
-    situation = await keeper.situation(hands.stream)
+    situation = await keeper.situation(connections.stream)
     slot = situation.slot
     problem = None if progress is None else judge(situation)
     return {
