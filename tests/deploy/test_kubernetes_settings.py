@@ -201,6 +201,14 @@ def test_the_scaler_counts_what_needs_a_worker(
     assert found == NEEDS
 
 
+def test_the_scaler_reads_no_job(migrated: ScratchDatabase, scaler_role: str) -> None:
+    with psycopg.connect(migrated.admin_dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("set role {}").format(sql.Identifier(scaler_role)))
+        for statement in (b"select payload from conductor.jobs", b"select * from conductor.job"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)
+
+
 # --- the roles of the overlay dev and of compose -----------------------------------------------
 
 

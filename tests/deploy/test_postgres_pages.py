@@ -47,6 +47,17 @@ def test_the_roles_are_enough(start_server: StartServer) -> None:
     assert [finding for finding in found if finding.level != "ok"] == []
     for script in others:
         run_script(server.dsn("shop"), script)
+    for role, may in (("app", True), ("public", False)):
+        assert may_emit(server.dsn("shop"), role) is may
+
+
+def may_emit(dsn: str, role: str) -> bool:
+    with psycopg.connect(dsn) as connection:
+        found = connection.execute(
+            "select has_function_privilege(%s, 'conductor.emit_wal(text, json, json)', 'execute')",
+            [role],
+        )
+        return found.fetchone() == (True,)
 
 
 @pytest.mark.pg(18)
