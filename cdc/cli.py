@@ -354,11 +354,12 @@ def _file(path: str, mode: Literal["r", "w"]) -> Iterator[TextIO]:
     flags = os.O_RDONLY if mode == "r" else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
         descriptor = os.open(path, flags, 0o600)  # rows are in it: for nobody else's eyes
+        opened = os.fdopen(descriptor, mode, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"cannot open {path}: {error.strerror}", hint="name another FILE"
         ) from None
-    with os.fdopen(descriptor, mode, encoding="utf-8") as file:
+    with opened as file:
         yield file
 
 

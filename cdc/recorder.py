@@ -16,6 +16,7 @@ from cdc.catalog import publication_names, read_publications, read_server, read_
 from cdc.config import Settings
 from cdc.connection import Connection, connect_queue, connect_source
 from cdc.cut_over import Start, choose_start
+from cdc.errors import SlotMissing
 from cdc.marker import PREFIX
 from cdc.preflight import refuse_server
 from cdc.recording import Header, write_frame, write_header, write_shape
@@ -26,6 +27,10 @@ from cdc.wire.wal2json import CatalogRequest, Decoder
 
 _NAME: Final = "cdc record"
 STATUS_EVERY_S: Final = 5.0
+_NO_SLOT_HINT: Final = (
+    "`cdc run` makes the slot and streams from it until it is stopped; --temporary records through "
+    "one of its own"
+)
 
 
 class Recorder:
@@ -100,11 +105,14 @@ class Recorder:
         if self._temporary:
             slot = f"{slot[:40]}_recording_{os.getpid()}"
             await stream.create_slot(slot, settings.plugin, temporary=True)
-        if settings.plugin == PGOUTPUT:
-            start = await self._choose_start(source)
-            await stream.start(slot, start.publications, from_lsn=start.from_lsn)
-        else:
-            await stream.start_wal2json(slot, temporary=self._temporary)
+        try:
+            if settings.plugin == PGOUTPUT:
+                start = await self._choose_start(source)
+                await stream.start(slot, start.publications, from_lsn=start.from_lsn)
+            else:
+                await stream.start_wal2json(slot, temporary=self._temporary)
+        except SlotMissing as error:
+            raise SlotMissing(str(error), hint=_NO_SLOT_HINT) from error
         header = Header(
             slot=slot,
             plugin=settings.plugin,

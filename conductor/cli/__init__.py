@@ -300,12 +300,19 @@ def generate_python(
     from conductor.cli import actions  # noqa: PLC0415 - lazy
 
     names = [name for part in schemas.split(",") if (name := part.strip())]
+    if not names:
+        raise typer.BadParameter("no schema is named", param_hint="--schemas")
     settings = _settings(dsn=db_url)
     source = _run(lambda: actions.generate_models(settings, names)).encode()
     if output is None:
         sys.stdout.buffer.write(source)
-    else:
+        return
+    try:
         output.write_bytes(source)
+    except OSError as error:
+        raise errors.ConfigError(
+            f"cannot write {output}: {error.strerror}", hint="Name another --output."
+        ) from None
 
 
 # --- what the commands share ------------------------------------------------------------------

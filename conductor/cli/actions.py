@@ -27,7 +27,7 @@ from conductor.codegen.rendering import render_module
 from conductor.comparison import Finding
 from conductor.config import PREFIX, Settings
 from conductor.contract import INTERNAL_QUEUE
-from conductor.enqueue import check_option, hint_queue
+from conductor.enqueue import Batch, check_option, hint_queue
 from conductor.errors import (
     ConfigError,
     DatabaseUnavailable,
@@ -36,8 +36,10 @@ from conductor.errors import (
     PrivilegeMissing,
     UnknownEvent,
     UnknownTask,
+    did_you_mean,
 )
 from conductor.logins import login_refused
+from conductor.metrics import STATES
 from conductor.migrations import Migration
 from conductor.store.operations import OperationStore, Row
 from conductor.store.overview import read_overview
@@ -47,6 +49,7 @@ from conductor.tracing import export
 
 T = TypeVar("T")
 
+_LISTED: Final = (*STATES, "completed", "failed", "cancelled")
 _ORCHESTRATOR: Final = (
     "metrics_host",
     "slots",
@@ -109,8 +112,7 @@ async def invoke(
     PayloadInvalid.
     """
     value = _parse(payload)
-    for option in ("key", "dedupe_key"):
-        check_option(option, options.get(option))
+    _check_options(task, **options)
     if app is not None:
         async with load_conductor(app) as conductor:
             handle = await conductor.invoke(task, value, **options)
@@ -119,9 +121,27 @@ async def invoke(
         queue = await store.task_queue(task)
         if queue is None:
             raise UnknownTask(task, await store.task_names(), hint=UnknownTask.hint)
-        job = await store.invoke_task(task, payload, **options)
+        try:
+            job = await store.invoke_task(task, payload, **options)
+        except psycopg.errors.InvalidParameterValue as error:  # what an ordered task cannot have
+            raise OptionInvalid(_line(error), hint=error.diag.message_hint) from error
         await hint_queue(connection, queue)
     return job
+
+
+def _check_options(
+    task: str, *, run_at: datetime | None, priority: int, key: str | None, dedupe_key: str | None
+) -> None:
+    """Raise OptionInvalid for what no job can have."""
+    Batch(
+        queue="",
+        task=task,
+        payloads=[b""],
+        run_at=run_at,
+        priority=priority,
+        keys=[key],
+        dedupe_keys=[dedupe_key or ""],
+    )
 
 
 async def emit(settings: Settings, event: str, payload: str, *, app: str | None) -> None:
@@ -146,7 +166,13 @@ async def read_top(settings: Settings) -> Row:
 
 
 async def list_jobs(settings: Settings, **filters: Any) -> list[Row]:
-    """Return the newest jobs."""
+    """Return the newest jobs. Raises OptionInvalid for a state that there is not."""
+    state = filters.get("state")
+    if state is not None and state not in _LISTED:
+        raise OptionInvalid(
+            f"unknown state {state!r}{did_you_mean(state, _LISTED)}",
+            hint=f"One of {', '.join(_LISTED)}.",
+        )
     async with _connected(settings) as (_, store):
         return await store.list_jobs(**filters)
 

@@ -15,6 +15,7 @@ from conductor.orchestrator import Orchestrator
 
 _OURS: Final = Path(__file__).parents[1]
 _LIBRARIES: Final = {get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+_NAME_HINT: Final = "Give MODULE:NAME, the module as in an import, not as a file: shop.tasks:app."
 _ABSENT_HINT: Final = "Run this in the module's folder, or install its package here."
 
 
@@ -24,6 +25,8 @@ def load_object(path: str, default: str) -> Any:
     Raises ConfigError, which says where an import failed.
     """
     name, _, attribute = path.partition(":")
+    if not name or name.startswith(".") or "/" in name:
+        raise ConfigError(f"{path!r} names no module", hint=_NAME_HINT)
     if "" not in sys.path:
         sys.path.insert(0, "")  # and it stays: the application may import more later
     try:
@@ -35,9 +38,10 @@ def load_object(path: str, default: str) -> Any:
         is_absent = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(
             f"{error.name}."
         )
+        absent_hint = _NAME_HINT if name.endswith(".py") else _ABSENT_HINT
         raise ConfigError(
             f"cannot import {name}: {type(error).__name__}: {error}",
-            hint=_ABSENT_HINT if is_absent else _place(error),
+            hint=absent_hint if is_absent else _place(error),
         ) from error
     found: Any = module
     for part in (attribute or default).split("."):

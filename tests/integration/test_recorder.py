@@ -171,5 +171,13 @@ async def test_a_file_that_is_no_recording(migrated: ScratchDatabase, tmp_path: 
     result = cdc(migrated, "decode", str(file))
     assert result.returncode == 65
     assert result.stderr.startswith("error: ")
-    missing = cdc(migrated, "decode", str(tmp_path / "missing"))
-    assert missing.returncode == 78
+    for path, why in (("missing", "No such file or directory"), (".", "Is a directory")):
+        refused = cdc(migrated, "decode", str(tmp_path / path))
+        assert refused.returncode == 78
+        assert refused.stderr.startswith(f"error: cannot open {tmp_path / path}: {why}\n")
+
+
+async def test_a_slot_that_is_not_there_yet(migrated: ScratchDatabase, tmp_path: Path) -> None:
+    result = cdc(migrated, "record", str(tmp_path / "recording"))
+    assert result.returncode == 65
+    assert "does not exist\nhint: `cdc run` makes the slot" in result.stderr
