@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import grimp
+import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHARED_WITH_CDC = {
@@ -56,3 +57,33 @@ def test_the_page_for_contributors_lists_what_is_shared() -> None:
     assert re.findall(r"`(\w+)`", named[1]) == sorted(
         name.removeprefix("conductor.") for name in SHARED_WITH_CDC
     )
+
+
+@pytest.mark.parametrize("package", ["cdc", "conductor"])
+def test_the_page_for_contributors_has_every_module_below_what_it_imports(package: str) -> None:
+    text = (PROJECT / "CONTRIBUTING.md").read_text()
+    table = text.partition(f"**`{package}`, ")[2].partition("\n\n")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`(\w+)/?`", line.split("|")[2]) for line in table.splitlines()[2:]]
+    row_of = {name: number for number, names in enumerate(rows) for name in names}
+    graph = grimp.build_graph(package, cache_dir=None)
+    modules = {name.split(".")[1] for name in graph.modules if "." in name} - {"__main__"}
+    listed = sorted(name for names in rows for name in names)
+    assert listed == sorted(modules), "CONTRIBUTING.md says of each module once what it is"
+    upwards = {
+        (importer, imported)
+        for importer in modules
+        for imported in _imported_by(graph, f"{package}.{importer}")
+        if row_of[imported] > row_of[importer]
+    }
+    assert upwards == set()
+
+
+def _imported_by(graph: grimp.ImportGraph, module: str) -> set[str]:
+    """What a module, or any within it, imports of its package: names of its first level."""
+    package = module.partition(".")[0]
+    return {
+        imported.split(".")[1]
+        for importer in {module} | graph.find_descendants(module)
+        for imported in graph.find_modules_directly_imported_by(importer)
+        if imported.startswith(f"{package}.")
+    }
