@@ -19,6 +19,9 @@ from tools.localpg.binaries import Binaries, BinariesNotFound
 
 # A Unix socket's whole path may have 107 bytes, of which `.s.PGSQL.65535.lock` takes 20.
 MAX_SOCKET_FOLDER = 80
+MEMORY = Path("/dev/shm")  # noqa: S108  # mkdtemp is safe there
+MEMORY_NEEDED_BYTES = 4 * 1024**3
+"""For what the servers of one run of the tests hold together, with much left for others."""
 
 
 class ProcessIdentity(TypedDict, total=False):
@@ -74,15 +77,31 @@ def server_account() -> Account:
     raise BinariesNotFound("root cannot run a server, and there is no user postgres or nobody")
 
 
-def make_home(account: Account) -> Path:
-    """Create the folder for everything of one server, with a path short enough for sockets."""
-    for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108  # mkdtemp is safe there
+def make_home(account: Account, *, in_memory: bool = False) -> Path:
+    """Create the folder for everything of one server, with a path short enough for sockets.
+
+    ``in_memory``: in a file system that is lost with the machine, where that has room.
+    """
+    memory = [str(MEMORY)] if in_memory and _has_room(MEMORY) else []
+    for parent in dict.fromkeys((*memory, tempfile.gettempdir(), "/tmp")):  # noqa: S108  # as above
         home = Path(tempfile.mkdtemp(prefix="localpg-", dir=parent))
         home.chmod(0o755 if account.identity else 0o700)  # the server's account must pass through
         if len(str(home)) <= MAX_SOCKET_FOLDER and _can_enter(account, home):
             return home
         home.rmdir()
     raise BinariesNotFound("no temporary folder that the server's account can enter")
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether a file system in memory can grow, and programs may be run from it."""
+    try:
+        found = os.statvfs(folder)
+        memory = Path("/proc/meminfo").read_text()
+    except OSError:
+        return False
+    free = found.f_bavail * found.f_frsize
+    available = int(memory.partition("MemAvailable:")[2].split()[0]) * 1024
+    return not found.f_flag & os.ST_NOEXEC and min(free, available) >= MEMORY_NEEDED_BYTES
 
 
 def _can_enter(account: Account, folder: Path) -> bool:

@@ -63,7 +63,8 @@ class PostgresServer:
     Args:
         binaries: what to run.
         settings: server settings (`postgres -c`), over the defaults above.
-        durable: off saves the fsyncs: right for tests, wrong for a benchmark.
+        durable: off saves the fsyncs, and the disk where there is memory enough: right for tests,
+            wrong for a benchmark.
         timeout_s: how long a start or a stop may take.
 
     Example:
@@ -112,7 +113,7 @@ class PostgresServer:
         return self._process.pid if running and self._process else None
 
     def __enter__(self) -> Self:
-        self.home = make_home(self._account)
+        self.home = make_home(self._account, in_memory=not self._durable)
         try:
             self._start_guard()
             self.binaries = usable_binaries(self.binaries, self._account, self.home)
