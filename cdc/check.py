@@ -236,7 +236,7 @@ def _judge_publication(settings: Settings, change: Plan) -> list[Finding]:
 
 
 def _judge_strange(ours: Publication, named: Collection[TableName]) -> list[Finding]:
-    """Name what is published beside what is ours. None of it is ever routed."""
+    """Name what our publication carries besides ours. None of it is ever routed."""
     strange = sorted(ours.table_names.difference(named))
     if not strange:
         return []

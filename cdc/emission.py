@@ -43,7 +43,7 @@ class Place:
 
 @dataclass(slots=True)
 class Emission(JobSpec):
-    """An emitted event, for who waits for it: like a job's specification, but it becomes none.
+    """An emitted event, for those who wait for it: like a job's specification, but it becomes none.
 
     `emitted_by` is the transaction that emitted it; None when its cluster is not the queue's.
     """

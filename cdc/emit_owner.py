@@ -22,7 +22,7 @@ _log: Any = structlog.get_logger("cdc")
 async def claim_emits(source: Connection, queue: Connection, slot: str) -> str | None:
     """Own the prefix for this slot, if nobody does; return what its messages carry, or None.
 
-    The queue database is told, for who wants to know which slot routes events.
+    The queue database is told, for those who want to know which slot routes events.
 
     Args:
         source: an ordinary connection to the source database.

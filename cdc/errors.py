@@ -54,7 +54,7 @@ class CdcError(Exception):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the row of its gap holds beside message and hint."""
+        """What the row of its gap holds besides message and hint."""
         return {}
 
 
@@ -185,7 +185,10 @@ class ValueUndecodable(CdcError):
     """A column's value is not UTF-8. A dead letter: the stream goes on."""
 
     exit_code = 65
-    hint = "correct the row in the source database, then replay the dead letter"
+    hint = (
+        "correct the row in the source database, which is a change of its own and gives a job; "
+        "the letter can then go: `cdc dead discard`"
+    )
 
 
 class UndecodableMessage(CdcError):
@@ -415,7 +418,7 @@ class TableMissing(PublicationError):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the row of its gap holds beside message and hint."""
+        """What the row of its gap holds besides message and hint."""
         return {"schema": self.table[0], "table": self.table[1]}
 
 

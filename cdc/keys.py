@@ -1,4 +1,4 @@
-"""The key of a change's job: of which columns it is made, and what the WAL tells of them. Pure."""
+"""The key of a change's job: which columns it is made of, and what the WAL tells of them. Pure."""
 
 from collections.abc import Sequence
 

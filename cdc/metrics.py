@@ -407,7 +407,7 @@ class Metrics:
         self._conditions[name].inc()
 
     def diverged(self, kind: str, count: int) -> None:
-        """So often the plugin could not tell what pgoutput would have."""
+        """The plugin could not tell, so many times, what pgoutput would have."""
         self._divergences[kind].inc(count)
 
     # --- making them ---------------------------------------------------------------------------

@@ -1,9 +1,8 @@
 """The replication commands and the SQL of a running sidecar.
 
-`publication_queries`, `gap_queries` and `operator_queries` have the rest. Statements for the source
-database come first, those for the queue database after them. Values travel as parameters; the few
-places where the grammar wants an identifier or a literal compose them with `psycopg.sql`. Nothing
-but these four modules holds SQL.
+The other modules named `…_queries` have the rest, and no other module holds SQL. Statements for the
+source database come first, those for the queue database after them. Values travel as parameters;
+the few places where the grammar wants an identifier or a literal compose them with `psycopg.sql`.
 """
 
 from collections.abc import Sequence

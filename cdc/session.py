@@ -71,7 +71,7 @@ from cdc.wire.wal2json import Decoder
 STANDBY_POLL_S: Final = 1.0
 MONITOR_EVERY_S: Final = 5.0
 WAITING_SIGHTINGS: Final = 3
-"""So often in a row the stream is seen waiting for a standby before that is a condition."""
+"""How often in a row the stream is seen waiting for a standby before that is a condition."""
 
 PROBE_AFTER_S: Final = 10.0
 HEARTBEAT_EVERY_S: Final = 10.0

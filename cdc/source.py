@@ -184,7 +184,7 @@ class ReplicationStream:
         Args:
             slot: its name.
             publications: what is streamed.
-            streaming: `off`: protocol 1; `on`: 2; `parallel`: 4. Else than protocol 1 is for
+            streaming: `off`: protocol 1; `on`: 2; `parallel`: 4. Anything but protocol 1 is for
                 `streaming.StreamedStream` to read.
             from_lsn: or from there, if the slot stands before it.
 

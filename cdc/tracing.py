@@ -1,4 +1,4 @@
-"""Spans of source transactions, for who has a tracer: from their commit to that of their jobs.
+"""Spans of source transactions, where there is a tracer: from their commit to that of their jobs.
 
 A span begins when the source committed (by its clock) and ends when the queue has committed the
 jobs, which carry its context: their runs are in the same trace. A transaction without a job leaves

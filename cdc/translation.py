@@ -27,7 +27,7 @@ class TranslationMetrics(Protocol):
     """What a translation reports."""
 
     def diverged(self, kind: str, count: int) -> None:
-        """So often the plugin could not tell what pgoutput would have."""
+        """The plugin could not tell, so many times, what pgoutput would have."""
 
 
 class TranslatedStream:

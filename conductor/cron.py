@@ -2,7 +2,7 @@
 
 Five fields, in the local time of an IANA zone. Where the clock is moved, as Debian's cron does it:
 
-- An expression whose minute and hour fields both begin with something else than ``*`` names times
+- An expression whose minute and hour fields both begin with anything but ``*`` names times
   of day: each fires once, also in the hour that an autumn night repeats (the first time), and one
   that a spring night leaves out fires as soon as that gap ends.
 - Any other names intervals: it fires at every instant whose local time matches.

@@ -258,7 +258,7 @@ class WalEmission:
     metadata: dict[str, Any] | None = None
 
     def traced(self) -> AbstractContextManager[Sending]:
-        """Trace that it is sent, for who traces."""
+        """Trace that it is sent, where there is a tracer."""
         return sending(INTERNAL_QUEUE, DISPATCH_TASK, self.payloads, self.metadata)
 
     def carrying(self, metadata: dict[str, Any] | None) -> WalEmission:

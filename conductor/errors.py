@@ -250,7 +250,7 @@ class BatchFailed(ConductorError):
     """Raise it in the handler of a batch: these jobs have failed, the others are done.
 
     ``failures`` maps places among the events to their errors. Each job is tried again, or not, by
-    its own error and attempts. A place that there is not fails them all.
+    its own error and attempts. A place that no job has fails them all.
 
     >>> raise BatchFailed({3: ValueError("no such product")})
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Traces, for who has OpenTelemetry: spans, and W3C trace context in the metadata of jobs.
+"""Traces, where OpenTelemetry is installed: spans, and W3C trace context in the metadata of jobs.
 
 A job carries the context of whoever made it as ``traceparent`` in its metadata; each of its runs is
 a span below that, in the same trace, whatever process it is in. Names and attributes follow

@@ -3,7 +3,7 @@
 Layouts: PostgreSQL documentation, "Logical Replication Message Formats". Numbers are big-endian,
 strings end with a zero byte, values are text (binary format is never asked for).
 
-Anything else than a whole, well-formed message raises `ProtocolError`. A message that stops short
+Anything but a whole, well-formed message raises `ProtocolError`. A message that stops short
 is noticed by the read that runs off its end (`struct.error`, `IndexError`), so the common case
 pays for no checks; every decoder then compares where it stopped with the payload's length.
 """

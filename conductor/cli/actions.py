@@ -166,7 +166,7 @@ async def read_top(settings: Settings) -> Row:
 
 
 async def list_jobs(settings: Settings, **filters: Any) -> list[Row]:
-    """Return the newest jobs. Raises OptionInvalid for a state that there is not."""
+    """Return the newest jobs. Raises OptionInvalid for an unknown state."""
     state = filters.get("state")
     if state is not None and state not in _LISTED:
         raise OptionInvalid(

@@ -1,4 +1,4 @@
-"""Named queries: the only place where the queue's SQL lives, beside the numbered migrations.
+"""Named queries: the only place where the queue's SQL lives, besides the numbered migrations.
 
 A file ``queries/<group>.sql`` holds statements, each under a line ``-- name: <query>``. Lines that
 are comments are for readers and are not sent. Statements are psycopg queries: ``%s`` or

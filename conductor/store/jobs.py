@@ -73,8 +73,8 @@ class Claim:
 
     ``look_back_s``: ranges start no later than this long ago. ``suspect_crashes``: the most crashes
     a suspect may have; None asks for no suspect. ``codes``: the versions of the tasks' handlers,
-    by task (JSON); ``variants``: likewise all that are there. ``lanes_after``: the calls of lanes
-    before this were looked at; 0: look at all, None: at none.
+    by task (JSON); ``variants``: likewise all that are there. ``lanes_after``: the heads of lanes
+    that were called for after this are offered first; 0: of all lanes, None: of none.
     """
 
     queue: str
@@ -85,9 +85,7 @@ class Claim:
     suspect_crashes: int | None = None
     codes: str = "{}"
     variants: str = "{}"
-    lanes_after: int | None = (
-        None  # offer the heads of lanes first, that were called for after this
-    )
+    lanes_after: int | None = None
 
 
 @dataclass(slots=True)

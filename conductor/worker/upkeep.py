@@ -1,4 +1,4 @@
-"""What a worker does beside its jobs: cancellations, and making jobs ready whose time has come.
+"""What a worker does besides its jobs: cancellations, and making jobs ready whose time has come.
 
 Runs on a connection of its own, so that neither waits for the hot path. Every worker promotes the
 due jobs of all queues and wakes those that something has come for, where whoever brought it could
