@@ -16,9 +16,9 @@ from orjson import loads
 from pydantic_core import to_json
 
 from conductor.codec import Codec
-from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE
+from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE, event_envelope
 from conductor.definitions import EventDefinition, Task, TaskDefinition
-from conductor.enqueue import check_option, check_ordered, metadata_text
+from conductor.enqueue import check_option, check_ordered, check_priority, metadata_text
 from conductor.errors import (
     ChildCancelled,
     ChildFailed,
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 Match = Mapping[str, Any]
 """Fields of an event's payload, or columns of a row, and the values they must have (as JSON)."""
 
-_RANKS: Final = range(-32767, 32768)
 _SCHEDULE_NAME_LENGTH: Final = 150
 _MEMBERS: Final[WeakKeyDictionary[Codec[Any], frozenset[str]]] = WeakKeyDictionary()
 _NO_TASK: Final[TaskDefinition[Any, Any]] = TaskDefinition("wait", "wait", Codec(Any), Codec(None))
@@ -124,10 +123,9 @@ def child_result(task: TaskDefinition[Any, Any] | Task[Any, Any], step: StoredSt
 
 def _rank(task: TaskDefinition[Any, Any] | Task[Any, Any], priority: int | None) -> int:
     bound = task.priority if isinstance(task, Task) else 0
-    rank = -(bound if priority is None else priority)
-    if rank not in _RANKS:
-        raise OptionInvalid(f"priority {-rank} is not between -32767 and 32767")
-    return rank
+    priority = bound if priority is None else priority
+    check_priority(priority)
+    return -priority
 
 
 def plan(
@@ -171,13 +169,12 @@ def check_schedule_name(name: Any) -> str:
 
 def emission(parent: JobInfo, event: EventDefinition[Any], payload: Any) -> NewJob:
     """Return the dispatch job of an event. Raises PayloadInvalid."""
-    encoded = event.encode_payload(payload)
     inherited = without_context(parent.metadata)
     return NewJob(
         queue=INTERNAL_QUEUE,
         task=DISPATCH_TASK,
         trigger="event",
-        payload=b'{"event":' + to_json(event.name) + b',"payload":' + encoded + b"}",
+        payload=event_envelope(event.name, event.encode_payload(payload)),
         metadata=None if inherited is None else to_json(inherited),
     )
 

@@ -34,8 +34,8 @@ from conductor.definitions import (
 from conductor.emitting import Emitter
 from conductor.enqueue import (
     DEDUPE_FOR,
-    Batch,
     Enqueued,
+    JobBatch,
     Outcome,
     cancel,
     enqueue,
@@ -275,7 +275,7 @@ class Conductor(Declarations[D], Emitter, Scheduling):
         options: InvokeOptions,
         keys: Sequence[str | None] | None = None,
         dedupe_keys: Sequence[str] | None = None,
-    ) -> Batch:
+    ) -> JobBatch:
         """Return the checked batch that `invoke` and `invoke_many` enqueue."""
         check_options(options, InvokeOptions.__annotations__)
         definition = self._known_task(task)
@@ -285,7 +285,7 @@ class Conductor(Declarations[D], Emitter, Scheduling):
         delay, key, once = options.get("delay"), options.get("key"), options.get("dedupe_key")
         if (key is not None and keys) or (once is not None and dedupe_keys):
             raise OptionInvalid("a key for all payloads, or one for each: not both")
-        return Batch(
+        return JobBatch(
             queue=definition.queue,
             task=definition.name,
             payloads=encoded,
@@ -312,7 +312,7 @@ class Conductor(Declarations[D], Emitter, Scheduling):
         return known
 
     def handles(
-        self, batch: Batch, jobs: Sequence[Enqueued], *, committed: bool
+        self, batch: JobBatch, jobs: Sequence[Enqueued], *, committed: bool
     ) -> list[JobHandle[Any]]:
         """Return handles for what a batch has become."""
         return [
@@ -322,7 +322,7 @@ class Conductor(Declarations[D], Emitter, Scheduling):
 
     async def enqueue_batch(
         self,
-        batch: Batch,
+        batch: JobBatch,
         connection: AsyncConnection[Any] | None = None,
         *,
         hint: bool = False,
@@ -334,7 +334,7 @@ class Conductor(Declarations[D], Emitter, Scheduling):
         return jobs
 
     async def _enqueue(
-        self, batch: Batch, connection: AsyncConnection[Any] | None, *, hint: bool
+        self, batch: JobBatch, connection: AsyncConnection[Any] | None, *, hint: bool
     ) -> list[Enqueued]:
         if connection is not None:
             jobs = await enqueue(connection, batch)

@@ -13,7 +13,7 @@ from hashlib import blake2s
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from orjson import loads
+from orjson import dumps, loads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -145,6 +145,15 @@ def encode_keyed_rows(specs: Iterable[JobSpec], now_us: int) -> bytes:
             for spec in specs
         ]
     )
+
+
+def event_envelope(event: str, payload: bytes) -> bytes:
+    """Return the payload of jobs of an emitted event, whose own payload is JSON text.
+
+    >>> event_envelope("order.paid", b'{"id":7}')
+    b'{"event":"order.paid","payload":{"id":7}}'
+    """
+    return b'{"event":%b,"payload":%b}' % (dumps(event), payload)
 
 
 def queue_and_task(head: bytes) -> tuple[str, str]:

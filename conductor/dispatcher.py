@@ -87,7 +87,7 @@ class MovingCursor:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Dispatched:
     """What became of one batch of dispatch jobs."""
 
     jobs: list[tuple[Subscription, Dispatch]]
@@ -154,7 +154,7 @@ class Dispatcher:
             self._hint(queue)
         return len(taken)
 
-    def _count(self, batch: Batch) -> None:
+    def _count(self, batch: Dispatched) -> None:
         self._dispatched.inc(batch.events)
         self._unmatched.inc(batch.unmatched)
         self._undelivered.inc(batch.undelivered)
@@ -169,10 +169,10 @@ class Dispatcher:
             self._metrics.get(ENQUEUED, queue, task, "event").inc(count)
 
 
-async def _fan_out(store: DispatchStore, waits: WaitStore, taken: Sequence[Dispatch]) -> Batch:
+async def _fan_out(store: DispatchStore, waits: WaitStore, taken: Sequence[Dispatch]) -> Dispatched:
     """Insert the jobs of what was taken, in the transaction that took it."""
     if not taken:
-        return Batch([], 0, 0, 0)
+        return Dispatched([], 0, 0, 0)
     events, refused = read_events(taken)
     subscriptions = await store.subscriptions_of({event for event, _ in events})
     index = EventIndex(subscriptions.read)
@@ -186,7 +186,7 @@ async def _fan_out(store: DispatchStore, waits: WaitStore, taken: Sequence[Dispa
     waiting = await leave_word(waits, [_message(*event) for event in events if event[1].emitted_by])
     unmatched = sum(1 for event, _ in events if not index.match(event)) if not waiting else 0
     undelivered = sum(subscriptions.unreadable[event] for event, _ in events)
-    return Batch(jobs, len(events), unmatched, len(refused), len(failed), waiting, undelivered)
+    return Dispatched(jobs, len(events), unmatched, len(refused), len(failed), waiting, undelivered)
 
 
 def _message(event: str, dispatch: Dispatch) -> Message:

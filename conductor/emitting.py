@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from typing_extensions import TypeVar
 
 from conductor.binding import refuse_second
-from conductor.enqueue import Batch, Enqueued, Via, WalEmission, emission, emit_through_wal
+from conductor.enqueue import Enqueued, JobBatch, Via, WalEmission, emission, emit_through_wal
 from conductor.errors import UnknownEvent
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Emitter(ABC):
 
     @abstractmethod
     async def enqueue_batch(
-        self, batch: Batch, connection: AsyncConnection[Any] | None = None, *, hint: bool = False
+        self, batch: JobBatch, connection: AsyncConnection[Any] | None = None, *, hint: bool = False
     ) -> list[Enqueued]:
         """Enqueue a batch on the caller's connection, or commit it on one of the client's own."""
 
@@ -139,7 +139,7 @@ class Emitter(ABC):
         event: EventDefinition[Any] | str,
         payloads: Iterable[Any],
         metadata: dict[str, Any] | None,
-    ) -> Batch:
+    ) -> JobBatch:
         """Return the checked batch that `emit` and `emit_many` enqueue."""
         definition = self._known_event(event)
         encoded = [definition.encode_payload(payload) for payload in payloads]

@@ -15,7 +15,7 @@ import psycopg
 from pydantic_core import to_json
 
 from conductor import texts
-from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE, LANE_KEY_LENGTH
+from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE, LANE_KEY_LENGTH, event_envelope
 from conductor.errors import EmitRefused, OptionInvalid
 from conductor.sql import load
 from conductor.tracing import sending
@@ -62,7 +62,7 @@ LAST_INSTANT: Final = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class JobBatch:
     """Jobs of one task that share everything but payload and keys. Raises OptionInvalid.
 
     ``payloads`` are JSON text. ``run_at`` (aware) and ``delay`` count from the database's now; the
@@ -91,8 +91,7 @@ class Batch:
             raise OptionInvalid(f"run_at {self.run_at} is after {LAST_INSTANT:%Y-%m-%d}")
         if self.delay is not None and self.delay > _LONGEST:
             raise OptionInvalid(f"delay {self.delay} is longer than a thousand years")
-        if self.priority not in _PRIORITIES:
-            raise OptionInvalid(f"priority {self.priority} is not between -32767 and 32767")
+        check_priority(self.priority)
         if not timedelta() < self.dedupe_for <= _LONGEST:
             raise OptionInvalid(
                 f"dedupe_for {self.dedupe_for} is not between now and in a thousand years"
@@ -110,7 +109,7 @@ class Batch:
                 priority=self.priority,
             )
 
-    def carrying(self, metadata: dict[str, Any] | None) -> Batch:
+    def carrying(self, metadata: dict[str, Any] | None) -> JobBatch:
         """Return the batch with other metadata."""
         return self if metadata is self.metadata else replace(self, metadata=metadata)
 
@@ -135,6 +134,12 @@ class Batch:
             "ordered": self.ordered or None,
         }
         return _ENQUEUE_ONCE, parameters | once
+
+
+def check_priority(priority: int) -> None:
+    """Raise OptionInvalid for a priority that no job can have."""
+    if priority not in _PRIORITIES:
+        raise OptionInvalid(f"priority {priority} is not between -32767 and 32767")
 
 
 def check_ordered(task: str, keys: Sequence[str | None], *, delayed: bool, priority: int) -> None:
@@ -190,19 +195,18 @@ class Outcome(NamedTuple):
     error: str | None
 
 
-def emission(event: str, payloads: Sequence[bytes], metadata: dict[str, Any] | None) -> Batch:
+def emission(event: str, payloads: Sequence[bytes], metadata: dict[str, Any] | None) -> JobBatch:
     """Return the dispatch jobs that stand for emitted events (see `conductor.contract`)."""
-    head = b'{"event":' + to_json(event) + b',"payload":'
-    return Batch(
+    return JobBatch(
         queue=INTERNAL_QUEUE,
         task=DISPATCH_TASK,
         trigger="event",
-        payloads=[head + payload + b"}" for payload in payloads],
+        payloads=[event_envelope(event, payload) for payload in payloads],
         metadata=metadata,
     )
 
 
-async def enqueue(connection: AsyncConnection[Any], batch: Batch) -> list[Enqueued]:
+async def enqueue(connection: AsyncConnection[Any], batch: JobBatch) -> list[Enqueued]:
     """Enqueue a batch; the answer is in the order of its payloads. A large one goes by COPY."""
     if batch.dedupe_keys is None and len(batch.payloads) >= _COPY_FROM:
         return await _copy(connection, batch)
@@ -217,7 +221,7 @@ def _copy_text(value: str | int | None) -> str:
     return str(value).translate(_COPY_ESCAPES)
 
 
-async def _copy(connection: AsyncConnection[Any], batch: Batch) -> list[Enqueued]:
+async def _copy(connection: AsyncConnection[Any], batch: JobBatch) -> list[Enqueued]:
     _, parameters = batch.statement()
     count = len(batch.payloads)
     async with connection.transaction():  # one, for an event's jobs say which emitted it
@@ -243,7 +247,7 @@ async def _copy(connection: AsyncConnection[Any], batch: Batch) -> list[Enqueued
     return [Enqueued(job, is_new=True) for job, *_ in reserved]
 
 
-def enqueue_blocking(connection: Connection[Any], batch: Batch) -> list[Enqueued]:
+def enqueue_blocking(connection: Connection[Any], batch: JobBatch) -> list[Enqueued]:
     """Enqueue a batch on a connection of synchronous code."""
     return [Enqueued(*row) for row in connection.execute(*batch.statement()).fetchall()]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, overload
 
 from typing_extensions import TypeVar, Unpack
 
-from conductor.enqueue import Batch, Via, emit_through_wal_blocking, enqueue_blocking
+from conductor.enqueue import JobBatch, Via, emit_through_wal_blocking, enqueue_blocking
 from conductor.job import JobHandle
 from conductor.store.schedules import drop_schedule_blocking, put_schedule_blocking
 from conductor.tracing import sending
@@ -269,7 +269,7 @@ class SyncConductor:
         return drop_schedule_blocking(connection, task.name, name)
 
     def _enqueue(
-        self, batch: Batch, connection: Connection[Any] | None
+        self, batch: JobBatch, connection: Connection[Any] | None
     ) -> list[SyncJobHandle[Any]]:
         conductor = self._conductor
         if connection is None:

@@ -38,8 +38,6 @@ _WAIT_S: Final = 600.0  # for a connection: others' transactions go first
 
 _LIMIT: Final = load("steps")["limit_idle"]
 
-"""True in the function of a `ctx.transaction`."""
-
 
 class CommitUnknown(Exception):  # noqa: N818 - says what happened; never seen by a handler
     """The connection was lost while committing: nobody knows whether it was. ``cause`` says why."""

@@ -27,7 +27,7 @@ from conductor.codegen.rendering import render_module
 from conductor.comparison import Finding
 from conductor.config import PREFIX, Settings
 from conductor.contract import INTERNAL_QUEUE
-from conductor.enqueue import Batch, check_option, hint_queue
+from conductor.enqueue import JobBatch, check_option, hint_queue
 from conductor.errors import (
     ConfigError,
     DatabaseUnavailable,
@@ -133,7 +133,7 @@ def _check_options(
     task: str, *, run_at: datetime | None, priority: int, key: str | None, dedupe_key: str | None
 ) -> None:
     """Raise OptionInvalid for what no job can have."""
-    Batch(
+    JobBatch(
         queue="",
         task=task,
         payloads=[b""],

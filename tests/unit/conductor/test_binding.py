@@ -25,8 +25,8 @@ from conductor import (
     define_task,
 )
 from conductor.calls import child
-from conductor.definitions import Batch as Batching
-from conductor.enqueue import Batch
+from conductor.definitions import Batch
+from conductor.enqueue import JobBatch
 from conductor.errors import (
     ConductorError,
     DefinitionInvalid,
@@ -41,7 +41,7 @@ from conductor.errors import (
 from conductor.matching import ChangeFilter
 from conductor.retry import RetryPolicy
 
-BATCH = Batching(size=5)
+BATCH = Batch(size=5)
 
 
 class Greeting(BaseModel):
@@ -294,7 +294,7 @@ def test_the_name_of_an_application_is_checked() -> None:
 def test_an_invocation_is_checked_before_it_is_sent() -> None:
     conductor = client()
     batch = conductor.invocation(greet, [Greeting(name="Ada")], {"delay": 5, "key": "k"})
-    assert batch == Batch(
+    assert batch == JobBatch(
         queue="mail",
         task="greet",
         payloads=[b'{"name":"Ada"}'],
@@ -364,7 +364,7 @@ def test_what_cannot_be_meant_of_keys_and_batches_is_refused(
 @pytest.mark.parametrize("options", [{"size": 0}, {"size": 10_001}, {"wait_s": -1}])
 def test_batches_have_limits(options: Any) -> None:
     with pytest.raises(DefinitionInvalid):
-        Batching(**options)
+        Batch(**options)
 
 
 @pytest.mark.parametrize("coalesce_s", [0, -1, 100_000])
@@ -412,10 +412,10 @@ WRONG_ARGUMENTS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any],
     (Orchestrator, (handler,), {}, "the conductor is not Conductor"),
     (Orchestrator, (Conductor(DSN), [handler]), {}, "a task of the orchestrator is not Task"),
     (Database.from_module, ("database_types",), {}, "module is not module, but 'database_types'"),
-    (Batching, (), {"sice": 3}, "Batch at .* has no option 'sice'; did you mean 'size'"),
+    (Batch, (), {"sice": 3}, "Batch at .* has no option 'sice'; did you mean 'size'"),
     (RetryPolicy, (), {"inital_s": 3}, "RetryPolicy at .*; did you mean 'initial_s'"),
     (RetryPolicy, (), {"max_s": "1h"}, "max_s is not int or float, but '1h'"),
-    (Batching, (), {"size": "3"}, "the size of a batch is not int, but '3'"),
+    (Batch, (), {"size": "3"}, "the size of a batch is not int, but '3'"),
     (client().task, (handler,), {}, "what @conductor.task is given is not TaskDefinition or str"),
     (client().task, (), {}, "missing a required argument: 'target'"),
     (TableRow.__init_subclass__, (), {"tabel": "public.t"}, "'tabel'; did you mean 'table'"),
