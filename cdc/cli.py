@@ -108,7 +108,7 @@ def check(slot: Slot = None, publication: Publication = None, as_json: AsJson = 
     else:
         for finding in findings:
             fix = f" → {finding.fix}" if finding.fix else ""
-            typer.echo(f"{_colour(finding.level)} {finding.message}{fix}")
+            typer.echo(f"{_colour(finding.level)} {_printable(finding.message + fix)}")
     raise typer.Exit(exit_code(findings))
 
 
@@ -228,7 +228,7 @@ def dead_list(
         _print_json(letters)
     for letter in () if as_json else letters:
         facts = (letter["commit_lsn"], letter["task"] or "?", letter["table"] or "?")
-        typer.echo(f"{letter['id']} {' '.join(facts)} {letter['error']}")
+        typer.echo(_printable(f"{letter['id']} {' '.join(facts)} {letter['error']}"))
 
 
 @dead.command("show")
@@ -283,7 +283,7 @@ def _print_outcomes(outcomes: "list[Outcome]", *, as_json: bool) -> None:
         for outcome in outcomes:
             jobs = f" {outcome.jobs}" if outcome.jobs > 1 else ""
             why = f": {outcome.error}" if outcome.error else ""
-            typer.echo(f"{outcome.id} {outcome.result}{jobs}{why}")
+            typer.echo(_printable(f"{outcome.id} {outcome.result}{jobs}{why}"))
     if any(outcome.result in {"kept", "missing"} for outcome in outcomes):
         raise typer.Exit(_EXIT_REFUSED)
 
@@ -305,7 +305,7 @@ def slot_list(as_json: AsJson = False) -> None:
         state = row["problem"] or ("fits its progress" if row["ours"] else "not ours")
         who = f", PID {row['active_pid']} streams" if row["active_pid"] else ""
         condition = f"{row['condition']}: " if row["condition"] else ""
-        typer.echo(f"{_colour(level)} {row['slot']}: {condition}{state}{who}")
+        typer.echo(f"{_colour(level)} {row['slot']}: {_printable(f'{condition}{state}{who}')}")
 
 
 @slots.command("drop")
@@ -413,7 +413,7 @@ def _print_proposal(settings: "Settings", proposal: "Proposal") -> None:
 
 def _comment(text: str) -> None:
     """Print a line that SQL ignores, whatever names are in it."""
-    typer.echo(f"-- {' '.join(text.split())}")
+    typer.echo(f"-- {_printable(' '.join(text.split()))}")
 
 
 def _print_status(report: dict[str, Any]) -> None:
@@ -427,7 +427,7 @@ def _print_status(report: dict[str, Any]) -> None:
     for name, value in report.items():
         if not isinstance(value, list) and value is not None:
             size = f" ({decimal(value)})" if name.endswith("bytes") and value >= 1000 else ""
-            facts.add_row(name.replace("_", " "), escape(f"{value}{size}"))
+            facts.add_row(name.replace("_", " "), escape(_printable(f"{value}{size}")))
     console.print(facts)
     tables = ("subscriptions", "publication_drift", "publication_lacks", "sidecars", "gaps")
     for name in tables:
@@ -446,12 +446,17 @@ def _print_status(report: dict[str, Any]) -> None:
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _printable(text: str) -> str:
+    """Return a text for a terminal, without what would steer it: rows and names may be in it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _fail(error: CdcError) -> None:
-    typer.echo(f"error: {error}", err=True)
-    typer.echo(f"hint: {error.hint}", err=True)
+    typer.echo(_printable(f"error: {error}"), err=True)
+    typer.echo(_printable(f"hint: {error.hint}"), err=True)
     sys.exit(error.exit_code)
 
 

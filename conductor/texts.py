@@ -89,6 +89,15 @@ def clean(text: str) -> str:
     return text.replace("\0", "").encode(errors="replace").decode()
 
 
+def printable(text: str) -> str:
+    r"""Return a text for a terminal: what would steer it is replaced, lines and tabs stay.
+
+    >>> printable("red: \x1b[31m").isprintable()
+    True
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
 def check_value(value: Any) -> None:
     """Raise TextInvalid for the first key or string in a value that PostgreSQL cannot hold."""
     for place, text in _texts(value, ()):

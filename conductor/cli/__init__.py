@@ -276,7 +276,7 @@ def check(
         output.print_json([finding.to_json() for finding in found])
     else:
         for finding in found:
-            typer.echo(str(finding))
+            typer.echo(_line(str(finding)))
         count = f"{len(found)} difference{'s' if len(found) > 1 else ''}"
         typer.echo(count if found else "no differences", err=True)
     if found:
@@ -363,4 +363,6 @@ def _fail_as_bug() -> NoReturn:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    from conductor.texts import printable  # noqa: PLC0415 - lazy
+
+    return printable(" ".join(text.split()))

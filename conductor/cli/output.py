@@ -1,4 +1,4 @@
-"""How results are shown: JSON, or tables for people."""
+"""How results are shown: JSON, or tables for people. No text of anybody's steers the terminal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, Final
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from conductor.texts import printable
 
 _LISTED: Final = ("id", "task", "state", "queue", "trigger", "attempt", "ended_or_due")
 _SCHEDULED: Final = ("task", "name", "expression", "timezone", "next_at", "last_at", "made")
@@ -81,9 +83,9 @@ def print_job(row: dict[str, Any]) -> None:
 def _text(value: Any) -> str:
     if isinstance(value, dict) and "traceback" in value:
         facts = {key: fact for key, fact in value.items() if key != "traceback"}
-        return f"{json.dumps(facts, indent=2)}\n{value['traceback']}"
+        return f"{json.dumps(facts, indent=2)}\n{printable(str(value['traceback']))}"
     return json.dumps(value, indent=2)
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else escape(str(value))
+    return "" if value is None else escape(printable(str(value)))

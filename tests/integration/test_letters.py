@@ -221,12 +221,15 @@ async def test_a_change_that_a_job_waits_for_wakes_it(shop: ScratchDatabase) -> 
 
 async def test_the_command_line(shop: ScratchDatabase) -> None:
     ids = [str(letter["id"]) for letter in letters(shop)]
-    assert "FilterFailed" in cdc(shop, "dead", "list").stdout
+    query(shop.dsn, "update conductor.dead_letters set error = error || e'\\x1b]0;gotcha'")
+    shown = cdc(shop, "dead", "list").stdout
+    assert "FilterFailed" in shown
+    assert "\x1b" not in shown  # it would steer the terminal
     listed = json.loads(cdc(shop, "dead", "list", "--json", "--limit", "2").stdout)
     assert [(row["task"], row["table"]) for row in listed] == [("broken", "public.t")] * 2
     assert listed == await list_letters(settings_for(shop), 2)
-    shown = json.loads(cdc(shop, "dead", "show", ids[0]).stdout)
-    assert (shown["op"], shown["new"]["mood"], shown["new"]["id"]) == ("insert", "sad", "1")
+    letter = json.loads(cdc(shop, "dead", "show", ids[0]).stdout)
+    assert (letter["op"], letter["new"]["mood"], letter["new"]["id"]) == ("insert", "sad", "1")
     assert cdc(shop, "dead", "show", "99").returncode == 78
     assert cdc(shop, "dead", "redrive").returncode == 2
     assert cdc(shop, "dead", "redrive", "--all", ids[0]).returncode == 2
