@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from conductor.errors import FilterFailed, FilterInvalid, UnknownColumn, did_you_mean
@@ -54,9 +55,10 @@ _FUNCTIONS: Final = frozenset({
 })  # fmt: skip
 _CACHED: Final = 4096
 _MAX_LENGTH: Final = 65_535
-_MAX_OPERATORS: Final = 2_000
-"""The library recurses once for each operator of a chain: many thousands end the process."""
-_OPERATORS: Final = frozenset("+-*/%<>=!.[")
+_MAX_OPERATORS: Final = 1_000
+"""The library recurses once for each operator of a chain: 1,500 end a process in a thread with 1 MB
+of stack, which is all that some platforms give a thread."""
+_OPERATORS: Final = frozenset({*"+-*/%<>!.[", "in"})  # and ==, of two marks
 
 _TOKEN: Final = re.compile(
     r"""(?P<blank>\s+|//[^\n]*)
@@ -187,7 +189,10 @@ def _compile(source: str) -> Filter:
 
 
 def _check_size(source: str, tokens: tuple[Token, ...]) -> None:
-    operators = sum(token.kind == "mark" and token.text in _OPERATORS for token in tokens)
+    operators = sum(
+        token.text in _OPERATORS or before.text == token.text == "="
+        for before, token in pairwise((_END, *tokens))
+    )
     if len(source) > _MAX_LENGTH or operators > _MAX_OPERATORS:
         raise FilterInvalid(
             f"filter '{source[:40]}…' has {len(source)} characters and {operators} operators: at"

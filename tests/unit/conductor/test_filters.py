@@ -105,10 +105,11 @@ def test_only_text_is_compiled(source: Any) -> None:
 @pytest.mark.parametrize(
     "source",
     ["+".join(["1"] * 20_000), "new" + ".a" * 20_000, "new.l" + "[0]" * 20_000,
-     "true == " * 20_000 + "true", "string(" * 20_000 + "1" + ")" * 20_000],
+     "true == " * 20_000 + "true", "string(" * 20_000 + "1" + ")" * 20_000,
+     "1 in " * 10_000 + "[1]"],
 )  # fmt: skip
 def test_what_would_end_the_process_is_refused(source: str) -> None:
-    with pytest.raises(FilterInvalid, match="operators: at most 65535 and 2000"):
+    with pytest.raises(FilterInvalid, match="operators: at most 65535 and 1000"):
         filters.compile(source)
     assert isinstance(filters.compile_stored(source), filters.BrokenFilter)
 
@@ -116,8 +117,34 @@ def test_what_would_end_the_process_is_refused(source: str) -> None:
 def test_long_filters_are_evaluated() -> None:
     choices = filters.compile(f"new.id in [{', '.join(map(str, range(9_000)))}]")
     assert choices.matches({"new": {"id": 8_999}})
-    terms = filters.compile(" || ".join(f"new.id == {number}" for number in range(600)))
-    assert terms.matches({"new": {"id": 599}})
+    terms = filters.compile(" || ".join(f"new.id == {number}" for number in range(500)))
+    assert terms.matches({"new": {"id": 499}})
+
+
+IN_A_SMALL_THREAD = """
+import sys, threading
+from conductor import filters
+
+def run():
+    print(filters.compile(sys.argv[1]).matches({"new": {}}))
+
+threading.stack_size(1024 * 1024)
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize("depth", [1, 90])
+def test_the_longest_chain_fits_on_the_stack_of_a_small_thread(depth: int) -> None:
+    source = "1"
+    for _ in range(depth):
+        source = f"[1].map(x, {source}{'+1' * (999 // depth - 3)})[0]"
+    with pytest.raises(FilterInvalid, match="operators: at most"):
+        filters.compile(source + "+1" * 20 + " > 0")
+    command = [sys.executable, "-c", IN_A_SMALL_THREAD, f"{source} > 0"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "True\n"), ended.stderr
 
 
 def test_the_librarys_own_panic_is_an_error_of_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
