@@ -18,7 +18,13 @@ from pydantic_core import to_json
 from conductor.codec import Codec
 from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE, event_envelope
 from conductor.definitions import EventDefinition, Task, TaskDefinition
-from conductor.enqueue import check_option, check_ordered, check_priority, metadata_text
+from conductor.enqueue import (
+    check_option,
+    check_ordered,
+    check_priority,
+    duration_s,
+    metadata_text,
+)
 from conductor.errors import (
     ChildCancelled,
     ChildFailed,
@@ -85,7 +91,7 @@ def child(
     check_options(options, ChildOptions.__annotations__)
     definition = definition_of(task)
     rank = _rank(task, options.get("priority"))
-    delay, key = options.get("delay", 0.0), options.get("key")
+    delay, key = options.get("delay") or 0.0, options.get("key")
     check_option("key", key)
     if definition.ordered:
         check_ordered(definition.name, [key], delayed=bool(delay), priority=-rank)
@@ -99,7 +105,7 @@ def child(
         key=key,
         ordered=definition.ordered,
         metadata=None if metadata is None else metadata_text(metadata),
-        after_s=delay.total_seconds() if isinstance(delay, timedelta) else delay,
+        after_s=duration_s("delay", delay),
     )
 
 

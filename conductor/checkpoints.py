@@ -120,7 +120,7 @@ class Checkpoints:
             self._wanted.set()
         try:
             written = await self._write([step for step, _ in batch])
-        except psycopg.Error:
+        except Exception:  # noqa: BLE001 - a value that cannot even be sent is one step's fault too
             await self._write_singly(batch)
         else:
             self._answer(batch, written)
@@ -137,18 +137,20 @@ class Checkpoints:
         )
 
     async def _try(self, operation: Callable[[AsyncConnection[Any]], Awaitable[T]]) -> T:
-        """Do it, again and again while that can help. Raises psycopg.Error when it cannot."""
+        """Do it, again and again while that can help. Raises what it says when it cannot."""
 
-        async def attempt(connection: AsyncConnection[Any]) -> tuple[T] | psycopg.Error:
+        async def attempt(connection: AsyncConnection[Any]) -> tuple[T] | Exception:
             try:
                 return (await operation(connection),)
             except psycopg.Error as error:
                 if is_transient(error) or connection.closed:
                     raise
                 return error
+            except Exception as error:  # noqa: BLE001 - of a value that is none of its column's
+                return error
 
         result = await self._session.insist(attempt)
-        if isinstance(result, psycopg.Error):
+        if isinstance(result, Exception):
             raise result
         return result[0]
 
@@ -175,8 +177,9 @@ def _refusals(what: str, waiting: Iterable[asyncio.Future[Any]]) -> Iterator[Non
     """Tell who waits what the database has refused, and why."""
     try:
         yield
-    except psycopg.Error as error:
-        state = f" (SQLSTATE {error.sqlstate})" if error.sqlstate else ""
+    except Exception as error:  # noqa: BLE001 - told to whom it concerns
+        sqlstate = error.sqlstate if isinstance(error, psycopg.Error) else None
+        state = f" (SQLSTATE {sqlstate})" if sqlstate else ""
         why = f"{type(error).__name__}: {' '.join(str(error).split())}{state}"
         for future in waiting:
             if not future.done():

@@ -23,7 +23,7 @@ from conductor import calls, tracing
 from conductor.calls import ChildOptions, Expected, Match, ScheduleOptions
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import Deadline, Gather, Run, gathering, is_over
-from conductor.enqueue import LAST_INSTANT
+from conductor.enqueue import LAST_INSTANT, duration_s
 from conductor.errors import FenceLost, JobCancelled, OptionInvalid
 from conductor.job import JobHandle
 from conductor.replay import UNSET, decode_step, encode_step, inside, step_codec
@@ -145,7 +145,7 @@ class Context(BaseContext[D]):
 
         The job holds no slot meanwhile; the handler then runs again from the top.
         """
-        await self._settled(self._run.sleep(name, Deadline.after(duration)))
+        await self._settled(self._run.sleep(name, lasting(duration)))
 
     async def sleep_until(self, name: str, instant: datetime) -> None:
         """Sleep durably until an instant (with a time zone) of the database's clock."""
@@ -576,6 +576,11 @@ async def _first(tasks: Sequence[asyncio.Future[Any]]) -> int:
     """Return the place of the first that has ended."""
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     return next(place for place, task in enumerate(tasks) if task.done())
+
+
+def lasting(duration: float | timedelta) -> Deadline:
+    """Return the end of a sleep from when it is first reached. Raises OptionInvalid."""
+    return Deadline(delay_s=duration_s("duration", duration))
 
 
 def aware(instant: datetime) -> datetime:

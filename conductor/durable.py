@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from pydantic_core import from_json, to_json
 
 from conductor import tracing
+from conductor.enqueue import duration_s
 from conductor.errors import (
     FenceLost,
     StepMisplaced,
@@ -83,10 +84,8 @@ class Deadline:
 
     @classmethod
     def after(cls, timeout: float | timedelta | None) -> Deadline:
-        """Return the deadline of a timeout; None: there is none."""
-        if isinstance(timeout, timedelta):
-            timeout = timeout.total_seconds()
-        return cls(delay_s=timeout)
+        """Return the deadline of a timeout; None: there is none. Raises OptionInvalid."""
+        return cls(delay_s=None if timeout is None else duration_s("timeout", timeout))
 
 
 class StepLog(Protocol):

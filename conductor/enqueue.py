@@ -142,6 +142,22 @@ def check_priority(priority: int) -> None:
         raise OptionInvalid(f"priority {priority} is not between -32767 and 32767")
 
 
+def duration_s(what: str, duration: float | timedelta) -> float:
+    """Return a duration in seconds. Raises OptionInvalid for what is none, or cannot be stored.
+
+    >>> duration_s("delay", timedelta(minutes=1))
+    60.0
+    """
+    try:
+        exact = duration if isinstance(duration, timedelta) else timedelta(seconds=duration)
+    except (TypeError, ValueError, OverflowError) as error:
+        hint = "Seconds, or a timedelta."
+        raise OptionInvalid(f"{what} {duration!r} is not a time", hint=hint) from error
+    if abs(exact) > _LONGEST:
+        raise OptionInvalid(f"{what} {duration} is longer than a thousand years")
+    return exact.total_seconds()
+
+
 def check_ordered(task: str, keys: Sequence[str | None], *, delayed: bool, priority: int) -> None:
     """Raise OptionInvalid for what jobs of an ordered task cannot have, or must."""
     if delayed or priority:

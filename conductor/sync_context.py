@@ -16,7 +16,7 @@ from typing_extensions import TypeForm, TypeVar, Unpack
 
 from conductor import calls, tracing
 from conductor.calls import ChildOptions, Expected, Match, ScheduleOptions
-from conductor.context import BaseContext, Timeout, aware, raise_if_cancelled
+from conductor.context import BaseContext, Timeout, aware, lasting, raise_if_cancelled
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import Deadline, Run, is_over
 from conductor.errors import FenceLost
@@ -80,7 +80,7 @@ class SyncContext(BaseContext[D]):
 
     def sleep(self, name: str, duration: float | timedelta) -> None:
         """Like `Context.sleep`; leaves the handler by raising, so keep no resource open."""
-        self._settled(self._run.sleep(name, Deadline.after(duration)))
+        self._settled(self._run.sleep(name, lasting(duration)))
 
     def sleep_until(self, name: str, instant: datetime) -> None:
         """Like `Context.sleep_until`; leaves the handler by raising."""

@@ -210,56 +210,6 @@ async def test_a_failure_is_not_kept_of_what_has_committed(workshop: Workshop) -
     assert (row["state"], row["error"]["type"]) == ("failed", "StepOrderChanged")
 
 
-REFUSES = """
-create sequence sent;
-create function refuse() returns trigger language plpgsql as $$
-begin
-    if new.name = 'refused' then
-        perform nextval('sent');
-        raise exception 'no such % here', new.name using errcode = '%STATE%';
-    end if;
-    if new.name = 'busy' and nextval('sent') < 3 then
-        raise exception 'try again' using errcode = '%STATE%';
-    end if;
-    return new;
-end $$;
-create trigger refuse before insert on conductor.steps for each row execute function refuse()
-"""
-
-
-@pytest.mark.parametrize("state", ["P0001", "23514", "42501", "XX000", "22P02"])
-async def test_a_step_that_the_database_refuses_fails_the_attempt_alone(
-    workshop: Workshop, state: str
-) -> None:
-    await workshop.queue.rows(REFUSES.replace("%STATE%", state).replace("%", "%%"))
-
-    async def handler(event: Any, ctx: Any) -> Any:
-        return await ctx.step(event.payload["step"], lambda: 1)
-
-    jobs = await workshop.invoke_many({"step": step} for step in ("fine", "refused", "good"))
-    async with workshop.worker([task(handler, max_attempts=2)]):
-        rows = [await workshop.ended(job) for job in jobs]
-    assert [row["state"] for row in rows] == ["completed", "failed", "completed"]
-    assert (rows[1]["attempt"], rows[1]["error"]["type"]) == (2, "StepRefused")
-    message = rows[1]["error"]["message"]
-    assert f"refuses step 'refused' of job {jobs[1]}" in message
-    assert "no such refused here" in message
-    assert f"SQLSTATE {state}" in message
-    assert "no such refused here" in rows[1]["error"]["traceback"]
-
-
-@pytest.mark.parametrize("state", ["40001", "40P01", "53300", "25006", "55P03"])
-async def test_a_step_that_met_others_is_written_again(workshop: Workshop, state: str) -> None:
-    await workshop.queue.rows(REFUSES.replace("%STATE%", state).replace("%", "%%"))
-
-    async def handler(_event: Any, ctx: Any) -> Any:
-        return await ctx.step("busy", lambda: 1)
-
-    row = await finish(workshop, handler, max_attempts=1)
-    assert (row["state"], row["attempt"], row["result"]) == ("completed", 0, 1)
-    assert await workshop.queue.value("select last_value from sent") == 3
-
-
 async def test_a_name_used_twice_is_an_error(workshop: Workshop) -> None:
     async def handler(_event: Any, ctx: Any) -> None:
         for _ in range(2):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from conductor import (
 from conductor.errors import (
     DefinitionInvalid,
     FilterFailed,
+    OptionInvalid,
     ResultInvalid,
     StepOrderChanged,
     UnknownName,
@@ -426,6 +428,31 @@ async def test_all_that_wait_get_what_comes_and_one_thing_comes_at_a_time() -> N
     rehearsal.bring(vip, inserted(Users(id=1, email="ann")))
     task = handled(handler, waits=[vip])
     assert await rehearsal.run(task, Invocation(Order(id=7))) == [5, 5, "ann"]
+
+
+@pytest.mark.parametrize("duration", [float("nan"), 1e300, timedelta.max, "5", Decimal(5), None])
+async def test_what_is_no_time_is_refused(duration: Any) -> None:
+    asked: list[Any] = [
+        lambda ctx: ctx.sleep("nap", duration),
+        lambda ctx: ctx.start("charge", charge, Order(id=7), delay=duration),
+        lambda ctx: ctx.wait_for_event("paid", paid, timeout=duration),
+        lambda ctx: ctx.invoke("charge", charge, Order(id=7), timeout=duration),
+    ]
+
+    def in_a_thread(_event: Any, ctx: SyncContext[None]) -> list[Any]:
+        ctx.sleep("nap", duration)
+        return []
+
+    for ask in asked[:1] if duration is None else asked:  # without a timeout it is for ever
+
+        async def handler(_event: Any, ctx: Context[None], ask: Any = ask) -> list[Any]:
+            await ask(ctx)
+            return []
+
+        with pytest.raises(OptionInvalid, match=r"not a time|thousand years"):
+            await Rehearsal().run(handled(handler), Invocation(Order(id=7)))
+    with pytest.raises(OptionInvalid, match=r"^duration"):
+        await Rehearsal().run(handled(in_a_thread), Invocation(Order(id=7)))
 
 
 class Flaky:
