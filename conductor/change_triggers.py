@@ -16,7 +16,7 @@ from typing_extensions import TypeVar, override
 
 from conductor import filters
 from conductor.arguments import check_type
-from conductor.capturing import all_columns, coalesce_s_of, model_of, operations_of
+from conductor.change_options import all_columns, coalesce_s_of, model_of, operations_of
 from conductor.codec import INVALID
 from conductor.definitions import TaskDefinition, Trigger, payload_invalid
 from conductor.errors import DefinitionInvalid, FilterInvalid

@@ -11,20 +11,19 @@ settle jobs.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
 from inspect import isawaitable, iscoroutine
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from typing_extensions import TypeForm, TypeVar, Unpack
 
 from conductor import calls, tracing
+from conductor.base_context import BaseContext, Timeout, aware, lasting, raise_if_cancelled
 from conductor.calls import ChildOptions, Expected, Match, ScheduleOptions
 from conductor.definitions import EventDefinition, Task, TaskDefinition
-from conductor.durable import Deadline, Gather, Run, gathering, is_over
-from conductor.enqueue import LAST_INSTANT, duration_s
-from conductor.errors import FenceLost, JobCancelled, OptionInvalid
+from conductor.durable import Deadline, Gather, gathering, is_over
+from conductor.errors import FenceLost
 from conductor.job import JobHandle
 from conductor.replay import UNSET, decode_step, encode_step, inside, step_codec
 from conductor.triggers import Cron, OnChange
@@ -32,7 +31,6 @@ from conductor.triggers import Cron, OnChange
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
-    from conductor.job import JobInfo
     from conductor.store.steps import StoredStep
 
 D = TypeVar("D", default=Any)
@@ -44,49 +42,6 @@ T2 = TypeVar("T2")
 T3 = TypeVar("T3")
 T4 = TypeVar("T4")
 T5 = TypeVar("T5")
-
-Timeout = float | timedelta | None
-"""Seconds, a timedelta, or None: for ever."""
-
-_LOG: Final = logging.getLogger("conductor.job")
-
-
-class BaseContext(Generic[D]):
-    """What both kinds of handlers have."""
-
-    __slots__ = ("_logger", "_run", "deps")
-
-    def __init__(self, run: Run, deps: D) -> None:
-        self._run = run
-        self.deps = deps
-        self._logger: logging.LoggerAdapter[logging.Logger] | None = None
-
-    @property
-    def job(self) -> JobInfo:
-        """The job and which run of it this is."""
-        return self._run.info
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What was given with the job, such as a trace's parent; carried on to its children."""
-        return self._run.info.metadata or {}
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the job is to stop: cancelled, out of time, or no longer this worker's."""
-        return self._run.cancelled
-
-    @property
-    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger that adds the job's id, task and attempt to every record."""
-        if self._logger is None:
-            job = self._run.info
-            extra = {"job": job.id, "task": job.task, "attempt": job.attempt}
-            self._logger = logging.LoggerAdapter(_LOG, extra)
-        return self._logger
-
-    def _handle(self, task: TaskDefinition[P, R] | Task[P, R], step: StoredStep) -> JobHandle[R]:
-        return JobHandle(step.child or 0, task.name, "enqueued", self._run.services.port)
 
 
 class Context(BaseContext[D]):
@@ -576,23 +531,3 @@ async def _first(tasks: Sequence[asyncio.Future[Any]]) -> int:
     """Return the place of the first that has ended."""
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     return next(place for place, task in enumerate(tasks) if task.done())
-
-
-def lasting(duration: float | timedelta) -> Deadline:
-    """Return the end of a sleep from when it is first reached. Raises OptionInvalid."""
-    return Deadline(delay_s=duration_s("duration", duration))
-
-
-def aware(instant: datetime) -> datetime:
-    """Return an instant that has a time zone. Raises ValueError; OptionInvalid at time's end."""
-    if instant.tzinfo is None:
-        raise ValueError("an instant needs a time zone: use datetime.now(UTC) and the like")
-    if instant > LAST_INSTANT:
-        raise OptionInvalid(f"nothing can be put off until {instant}", hint="Leave the wait out.")
-    return instant
-
-
-def raise_if_cancelled(run: Run) -> None:
-    """Raise JobCancelled when the job is to stop."""
-    if run.cancelled:
-        raise JobCancelled(f"job {run.info.id} is to stop")

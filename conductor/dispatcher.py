@@ -5,7 +5,7 @@ batches; a batch's dispatch jobs are deleted and the subscribers' jobs inserted 
 Which subscriptions are live is asked in that transaction, so an event emitted after a start has
 returned always reaches what was registered there. An event that nobody wants is counted, one that
 cannot be read ends as a failed job. Jobs that wait for an event are told as well
-(`conductor.waking`). This module must not decide what matches (`conductor.matching` does).
+(`conductor.wakeups`). This module must not decide what matches (`conductor.matching` does).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from conductor.metrics import (
 from conductor.periodic import Periodic
 from conductor.store.dispatch import START, Dispatch, DispatchStore, Position
 from conductor.store.waits import WaitStore
-from conductor.waking import Message, leave_word
+from conductor.wakeups import Message, leave_word
 
 BATCH: Final = 500
 IDLE_INITIAL_S: Final = 0.1

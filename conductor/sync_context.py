@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, overload
 from typing_extensions import TypeForm, TypeVar, Unpack
 
 from conductor import calls, tracing
+from conductor.base_context import BaseContext, Timeout, aware, lasting, raise_if_cancelled
 from conductor.calls import ChildOptions, Expected, Match, ScheduleOptions
-from conductor.context import BaseContext, Timeout, aware, lasting, raise_if_cancelled
 from conductor.definitions import EventDefinition, Task, TaskDefinition
 from conductor.durable import Deadline, Run, is_over
 from conductor.errors import FenceLost

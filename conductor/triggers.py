@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from typing_extensions import TypeVar, Unpack
 
 from conductor.arguments import declares
-from conductor.capturing import (
+from conductor.change_options import (
     DeleteOptions,
     GroupOptions,
     GroupUpdateOptions,

@@ -8,7 +8,7 @@ from orjson import dumps, loads
 
 from conductor.matching import ChangeFilter, change_topic, match_key, matched_values
 from conductor.store.waits import Probe, Waiting
-from conductor.waking import Message, judge, probes
+from conductor.wakeups import Message, judge, probes
 
 
 def message(payload: Any, event: str = "paid") -> Message:

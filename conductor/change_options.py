@@ -1,4 +1,4 @@
-"""What a trigger of changes may be given, and what it was, checked: operations, a window. Pure.
+"""The options of a trigger of changes: their types, and what was given, checked. Pure.
 
 Raises DefinitionInvalid for what cannot be meant.
 """
