@@ -116,9 +116,9 @@ EVENTS: Final = (
     ),
     LogEvent(
         "part_failed",
-        "%s failed and will be tried again",
-        ("part",),
-        "With a traceback; counted in conductor_failures_total.",
+        "%s failed and will be tried again: %s",
+        ("part", "error"),
+        "With a traceback unless the error has a name; counted in conductor_failures_total.",
     ),
     LogEvent(
         "attempt_failed",

@@ -16,7 +16,7 @@ from typing import Final
 
 import psycopg
 
-from conductor.errors import DatabaseUnavailable, LoginRefused
+from conductor.errors import ConductorError, DatabaseUnavailable, LoginRefused
 from conductor.metrics import FAILURES, RECONNECTS, Metrics
 
 CONNECTION_LOST: Final = (
@@ -74,9 +74,12 @@ class Periodic:
         except CONNECTION_LOST as error:
             self._reconnects.inc()
             _log.warning("%s lost its connection and will go on: %s", self._part, _line(error))
-        except Exception:  # noqa: BLE001 - a part that ended silently would be worse
+        except Exception as error:  # noqa: BLE001 - a part that ended silently would be worse
             self._failures.inc()
-            _log.exception("%s failed and will be tried again", self._part)
+            is_bug = not isinstance(error, ConductorError)
+            _log.error(
+                "%s failed and will be tried again: %s", self._part, _line(error), exc_info=is_bug
+            )
         else:
             self._pause_s = _PAUSE_INITIAL_S
             return delay_s
