@@ -16,7 +16,7 @@ from benchmarks.report import Result
 from benchmarks.stand import Stand
 from benchmarks.statements import STATEMENTS
 from conductor.store.jobs import Claim, Finished, JobStore
-from conductor.store.leases import Registration, WorkerStore
+from conductor.store.leases import WorkerRow, WorkerStore
 from conductor.store.sessions import connect
 from conductor.worker.claiming import Cursors, Scan
 
@@ -25,7 +25,7 @@ MANY: Final = 1_000_000
 CLAIMS: Final = 300
 FULL_EVERY: Final = 20
 BATCH: Final = 10
-WORKER: Final = Registration("bench", None, "bench", ["noop"], "bench", 0, BATCH)
+WORKER: Final = WorkerRow("bench", None, "bench", ["noop"], "bench", 0, BATCH)
 
 
 async def measure(stand: Stand, runs: int, scale: float) -> list[Result]:

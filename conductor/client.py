@@ -36,7 +36,7 @@ from conductor.enqueue import (
     DEDUPE_FOR,
     Enqueued,
     JobBatch,
-    Outcome,
+    JobOutcome,
     cancel,
     enqueue,
     fetch_outcomes,
@@ -357,7 +357,7 @@ class Conductor(Declarations[D], Emitter, Scheduling):
             raise ResultTimeout(f"job {handle.id} has not ended in {timeout_s} s") from error
         return self.definitions[handle.task].decode_result(data)
 
-    async def _fetch_outcomes(self, jobs: Sequence[int]) -> list[Outcome]:
+    async def _fetch_outcomes(self, jobs: Sequence[int]) -> list[JobOutcome]:
         async with self._connections.lend() as connection:
             return await fetch_outcomes(connection, jobs)
 

@@ -202,7 +202,7 @@ class Enqueued(NamedTuple):
     is_new: bool
 
 
-class Outcome(NamedTuple):
+class JobOutcome(NamedTuple):
     """How a job ended; ``outcome`` is None for one that is not known (any more, or yet)."""
 
     job: int
@@ -326,10 +326,10 @@ async def cancel(connection: AsyncConnection[Any], job: int, reason: str | None 
     return bool(row and row[0])
 
 
-async def fetch_outcomes(connection: AsyncConnection[Any], jobs: Sequence[int]) -> list[Outcome]:
+async def fetch_outcomes(connection: AsyncConnection[Any], jobs: Sequence[int]) -> list[JobOutcome]:
     """Return the outcomes of those of the jobs that have ended or are not known."""
     cursor = await connection.execute(_FETCH_OUTCOMES, {"jobs": list(jobs)})
-    return [Outcome(*row) for row in await cursor.fetchall()]
+    return [JobOutcome(*row) for row in await cursor.fetchall()]
 
 
 async def hint_queue(connection: AsyncConnection[Any], queue: str) -> None:

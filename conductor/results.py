@@ -17,7 +17,7 @@ from conductor.errors import ConductorError, JobCancelled, JobFailed, ResultGone
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from conductor.enqueue import Outcome
+    from conductor.enqueue import JobOutcome
 
 FIRST_INTERVAL_S: Final = 0.05
 LAST_INTERVAL_S: Final = 1.0
@@ -27,9 +27,9 @@ _GROWTH: Final = 1.5
 class ResultPoller:
     """Waits for outcomes that ``fetch`` returns for a list of job ids."""
 
-    def __init__(self, fetch: Callable[[Sequence[int]], Awaitable[list[Outcome]]]) -> None:
+    def __init__(self, fetch: Callable[[Sequence[int]], Awaitable[list[JobOutcome]]]) -> None:
         self._fetch = fetch
-        self._waiting: dict[int, list[asyncio.Future[Outcome]]] = {}
+        self._waiting: dict[int, list[asyncio.Future[JobOutcome]]] = {}
         self._may_appear: set[int] = set()
         self._woken = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -39,7 +39,7 @@ class ResultPoller:
 
         A job that is not ``committed`` yet may be unknown until it is; else an unknown one is gone.
         """
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[JobOutcome] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(job, []).append(future)
         if not committed:
             self._may_appear.add(job)
@@ -103,7 +103,7 @@ class ResultPoller:
                 if not future.done():
                     future.set_exception(error)
 
-    def _forget(self, job: int, future: asyncio.Future[Outcome]) -> None:
+    def _forget(self, job: int, future: asyncio.Future[JobOutcome]) -> None:
         futures = self._waiting[job]
         futures.remove(future)
         if not futures:
@@ -112,7 +112,7 @@ class ResultPoller:
             self._woken.set()
 
 
-def _result(outcome: Outcome) -> bytes | None:
+def _result(outcome: JobOutcome) -> bytes | None:
     job = outcome.job
     error: dict[str, Any] = from_json(outcome.error) if outcome.error else {}
     match outcome.outcome:

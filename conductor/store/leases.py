@@ -45,7 +45,7 @@ class Rescue:
 
 
 @dataclass(frozen=True, slots=True)
-class Registration:
+class WorkerRow:
     """How a worker describes itself."""
 
     app: str
@@ -63,16 +63,16 @@ class WorkerStore:
     def __init__(self, connection: AsyncConnection[Any]) -> None:
         self._connection = connection
 
-    async def register(self, registration: Registration) -> int:
+    async def register(self, row: WorkerRow) -> int:
         """Insert the worker's row; return its id."""
         parameters = {
-            "app": registration.app,
-            "version": registration.version,
-            "queue": registration.queue,
-            "tasks": TextArray(registration.tasks),
-            "host": registration.host,
-            "pid": registration.pid,
-            "slots": registration.slots,
+            "app": row.app,
+            "version": row.version,
+            "queue": row.queue,
+            "tasks": TextArray(row.tasks),
+            "host": row.host,
+            "pid": row.pid,
+            "slots": row.slots,
         }
         cursor = await self._connection.execute(_REGISTER, parameters)
         ((worker,),) = await cursor.fetchall()

@@ -22,7 +22,7 @@ from orjson import dumps
 from conductor.checkpoints import Checkpoints
 from conductor.durable import Services
 from conductor.store.jobs import JobStore
-from conductor.store.leases import Registration, WorkerStore
+from conductor.store.leases import WorkerRow, WorkerStore
 from conductor.store.sessions import Session
 from conductor.transactions import MAX_CONNECTIONS, Transactions
 from conductor.worker.claiming import Claiming
@@ -101,7 +101,7 @@ class Worker:
         self._drain_timeout_s = drain_timeout_s
         self._instruments = Instruments(metrics, queue, tasks, slots)
         self._session = self._open(dsn, "worker")
-        self._registration = Registration(
+        self._row = WorkerRow(
             app, version, queue, sorted(tasks), socket.gethostname(), os.getpid(), slots
         )
         self._wake = asyncio.Event()
@@ -293,7 +293,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._settling.start_over()
         worker = await self._session.insist(
-            lambda connection: WorkerStore(connection).register(self._registration)
+            lambda connection: WorkerStore(connection).register(self._row)
         )
         self.id = worker
 

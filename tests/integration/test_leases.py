@@ -16,7 +16,7 @@ import pytest
 from conductor.lease import Leases
 from conductor.metrics import Metrics
 from conductor.migrations import migrate
-from conductor.store.leases import LeaseStore, Registration, Rescue, WorkerStore
+from conductor.store.leases import LeaseStore, Rescue, WorkerRow, WorkerStore
 from conductor.store.sessions import connect, connect_blocking
 from tests.integration.conftest import Queue, eventually
 from tests.integration.workers import Workshop, task
@@ -218,8 +218,8 @@ async def test_an_outage_of_the_database_kills_nobody(
 async def member(queue: Queue) -> AsyncIterator[int]:
     """A worker that nobody renews."""
     async with await connect(queue.database.dsn, "member") as connection:
-        registration = Registration("app", None, "q", ["t"], "host", 1, 10)
-        yield await WorkerStore(connection).register(registration)
+        row = WorkerRow("app", None, "q", ["t"], "host", 1, 10)
+        yield await WorkerStore(connection).register(row)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from psycopg import AsyncConnection
 
 from conductor.store.arrays import JsonArray
 from conductor.store.jobs import Claim, ClaimRange, Exchange, Finished, JobStore, Rescheduled
-from conductor.store.leases import Registration, WorkerStore
+from conductor.store.leases import WorkerRow, WorkerStore
 from conductor.store.sessions import connect
 from tests.integration.conftest import Queue
 
@@ -48,8 +48,8 @@ def done(job: int, fence: int = 1, document: bytes | None = b"1", **other: Any) 
 
 async def new_hand(queue: Queue) -> Hand:
     connection = await connect(queue.database.dsn, "hand")
-    registration = Registration("app", None, "q", ["t"], "host", 1, 10)
-    return Hand(connection, await WorkerStore(connection).register(registration))
+    row = WorkerRow("app", None, "q", ["t"], "host", 1, 10)
+    return Hand(connection, await WorkerStore(connection).register(row))
 
 
 @pytest.fixture

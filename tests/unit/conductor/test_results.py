@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from conductor.enqueue import Outcome
+from conductor.enqueue import JobOutcome
 from conductor.errors import (
     ConductorError,
     DatabaseUnavailable,
@@ -27,11 +27,11 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 class Database:
     """Answers with scripted outcomes, one list a look, the last for ever."""
 
-    def __init__(self, *looks: list[Outcome] | Exception) -> None:
+    def __init__(self, *looks: list[JobOutcome] | Exception) -> None:
         self.looks = list(looks)
         self.asked: list[set[int]] = []
 
-    async def fetch(self, jobs: Sequence[int]) -> list[Outcome]:
+    async def fetch(self, jobs: Sequence[int]) -> list[JobOutcome]:
         self.asked.append(set(jobs))
         look = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         if isinstance(look, Exception):
@@ -39,8 +39,8 @@ class Database:
         return [outcome for outcome in look if outcome.job in jobs]
 
 
-def done(job: int, result: str | None = "1") -> Outcome:
-    return Outcome(job, "completed", result, None)
+def done(job: int, result: str | None = "1") -> JobOutcome:
+    return JobOutcome(job, "completed", result, None)
 
 
 async def wait(poller: ResultPoller, job: int, *, committed: bool = True) -> bytes | None:
@@ -65,21 +65,21 @@ async def test_it_looks_again_until_a_job_has_ended() -> None:
 @pytest.mark.parametrize(
     ("outcome", "error", "message"),
     [
-        (Outcome(1, "failed", None, '{"type": "E", "message": "m"}'), JobFailed, "job 1 failed"),
-        (Outcome(1, "cancelled", None, '{"message": "why"}'), JobCancelled, "cancelled: why"),
-        (Outcome(1, "cancelled", None, None), JobCancelled, "no reason"),
-        (Outcome(1, None, None, None), ResultGone, "history is not kept"),
+        (JobOutcome(1, "failed", None, '{"type": "E", "message": "m"}'), JobFailed, "job 1 failed"),
+        (JobOutcome(1, "cancelled", None, '{"message": "why"}'), JobCancelled, "cancelled: why"),
+        (JobOutcome(1, "cancelled", None, None), JobCancelled, "no reason"),
+        (JobOutcome(1, None, None, None), ResultGone, "history is not kept"),
     ],
 )
 async def test_a_job_that_did_not_complete_raises(
-    outcome: Outcome, error: type[ConductorError], message: str
+    outcome: JobOutcome, error: type[ConductorError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         await wait(ResultPoller(Database([outcome]).fetch), 1)
 
 
 async def test_a_job_not_committed_yet_may_be_unknown_for_a_while() -> None:
-    database = Database([Outcome(1, None, None, None)], [done(1)])
+    database = Database([JobOutcome(1, None, None, None)], [done(1)])
     assert await wait(ResultPoller(database.fetch), 1, committed=False) == b"1"
 
 
