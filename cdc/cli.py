@@ -31,7 +31,6 @@ _PIPE_WIDTH: Final = 200
 
 app = typer.Typer(
     name="cdc",
-    help="Stream committed changes of a PostgreSQL database into a durable job queue.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -64,6 +63,24 @@ def main() -> None:
         _fail(error)
     except Exception:  # noqa: BLE001  # whatever has no name is a bug
         _fail_as_bug()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pgconductor {_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Stream committed changes of a PostgreSQL database into a durable job queue."""
 
 
 @app.command()

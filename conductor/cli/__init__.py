@@ -43,7 +43,6 @@ _EXIT_CODES: Final[tuple[tuple[type[ConductorError], int], ...]] = (
 
 app = typer.Typer(
     name="conductor",
-    help="Run and look after durable jobs in PostgreSQL.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -77,6 +76,26 @@ def main() -> None:
         _fail(error)
     except Exception:  # noqa: BLE001 - whatever has no name is a bug
         _fail_as_bug()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - lazy
+
+        typer.echo(f"pgconductor {version('pgconductor')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Run and look after durable jobs in PostgreSQL."""
 
 
 @app.command()

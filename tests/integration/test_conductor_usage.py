@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from conductor.cli import main
+import cdc.cli
+import conductor.cli
 from tests.servers import ScratchDatabase
 
 LATE = "run_at 9999-12-31 00:00:00+00:00 is after 9999-12-30"
@@ -21,7 +24,7 @@ def run(
 ) -> tuple[int, list[str]]:
     monkeypatch.setattr(sys, "argv", ["conductor", *arguments])
     with pytest.raises(SystemExit) as ended:
-        main()
+        conductor.cli.main()
     status = ended.value.code
     assert isinstance(status, int)
     return status, capsys.readouterr().err.splitlines()
@@ -52,6 +55,17 @@ def test_what_needs_no_database_to_be_refused(
     assert lines[0].startswith(f"error: {error}")
     assert lines[1].startswith(f"hint: {hint}")
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize("program", [conductor.cli.main, cdc.cli.main])
+def test_the_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], program: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        program()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"pgconductor {version('pgconductor')}\n"
 
 
 def test_no_schema(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
