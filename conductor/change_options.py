@@ -10,9 +10,10 @@ from typing import Any, Final, Generic, TypedDict, get_args
 from pydantic import BaseModel
 
 from conductor.arguments import check_type
+from conductor.columns import Columns, RowT
 from conductor.errors import DefinitionInvalid, did_you_mean
 from conductor.matching import Group, Operation
-from conductor.rows import Columns, RowT, TableRow, column_names, is_adopted, table_name
+from conductor.rows import TableRow, column_names, is_adopted, table_name
 from conductor.supabase import check_model
 
 MAX_COALESCE_S: Final = 86_400

@@ -18,6 +18,7 @@ from conductor import filters
 from conductor.arguments import check_type
 from conductor.change_options import all_columns, coalesce_s_of, model_of, operations_of
 from conductor.codec import INVALID
+from conductor.columns import Columns, resolve_columns
 from conductor.definitions import TaskDefinition, Trigger, payload_invalid
 from conductor.errors import DefinitionInvalid, FilterInvalid
 from conductor.events import (
@@ -38,14 +39,12 @@ from conductor.matching import (
     change_topic,
 )
 from conductor.rows import (
-    Columns,
     PlainRow,
     TableName,
     column_kinds,
     column_names,
     is_unresolved,
     read_row,
-    resolve_columns,
     row_model,
     source_name,
     source_of,

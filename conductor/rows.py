@@ -8,12 +8,12 @@ why. Model validators run on complete rows only. Pure.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import getmembers, isclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, JsonValue, PrivateAttr
 from pydantic.errors import PydanticUserError
@@ -26,7 +26,6 @@ from conductor.codec import QuietSchema
 from conductor.errors import (
     ColumnNotCaptured,
     ColumnUnchanged,
-    ConductorError,
     DefinitionInvalid,
     UnknownColumn,
     UnknownTable,
@@ -148,11 +147,7 @@ def _lacks(row: TableRow, field: str) -> ColumnNotCaptured:
     return absent(table_name(type(row)), column, row._unchanged, gone=row._gone)  # noqa: SLF001
 
 
-RowT = TypeVar("RowT", default=dict[str, JsonValue])
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-Columns: TypeAlias = Callable[[RowT], object] | Sequence[str]
-"""Columns of a row model: their names, or a function that reads them: ``lambda u: u.id``."""
 
 
 class PlainRow(dict[str, JsonValue]):
@@ -254,6 +249,11 @@ def row_model(model: type[BaseModel]) -> type[TableRow]:
     return adopted
 
 
+def source_name(model: type[BaseModel]) -> str:
+    """Return how messages call the table of a model."""
+    return f"model {model.__name__}" if is_unresolved(model) else str(table_name(model))
+
+
 @cache
 def column_names(model: type[BaseModel]) -> dict[str, str]:
     """Return the model's field names with the names of their columns, in order."""
@@ -279,99 +279,6 @@ def column_kinds(model: type[BaseModel]) -> dict[str, Kinds]:
 @cache
 def _columns(model: type[TableRow]) -> frozenset[str]:
     return frozenset(column_names(model).values())
-
-
-_COLUMNS_HINT: Final = "Such as columns=lambda u: (u.id, u.email) or columns=('id', 'email')."
-
-
-class _Accessor:
-    """Stands for a row while an accessor function is called: an attribute is its column."""
-
-    __slots__ = ("_model",)
-
-    def __init__(self, model: type[BaseModel]) -> None:
-        self._model = model
-
-    def __getattr__(self, name: str) -> _Named:
-        return _Named(_column(self._model, name))
-
-
-class _Named:
-    """A column that an accessor has read. It has no value: nothing can be asked of it."""
-
-    __slots__ = ("column",)
-
-    def __init__(self, column: str) -> None:
-        self.column = column
-
-    def __bool__(self) -> Never:
-        raise TypeError(f"column {self.column!r} is not a condition")
-
-    def __eq__(self, other: object) -> Never:
-        raise TypeError(f"column {self.column!r} cannot be compared")
-
-    __ge__ = __gt__ = __le__ = __lt__ = __eq__
-    __hash__ = None  # type: ignore[assignment]  # as of whatever cannot be compared
-
-    def __str__(self) -> Never:
-        raise TypeError(f"column {self.column!r} has no value, so no text")
-
-    def __getattr__(self, name: str) -> Never:
-        raise TypeError(f"column {self.column!r} has no value, so no {name!r}")
-
-
-def _column(model: type[BaseModel], name: str) -> str:
-    columns = column_names(model)
-    if name in columns:
-        return columns[name]
-    if name in columns.values():
-        return name
-    raise UnknownColumn(name, [*columns, *columns.values()], where=f"of {source_name(model)}")
-
-
-def source_name(model: type[BaseModel]) -> str:
-    """Return how messages call the table of a model."""
-    return f"model {model.__name__}" if is_unresolved(model) else str(table_name(model))
-
-
-def resolve_columns(
-    model: type[BaseModel] | None, columns: Columns[Any] | str | None
-) -> tuple[str, ...] | None:
-    """Return column names for what a trigger was given (None: none was).
-
-    Raises UnknownColumn for one the model does not have; without a model, names are taken as they
-    are and checked against the live catalog at registration.
-    """
-    if columns is None:
-        return None
-    if callable(columns):
-        if model is None:
-            raise DefinitionInvalid("an accessor function needs a row model; name the columns")
-        found: Any = _read(columns, model)
-    else:
-        found = columns
-    given: tuple[Any, ...] = tuple(found) if isinstance(found, (tuple, list)) else (found,)
-    names = [each.column if isinstance(each, _Named) else each for each in given]
-    if not names or not all(isinstance(name, str) and not flaw_of(name) for name in names):
-        raise DefinitionInvalid(
-            "columns must be given by name or by an accessor", hint=_COLUMNS_HINT
-        )
-    return tuple(dict.fromkeys(n if model is None else _column(model, n) for n in names))
-
-
-def _read(accessor: Callable[[Any], object], model: type[BaseModel]) -> object:
-    """Return what an accessor function names. Raises DefinitionInvalid, with its place."""
-    try:
-        return accessor(_Accessor(model))
-    except ConductorError:
-        raise
-    except Exception as error:
-        code = getattr(accessor, "__code__", None)
-        where = "" if code is None else f" at {code.co_filename}:{code.co_firstlineno}"
-        raise DefinitionInvalid(
-            f"the accessor{where} does not name columns of {source_name(model)}: {error}",
-            hint=f"{_COLUMNS_HINT} A condition on values is when=.",
-        ) from error
 
 
 RowModelT = TypeVar("RowModelT", bound=TableRow)

@@ -20,10 +20,11 @@ from conductor.change_options import (
     UpdateOptions,
 )
 from conductor.change_triggers import ChangeTrigger
+from conductor.columns import Columns
 from conductor.events import Delete, Insert, Transaction, Truncate, Update
 from conductor.matching import Group, Operation
 from conductor.plain_triggers import Cron, Invocable, OnEvent
-from conductor.rows import Columns, ModelT
+from conductor.rows import ModelT
 
 __all__ = ["Cron", "Invocable", "OnChange", "OnEvent"]
 

@@ -12,6 +12,7 @@ from annotated_types import Gt
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from conductor import Bytea, Database, TableRow
+from conductor.columns import resolve_columns
 from conductor.errors import (
     ColumnNotCaptured,
     ColumnUnchanged,
@@ -19,7 +20,7 @@ from conductor.errors import (
     UnknownColumn,
     UnknownTable,
 )
-from conductor.rows import PlainRow, TableName, read_row, resolve_columns, table_name
+from conductor.rows import PlainRow, TableName, read_row, table_name
 
 
 class Mood(StrEnum):
