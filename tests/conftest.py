@@ -39,6 +39,9 @@ GIVEN_DSN = os.environ.get("CONDUCTOR_TEST_DSN", "")
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 PROCESSES = 3  # whose tests mostly wait: for timers, start-ups and dead processes
+LONG = ("tests/e2e/", "tests/deploy/test_alerts.py", "tests/deploy/test_image.py")
+"""Tests that take long or much of the machine: first, so that none is begun when all else is
+done, and in one process, so that they are not at work at the same time."""
 
 not_run = pytest.StashKey[dict[str, int]]()
 
@@ -129,7 +132,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what cannot run here, and remember why."""
+    """Deselect what cannot run here, and remember why; begin with what takes long."""
     reasons: dict[str, int] = {}
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
@@ -145,6 +148,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))  # at random within each half
     config.stash[not_run] = reasons
 
 

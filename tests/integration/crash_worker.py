@@ -1,5 +1,6 @@
-"""A worker in a process of its own, for tests that kill it: ``python -m`` this with a DSN.
+"""A worker in a process of its own, for tests that kill it.
 
+``python -m`` this with a DSN and with the seconds after which a worker that stands still is dead.
 Its task ``work`` obeys its payload: ``{"do": "return" | "wait" | "die" | "freeze" | "step"}``.
 """
 
@@ -34,9 +35,9 @@ async def work(event: Any, ctx: Any) -> str:
     return f"by {os.getpid()}"
 
 
-async def main(dsn: str) -> None:
+async def main(dsn: str, dead_after_s: float) -> None:
     logging.basicConfig(level=logging.INFO)
-    with Leases(dsn) as leases:
+    with Leases(dsn, dead_after_s=dead_after_s) as leases:
         worker = Worker(
             dsn,
             "default",
@@ -50,4 +51,4 @@ async def main(dsn: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1], float(sys.argv[2])))

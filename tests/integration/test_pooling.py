@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
+from cdc import connection, pooling
 from cdc.connection import connect_queue
 from cdc.errors import ConfigError, QueueUnavailable
 from cdc.metrics import Metrics
@@ -67,7 +68,7 @@ def listens(path: Path) -> bool:
 
 
 @contextmanager
-def pooling(
+def pooler(
     pgbouncer: PgBouncer, server: PostgresServer, mode: str, size: int = 20
 ) -> Iterator[str]:
     """A pooler before a server; its connection string. Runs as the server does: not as root."""
@@ -96,7 +97,7 @@ def pooling(
         )
     try:
         path = server.socket_folder / f".s.PGSQL.{port}"
-        wait_until(lambda: listens(path) or process.poll() is not None, 20, "the pooler's socket")
+        wait_until(lambda: listens(path) or process.poll() is not None, 60, "the pooler's socket")
         assert process.poll() is None, (folder / "log").read_text()
         yield dsn_for(server.dsn(), port=str(port))
     finally:
@@ -121,7 +122,7 @@ async def test_a_pooler_in_transaction_mode_is_refused(
     pgbouncer: PgBouncer, server: PostgresServer
 ) -> None:
     shop = shop_of(server)
-    with pooling(pgbouncer, server, "transaction") as dsn:
+    with pooler(pgbouncer, server, "transaction") as dsn:
         settings = settings_for(shop, queue_dsn=dsn)
         with pytest.raises(ConfigError, match="transaction mode") as caught:
             await Service(settings, Metrics("test", settings.slot)).run()
@@ -138,7 +139,7 @@ async def test_a_pooler_in_session_mode_is_used(
     pgbouncer: PgBouncer, server: PostgresServer
 ) -> None:
     shop = shop_of(server)
-    with pooling(pgbouncer, server, "session") as dsn:
+    with pooler(pgbouncer, server, "session") as dsn:
         async with running(shop, queue_dsn=dsn):
             await captured(shop, 1)
             query(shop.dsn, "insert into t values (1)")
@@ -150,7 +151,7 @@ async def test_a_small_or_busy_pool_is_seen_through(
     pgbouncer: PgBouncer, server: PostgresServer, size: int, held: int
 ) -> None:
     with ExitStack() as stack:
-        dsn = stack.enter_context(pooling(pgbouncer, server, "transaction", size))
+        dsn = stack.enter_context(pooler(pgbouncer, server, "transaction", size))
         for _ in range(held):
             stack.enter_context(psycopg.connect(dsn)).execute("select 1")
         one = await connect_queue(dsn, application_name="one")
@@ -163,13 +164,15 @@ async def test_a_small_or_busy_pool_is_seen_through(
 
 
 async def test_a_session_pool_without_room_is_a_matter_of_time(
-    pgbouncer: PgBouncer, server: PostgresServer
+    pgbouncer: PgBouncer, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pooling(pgbouncer, server, "session", 1) as dsn:
+    with pooler(pgbouncer, server, "session", 1) as dsn:
         one = await connect_queue(dsn, application_name="one")
         other = await psycopg.AsyncConnection[dict[str, Any]].connect(
             dsn, autocommit=True, row_factory=dict_row
         )
+        monkeypatch.setattr(connection, "_ANSWER_S", 1.0)
+        monkeypatch.setattr(pooling, "_WAIT_S", 1.0)
         try:
             with pytest.raises(QueueUnavailable, match="no connection to spare"):
                 await connect_queue(dsn, application_name="third")
