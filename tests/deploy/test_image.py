@@ -317,7 +317,7 @@ def test_the_health_check_asks_the_process(built: Built, command: list[str]) -> 
     )
     with process:
         try:
-            wait_until(lambda: built.run(*command, **ports).returncode == 0, 30, "serving")
+            wait_until(lambda: built.run(*command, **ports).returncode == 0, 60, "serving")
             done = built.run(*command, "/readyz", **ports)
             assert done.returncode == 1
             assert "not connected" in done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tools.supervision import OWN_SETTINGS, dies_with_us
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 @contextmanager

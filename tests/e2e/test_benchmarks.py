@@ -20,7 +20,7 @@ RESULTS = (
 )
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_the_benchmarks_print_and_store_their_results() -> None:
     command = [sys.executable, "-m", "benchmarks", "--runs", "1", "--scale", "0.02"]
     done = subprocess.run(

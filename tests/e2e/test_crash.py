@@ -22,7 +22,7 @@ from tools.localpg.server import PostgresServer, StopMode
 
 KILLS = 30
 LONGEST_LIFE_S = 2.2
-RECOVERY_TIMEOUT_S = 30.0
+RECOVERY_TIMEOUT_S = 60.0
 DRAIN_TIMEOUT_S = 60.0
 PLAN = Plan(seconds=120, transactions_per_s=60, loads=40, load_rows=2_000)
 
@@ -94,7 +94,7 @@ async def crash_everything(
 
 
 @pytest.mark.pg(18)
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_nothing_is_lost_or_doubled_by_crashes(start_server: StartServer, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(1_000_000)
     server = start_server(durable=True)

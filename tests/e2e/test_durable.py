@@ -22,7 +22,7 @@ from tests.servers import ScratchDatabase, StartServer
 from tools.localpg import PostgresServer
 from tools.localpg.server import StopMode
 
-pytestmark = [pytest.mark.anyio, pytest.mark.pg(18), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.anyio, pytest.mark.pg(18), pytest.mark.timeout(600)]
 
 SCHEMA = Path(__file__).parents[2] / "examples" / "fulfilment" / "schema.sql"
 ORDERS = 60

@@ -25,7 +25,7 @@ from tests.integration.sidecar import drop_slot, running
 from tests.servers import ScratchDatabase, StartServer
 from tools.localpg.server import StopMode
 
-pytestmark = [pytest.mark.anyio, pytest.mark.pg(18), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.anyio, pytest.mark.pg(18)]
 
 MODULE = "tests.e2e.durable_worker"
 SETTLING = load("jobs")["finish_jobs"].splitlines()[0]  # the statement's first line

@@ -14,7 +14,7 @@ from tests.e2e.programs import running
 from tests.servers import ScratchDatabase, wait_until
 
 PROJECT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 SECRET = "4111-1111-1111-1111"
 NAMES = {*CDC_EVENTS, *(event.name for event in EVENTS)}
 

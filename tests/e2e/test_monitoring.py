@@ -19,9 +19,9 @@ from tests.e2e.prometheus_server import PrometheusServer
 from tests.servers import Cluster, ScratchDatabase, StartServer, wait_until
 from tools.supervision import OWN_SETTINGS, dies_with_us, free_port
 
-START_TIMEOUT_S = 30.0
-ALERT_TIMEOUT_S = 60.0  # a killed worker counts for half a minute
-PANELS_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
+ALERT_TIMEOUT_S = 120.0  # a killed worker counts for half a minute
+PANELS_TIMEOUT_S = 60.0
 WAL_LIMIT = "64MB"
 NEAR_LIMIT = 0.2  # of the room is left
 MEGABYTE = 1_000_000
@@ -85,7 +85,7 @@ class System:
                 "CONDUCTOR_DSN": database.dsn,
                 "CONDUCTOR_METRICS_HOST": "127.0.0.1",
                 "CONDUCTOR_METRICS_PORT": str(ports["conductor"]),
-                "CONDUCTOR_WAIT_CAPTURED_S": "20",
+                "CONDUCTOR_WAIT_CAPTURED_S": "60",
             },
             folder / "worker.log",
         )
@@ -178,7 +178,7 @@ def free_wal(system: System) -> bool:
 
 
 @pytest.mark.pg(18)
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_alerts_fire_and_end_and_dashboards_show_data(system: System) -> None:
     shows_everything_when_healthy(system)
     alerts_that_stand_still(system)

@@ -11,7 +11,7 @@ from tests.e2e.monitored import TABLE
 from tests.e2e.programs import running
 from tests.servers import ScratchDatabase, wait_until
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 HANDLED = "select exists (select from conductor.history where task = 'index-note')"
 
 

@@ -20,7 +20,7 @@ from tests.integration.conftest import Queue, eventually
 from tests.integration.sidecar import drop_slot, running
 from tests.servers import ScratchDatabase
 
-pytestmark = [pytest.mark.anyio, pytest.mark.pg(18), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.anyio, pytest.mark.pg(18), pytest.mark.timeout(600)]
 
 A_WHILE = 40  # orders
 WAITING = (1, 2, 3)
@@ -119,7 +119,7 @@ class Version:
         """Stop it, and see that it ends well."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(self._process.wait(), 40) == 0
+        assert await asyncio.wait_for(self._process.wait(), 60) == 0
 
     async def kill(self) -> None:
         """See that it does not outlive the test."""

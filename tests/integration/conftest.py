@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ from psycopg.rows import dict_row
 
 from conductor.connections import Connections
 from conductor.metrics import Metrics
+from conductor.testing import travel
 from tests.servers import ScratchDatabase
 
+WITHIN_S = 60.0  # only a failure takes as long: it is for a machine with much else to do
 
-async def eventually(check: Callable[[], Awaitable[bool]], within_s: float = 20.0) -> None:
+
+async def eventually(check: Callable[[], Awaitable[bool]], within_s: float = WITHIN_S) -> None:
     """Wait until ``check`` says true."""
     async with asyncio.timeout(within_s):
         while not await check():  # noqa: ASYNC110 - what is asked has no event
@@ -53,13 +57,18 @@ class Queue:
         (value,) = await self.column(query, *values)
         return value
 
-    async def until(self, query: str, *values: Any, within_s: float = 20.0) -> None:
+    async def until(self, query: str, *values: Any, within_s: float = WITHIN_S) -> None:
         """Wait until a query's only value is true."""
 
         async def check() -> bool:
             return bool(await self.value(query, *values))
 
         await eventually(check, within_s)
+
+    async def pass_by(self, **time: float) -> None:
+        """Let time pass for what is stored."""
+        async with self.connections.lend() as connection:
+            await travel(connection, timedelta(**time))
 
 
 @pytest.fixture

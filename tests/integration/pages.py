@@ -92,7 +92,7 @@ def process(folder: Path, database: ScratchDatabase, *command: str) -> Iterator[
         try:
             yield
             started.send_signal(signal.SIGTERM)
-            assert started.wait(30) == 0
+            assert started.wait(60) == 0
         finally:
             started.kill()
             started.wait()

@@ -29,7 +29,7 @@ from tests.integration.sidecar import (
 )
 from tests.servers import ScratchDatabase, StartServer, dsn_for, wait_until
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def start(database: ScratchDatabase) -> None:
     with sidecar(database) as process:
         wait_until(lambda: stamps(database, 1)[0] is not None, TIMEOUT_S, "a stamp")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 0
+        assert process.wait(60) == 0
 
 
 def events(stderr: str) -> dict[str, dict[str, object]]:
@@ -81,7 +81,7 @@ def test_run_routes_and_stops_cleanly(shop: ScratchDatabase) -> None:
         query(shop.dsn, "insert into t values (1, 'secret row')")
         wait_until(lambda: len(jobs(shop)) == 1, TIMEOUT_S, "a job")
         process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=5)
+        _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0
     seen = events(stderr)
     assert {"starting", "slot_created", "leading", "subscriptions_marked", "stopped"} <= set(seen)
@@ -177,7 +177,7 @@ def test_what_others_publish_is_never_routed(shop: ScratchDatabase) -> None:
         query(shop.dsn, "insert into t values (1, 'whole')")
         wait_until(lambda: len(jobs(shop)) == 1, TIMEOUT_S, "a job")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 0
+        assert process.wait(60) == 0
     assert [payload["new"] for payload in jobs(shop)] == [{"id": 1, "body": "whole"}]
 
 
@@ -364,5 +364,5 @@ def test_a_paused_leader_writes_nothing_after_its_successor(shop: ScratchDatabas
             wait_until(lambda: len(jobs(shop)) >= 121, TIMEOUT_S, "one more job")
             for process in (old, new):
                 process.send_signal(signal.SIGTERM)
-                assert process.wait(6) == 0
+                assert process.wait(60) == 0
     assert [payload["new"]["id"] for payload in jobs(shop)] == list(range(1, 122))

@@ -82,10 +82,10 @@ async def test_a_change_wakes_who_waits_for_it(queue: Queue) -> None:
         await office.pay(2, 0)  # the filter says no
         await office.pay(2, 20)
         await office.pay(2, 21)
-        assert await two.result(timeout_s=20) == ["insert", 2, 20]
+        assert await two.result(timeout_s=60) == ["insert", 2, 20]
         await queue.rows("insert into payments (order_id, amount) values (1, 10), (3, 30)")
-        assert await one.result(timeout_s=20) == ["insert", 1, 10]
-        assert await three.result(timeout_s=20) == ["insert", 3, 30]
+        assert await one.result(timeout_s=60) == ["insert", 1, 10]
+        assert await three.result(timeout_s=60) == ["insert", 3, 30]
     assert await queue.value("select count(*) from conductor.jobs") == 0
 
 
@@ -103,7 +103,7 @@ async def test_what_was_committed_before_does_not_match(queue: Queue) -> None:
         (handle,) = await office.wait(1)
         async with running(queue.database):
             await office.pay(1, 6)
-            assert await handle.result(timeout_s=20) == 6
+            assert await handle.result(timeout_s=60) == 6
 
 
 async def test_nothing_is_lost_between_subscribing_and_waiting(queue: Queue) -> None:
@@ -118,7 +118,7 @@ async def test_nothing_is_lost_between_subscribing_and_waiting(queue: Queue) -> 
 
     async with office.open():
         handles = await office.conductor.invoke_many(settle, range(1, 51))
-        results = [await handle.result(timeout_s=30) for handle in handles]
+        results = [await handle.result(timeout_s=60) for handle in handles]
     assert results == list(range(1, 51))
 
 
@@ -132,7 +132,7 @@ async def test_a_change_must_be_named_with_the_task(queue: Queue) -> None:
     async with office.open():
         handle = await office.conductor.invoke(settle, 1)
         with pytest.raises(JobFailed, match="WaitUndeclared"):
-            await handle.result(timeout_s=20)
+            await handle.result(timeout_s=60)
 
 
 async def test_a_wait_for_a_change_elsewhere_is_refused(queue: Queue) -> None:
@@ -150,7 +150,7 @@ async def test_a_wait_for_a_change_elsewhere_is_refused(queue: Queue) -> None:
         (waiting,) = await office.wait(1)
         await queue.rows("update conductor.progress set database = 'elsewhere'")
         refused = await office.conductor.invoke(settle, 2)
-        assert "emit an event" in await refused.result(timeout_s=20)
+        assert "emit an event" in await refused.result(timeout_s=60)
         await waiting.cancel()
         await queue.rows("update conductor.progress set database = current_database()")
     assert await queue.value("select count(*) from conductor.steps") == 0
@@ -196,7 +196,7 @@ async def test_values_match_as_python_has_them(queue: Queue, match: dict[str, An
         await queue.until("select count(*) = 1 from conductor.jobs where state = 'waiting'")
         insert = "insert into readings values (%s, '2026-03-01 10:00+00', '2026-03-01', 4, 9.5, %s)"
         await queue.rows(insert, 3, METER)
-        assert await handle.result(timeout_s=30) == 3
+        assert await handle.result(timeout_s=60) == 3
         await orchestrator.stop()
     drop_slot(queue.database)
     await conductor.close()

@@ -240,7 +240,7 @@ async def listening(database: ScratchDatabase) -> psycopg.AsyncConnection[Any]:
 
 
 async def hints(connection: psycopg.AsyncConnection[Any], count: int) -> list[str]:
-    return [hint.payload async for hint in connection.notifies(timeout=10, stop_after=count)]
+    return [hint.payload async for hint in connection.notifies(timeout=60, stop_after=count)]
 
 
 async def test_workers_are_told_after_the_commit_and_not_in_a_transaction_of_the_caller(
@@ -258,13 +258,14 @@ async def test_workers_are_told_after_the_commit_and_not_in_a_transaction_of_the
 
 
 async def test_many_invokes_send_few_hints(
-    conductor: Conductor[None], migrated: ScratchDatabase
+    conductor: Conductor[None], migrated: ScratchDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("conductor.hints.INTERVAL_S", 0.3)  # they take less than fifty of it
     async with await listening(migrated) as listener:
         await asyncio.gather(*(conductor.invoke(greet, ADA) for _ in range(100)))
         await conductor.close()
         await listener.execute("select pg_notify('conductor_jobs', 'end')")
-        received = [hint.payload async for hint in listener.notifies(timeout=10, stop_after=1)]
+        received = [hint.payload async for hint in listener.notifies(timeout=60, stop_after=1)]
         received += [hint.payload async for hint in listener.notifies(timeout=0)]
     assert received[-1] == "end"
     assert 1 <= received.count("mail") < 50
@@ -274,7 +275,7 @@ async def test_a_result_is_waited_for_and_decoded(
     conductor: Conductor[None], migrated: ScratchDatabase
 ) -> None:
     handles = await conductor.invoke_many(greet, [ADA] * 3)
-    waits = [asyncio.create_task(handle.result(timeout_s=20)) for handle in handles]
+    waits = [asyncio.create_task(handle.result(timeout_s=60)) for handle in handles]
     error = '{"type": "ValueError", "message": "no", "attempt": 5}'
     await asyncio.to_thread(finish, migrated, handles[0].id, "completed", result="41")
     await asyncio.to_thread(finish, migrated, handles[1].id, "failed", error=error)
@@ -285,7 +286,7 @@ async def test_a_result_is_waited_for_and_decoded(
     assert info.value.error["attempt"] == 5
     with pytest.raises(JobCancelled, match="not needed"):
         await waits[2]
-    assert await handles[0].result(timeout_s=20) == 41
+    assert await handles[0].result(timeout_s=60) == 41
     assert not await handles[0].cancel()
 
 
@@ -301,7 +302,7 @@ async def test_a_job_without_history_is_gone(
     handle = await conductor.invoke(greet, ADA)
     execute(migrated, "delete from conductor.jobs")
     with pytest.raises(ResultGone):
-        await handle.result(timeout_s=20)
+        await handle.result(timeout_s=60)
 
 
 async def test_a_job_of_an_open_transaction_is_waited_for(
@@ -311,7 +312,7 @@ async def test_a_job_of_an_open_transaction_is_waited_for(
         handle = await conductor.invoke(greet, ADA, connection=connection)
         with pytest.raises(ResultTimeout):
             await handle.result(timeout_s=0.3)
-        wait = asyncio.create_task(handle.result(timeout_s=20))
+        wait = asyncio.create_task(handle.result(timeout_s=60))
         await connection.commit()
         await asyncio.to_thread(finish, migrated, handle.id, "completed", result="1")
         assert await wait == 1
@@ -397,9 +398,9 @@ def test_synchronous_code_has_the_same_client(migrated: ScratchDatabase) -> None
         connection.commit()
         assert len(jobs_in(migrated)) == 7
         finish(migrated, handle.id, "completed", result="41")
-        assert handle.result(timeout_s=20) == 41
+        assert handle.result(timeout_s=60) == 41
         assert client.cancel(inside.id)
         with pytest.raises(JobCancelled):
-            inside.result(timeout_s=20)
+            inside.result(timeout_s=60)
         with pytest.raises(PayloadInvalid):
             client.invoke("greet", {"name": 3})

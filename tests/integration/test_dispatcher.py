@@ -213,13 +213,13 @@ async def test_a_wake_ends_the_pause_of_an_idle_one(queue: Queue) -> None:
     one = dispatcher(queue)
     one._idle_s = 3600  # only a hint can end this pause
     running = asyncio.create_task(one.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await emit(queue, "user.created")
         while not await queue.rows(JOBS):
             one.wake()
             await asyncio.sleep(0.02)
     one.stop()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 60)
 
 
 async def test_the_scan_is_one_range_of_the_ready_index(queue: Queue) -> None:

@@ -66,7 +66,7 @@ def test_its_tests_pass_and_versions_stand_side_by_side(
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_the_page_runs(folder: Path, database: ScratchDatabase) -> None:
     for block in PAGE.blocks("sql"):
         query(database.dsn, block.text)

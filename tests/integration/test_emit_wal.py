@@ -400,10 +400,10 @@ async def test_a_job_waits_for_an_event_that_is_emitted_through_the_wal(queue: Q
         async with running(queue.database):
             await conductor.emit(paid, Paid(order=1, amount=1), via="wal")  # the filter says no
             await conductor.emit(paid, Paid(order=1, amount=5), via="wal")
-            assert await one.result(timeout_s=20) == 5
+            assert await one.result(timeout_s=60) == 5
             await queue.until(waiting, 1)
             await conductor.emit(paid, Paid(order=2, amount=7), via="wal")
-            assert await two.result(timeout_s=20) == 7
+            assert await two.result(timeout_s=60) == 7
     drop_slot(queue.database)
     await conductor.close()
 
@@ -468,7 +468,7 @@ async def test_an_event_nested_too_deep_fails_who_waits_and_the_stream_goes_on(
             await queue.until("select exists (select from conductor.jobs where state = 'waiting')")
             query(queue.database.dsn, EMIT, "tree", "[" * 500 + "]" * 500)
             with pytest.raises(JobFailed, match="Recursion limit"):
-                await one.result(timeout_s=20)
+                await one.result(timeout_s=60)
         query(queue.database.dsn, EMIT, "tree", "1")
         routed = "select count(*) = 2 from conductor.jobs where task = 'told'"
         await queue.until(routed)

@@ -91,7 +91,7 @@ async def test_who_stops_leaves_the_duty(queue: Queue, worker: Exporter) -> None
     running = asyncio.create_task(sidecar.run())
     await queue.until("select exists (select from conductor.duties)")
     sidecar.stop()
-    await asyncio.wait_for(running, 10)
+    await asyncio.wait_for(running, 60)
     assert await queue.rows("select * from conductor.duties") == []
     await worker.gauges.tick()
     assert worker.shows()

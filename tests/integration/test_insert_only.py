@@ -253,7 +253,7 @@ async def test_wal2json_gives_the_same_jobs(shop: ScratchDatabase) -> None:
 async def run_into(shop: ScratchDatabase, error: type[CdcError]) -> CdcError:
     settings = settings_for(shop)
     with pytest.raises(error) as caught:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             await Service(settings, Metrics("test", settings.slot)).run()
     return caught.value
 

@@ -24,7 +24,7 @@ def workshop(queue: Queue, metrics: Metrics) -> Workshop:
 async def cancel_at(workshop: Workshop, began: asyncio.Event, handler: Any) -> dict[str, Any]:
     job = await workshop.invoke()
     async with workshop.worker([task(handler)]):
-        await asyncio.wait_for(began.wait(), 10)
+        await asyncio.wait_for(began.wait(), 60)
         await workshop.queue.value("select conductor.cancel(%s)", job)
         return await workshop.ended(job)
 

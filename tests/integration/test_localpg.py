@@ -93,8 +93,8 @@ def test_no_orphan_after_the_parent_is_killed(start_server: StartServer) -> None
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     pid, home = done.stdout.split()
-    wait_until(lambda: not Path(home).exists(), 20, "removing the folder")
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 20, "stopping the server")
+    wait_until(lambda: not Path(home).exists(), 60, "removing the folder")
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 60, "stopping the server")
 
 
 def test_binaries_that_only_their_owner_can_read(tmp_path: Path) -> None:

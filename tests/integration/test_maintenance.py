@@ -103,9 +103,9 @@ async def test_a_settle_goes_on_while_partitions_are_made(
     monkeypatch.setattr(module, "_LOCK_TIMEOUT_S", 0.05)
     async with queue.connections.lend() as settling, settling.transaction():
         await settling.execute(FINISHED.encode(), (date.max, 1))
-        await asyncio.wait_for(maintain(queue), 30)  # cannot have the default partition's lock
+        await asyncio.wait_for(maintain(queue), 60)  # cannot have the default partition's lock
         assert await queue.column(PARTITIONS) == []
-        await asyncio.wait_for(settling.execute(FINISHED.encode(), (date.max, 1)), 5)
+        await asyncio.wait_for(settling.execute(FINISHED.encode(), (date.max, 1)), 60)
     await maintain(queue)
     assert len(await queue.column(PARTITIONS)) == 15
 

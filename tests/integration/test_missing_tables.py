@@ -200,5 +200,5 @@ async def test_drift_is_a_gap_from_where_all_was_well(shop: ScratchDatabase) -> 
     insert(shop, "b", 2)
     await routed(shop, 1)
     with pytest.raises(PublicationDrift):
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, 60)
     assert value(shop.dsn, "select from_lsn <= %s::pg_lsn from conductor.gaps", changed) is True

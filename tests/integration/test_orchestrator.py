@@ -91,7 +91,7 @@ async def test_an_invoked_task_runs(queue: Queue) -> None:
     app = App(queue.database.dsn)
     async with app.orchestrator, app.conductor:
         handle = await app.conductor.invoke(double, Number(n=21))
-        assert await handle.result(timeout_s=20) == 42
+        assert await handle.result(timeout_s=60) == 42
     assert await finished(queue) == [{"task": "double", "outcome": "completed", "result": 42}]
 
 
@@ -260,7 +260,7 @@ async def test_not_ready_before_the_start_and_while_it_drains(queue: Queue) -> N
     async with app.conductor:
         await app.orchestrator.start()
         await app.conductor.invoke(slow, Number(n=1))
-        await asyncio.wait_for(app.started.wait(), 20)
+        await asyncio.wait_for(app.started.wait(), 60)
         stopping = asyncio.create_task(app.orchestrator.stop())
 
         async def unready() -> bool:
@@ -270,7 +270,7 @@ async def test_not_ready_before_the_start_and_while_it_drains(queue: Queue) -> N
         assert await get(app.orchestrator, "/readyz") == (503, "stopping\n")
         assert (await get(app.orchestrator, "/livez"))[0] == 200
         app.release.set()
-        await asyncio.wait_for(stopping, 20)
+        await asyncio.wait_for(stopping, 60)
     assert app.seen == [1]
     assert (await finished(queue))[0]["outcome"] == "completed"
 
@@ -282,7 +282,7 @@ async def test_a_handler_that_does_not_end_is_cancelled_and_its_job_given_back(
     async with app.conductor:
         await app.orchestrator.start()
         await app.conductor.invoke(slow, Number(n=1))
-        await asyncio.wait_for(app.started.wait(), 20)
+        await asyncio.wait_for(app.started.wait(), 60)
         await asyncio.wait_for(app.orchestrator.stop(), 20)
     (job,) = await queue.rows("select state::text, attempt, crashes from conductor.jobs")
     assert job == {"state": "ready", "attempt": 0, "crashes": 0}

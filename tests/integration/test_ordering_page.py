@@ -60,7 +60,7 @@ def test_the_type_checker_agrees(folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_the_page_runs(folder: Path, database: ScratchDatabase) -> None:
     for table in ("accounts (id int primary key, customer_id int, balance int)",
                   "products (id int primary key, name text)"):  # fmt: skip

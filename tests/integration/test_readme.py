@@ -17,7 +17,7 @@ import pytest
 from tests.servers import ScratchDatabase, wait_until
 
 README = Path(__file__).parents[2] / "README.md"
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 def blocks(language: str) -> list[str]:

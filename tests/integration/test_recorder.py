@@ -71,7 +71,7 @@ async def test_an_interrupt_ends_a_recording(migrated: ScratchDatabase, tmp_path
     try:
         await eventually(lambda: file.exists() and file.stat().st_size, "the header")
         recorder.send_signal(signal.SIGINT)
-        _, errors = await asyncio.wait_for(recorder.communicate(), 20)
+        _, errors = await asyncio.wait_for(recorder.communicate(), 60)
     except BaseException:
         recorder.kill()
         raise

@@ -367,7 +367,7 @@ async def test_waiting_ends_when_every_slot_has_its_stamp(queue: Queue) -> None:
     await queue.rows("insert into conductor.progress (slot) values ('one')")
     waiting = asyncio.create_task(wait_captured(queue.connections, greet, ids, 20))
     await queue.rows(STAMP, ids[0])
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 60)
 
 
 async def test_nothing_to_capture_does_not_wait(queue: Queue) -> None:

@@ -61,8 +61,8 @@ async def test_what_is_not_due_waits_at_most_a_second(queue: Queue) -> None:
     assert await scheduler(queue).tick() == 1.0
     await schedule(queue, "report", ago=timedelta(days=-1))
     assert await scheduler(queue).tick() == 1.0
-    await queue.rows("update conductor.schedules set next_at = now() + interval '0.3 seconds'")
-    assert 0 < await scheduler(queue).tick() <= 0.3
+    await queue.rows("update conductor.schedules set next_at = now() + interval '0.9 seconds'")
+    assert 0 < await scheduler(queue).tick() <= 0.9
     assert await queue.value("select count(*) from conductor.jobs") == 0
 
 
@@ -109,7 +109,7 @@ async def test_a_schedule_that_cannot_be_read_stops_no_other(
     await one.tick()
     assert await queue.column("select task from conductor.jobs") == ["report"]
     assert "schedule lost each of task lost cannot be fired here" in caplog.text
-    assert await one.tick() > 0
+    assert max([await one.tick(), await one.tick()]) > 0  # one may fire: a minute may begin here
 
 
 async def test_it_runs_until_it_is_stopped(queue: Queue) -> None:
@@ -118,7 +118,7 @@ async def test_it_runs_until_it_is_stopped(queue: Queue) -> None:
     await schedule(queue, "report")
     await queue.until("select count(*) > 0 from conductor.jobs")
     one.stop()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 60)
 
 
 async def test_it_outlives_lost_connections(queue: Queue, metrics: Metrics) -> None:
@@ -142,4 +142,4 @@ async def test_it_outlives_lost_connections(queue: Queue, metrics: Metrics) -> N
     await queue.rows("drop trigger die on conductor.jobs")
     await queue.until("select count(*) > 0 from conductor.jobs")
     one.stop()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 60)

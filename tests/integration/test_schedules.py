@@ -68,7 +68,7 @@ class Diary:
 
     async def tick(self) -> None:
         scheduler = Scheduler(self.queue.connections, Metrics(), lambda _: None)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await scheduler.tick() == 0:
                 pass
 
@@ -101,14 +101,14 @@ async def test_a_job_schedules_once_whatever_happens_to_it(diary: Diary) -> None
 
     async with Orchestrator(diary.conductor):
         first = await diary.conductor.invoke(setup, {"do": "begin"})
-        assert await first.result(timeout_s=20) == "begun"
+        assert await first.result(timeout_s=60) == "begun"
         assert await diary.schedules() == []  # the second attempt did not schedule again
         other = await diary.conductor.invoke(setup, {"do": "begin"}, metadata={"who": "me"})
-        assert await other.result(timeout_s=20) == "begun"
+        assert await other.result(timeout_s=60) == "begun"
         assert await diary.schedules() == []
         await diary.conductor.schedule("remind 7", remind, MINUTELY, Remind(order=7))
         last = await diary.conductor.invoke(setup, {"do": "end"})
-        assert await last.result(timeout_s=20) == "ended"
+        assert await last.result(timeout_s=60) == "ended"
         assert await diary.schedules() == []
 
 
@@ -119,7 +119,7 @@ async def test_its_jobs_are_invocations_with_the_payload(diary: Diary) -> None:
 
     async with Orchestrator(diary.conductor):
         made = await diary.conductor.invoke(setup, {}, metadata={"who": "me"})
-        await made.result(timeout_s=20)
+        await made.result(timeout_s=60)
     await diary.tick()
     (row,) = await diary.queue.rows(ROWS)
     assert (row["app"], row["is_planned"], row["last_at"]) == ("", True, None)
@@ -221,7 +221,7 @@ async def test_a_thread_schedules(diary: Diary) -> None:
 
     async with Orchestrator(diary.conductor):
         handle = await diary.conductor.invoke(setup, {})
-        await handle.result(timeout_s=20)
+        await handle.result(timeout_s=60)
     assert await diary.schedules() == [("b", "* * * * *")]
 
 
@@ -250,7 +250,7 @@ async def test_what_cannot_be_scheduled_says_why(diary: Diary) -> None:
     async with Orchestrator(diary.conductor):
         handle = await diary.conductor.invoke(setup, {})
         with pytest.raises(JobFailed, match="StepNameReused"):
-            await handle.result(timeout_s=20)
+            await handle.result(timeout_s=60)
 
 
 async def test_jobs_that_schedule_the_same_name_at_once(diary: Diary) -> None:
@@ -263,7 +263,7 @@ async def test_jobs_that_schedule_the_same_name_at_once(diary: Diary) -> None:
     async with Orchestrator(diary.conductor, slots=50):
         handles = await diary.conductor.invoke_many(setup, [{"n": n} for n in range(60)])
         for handle in handles:
-            await handle.result(timeout_s=30)
+            await handle.result(timeout_s=60)
     assert len(await diary.schedules()) <= 1
 
 

@@ -70,7 +70,7 @@ def test_wrong_names_end_as_the_page_says(page: Path, database: ScratchDatabase)
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_the_page_runs(page: Path, database: ScratchDatabase) -> None:
     _, prepare, run = (block.text for block in PAGE.blocks("sh"))
     done = shell(database, page, prepare)

@@ -144,7 +144,7 @@ async def test_a_locked_row_is_skipped_and_settled_later(queue: Queue, hand: Han
     await hand.claim()
     async with await psycopg.AsyncConnection.connect(queue.database.dsn) as other:
         await other.execute("select from conductor.jobs where id = %s for update", [one])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await hand.settle(done(one), done(two))).settled == {two}
     assert await hand.store.owned(hand.worker, [one, two]) == {one: 1}
     assert (await hand.settle(done(one))).settled == {one}

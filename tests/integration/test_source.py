@@ -106,7 +106,7 @@ async def test_a_probe_is_answered(database: ScratchDatabase) -> None:
     async with streaming(database) as stream:
         await eventually(lambda: slot_row(database)["active_pid"], "streaming")  # type: ignore[index]  # it exists
         await stream.probe()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):  # the server asks by itself after half a minute
             while not any(frame[:1] == b"k" for frame in await stream.read()):
                 pass
 

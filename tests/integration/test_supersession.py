@@ -81,13 +81,13 @@ async def invoke(queue: Queue) -> int:
 
 
 async def ended(process: asyncio.subprocess.Process) -> list[str]:
-    _, said = await asyncio.wait_for(process.communicate(), 30)
+    _, said = await asyncio.wait_for(process.communicate(), 60)
     return said.decode().splitlines()
 
 
 async def test_a_worker_older_than_the_schema_finishes_and_ends(queue: Queue, start: Start) -> None:
     process = await start()
-    await queue.until("select count(*) = 1 from conductor.workers", within_s=60)
+    await queue.until("select count(*) = 1 from conductor.workers")
     first = await invoke(queue)
     await queue.until("select count(*) = 1 from conductor.steps")
     await queue.rows(LATER, None)
@@ -118,7 +118,7 @@ async def test_a_worker_older_than_the_schema_finishes_and_ends(queue: Queue, st
 async def test_a_worker_goes_on_when_the_migration_says_so(queue: Queue, start: Start) -> None:
     await queue.rows("create table released ()")
     await start()
-    await queue.until("select count(*) = 1 from conductor.workers", within_s=60)
+    await queue.until("select count(*) = 1 from conductor.workers")
     await queue.rows(LATER, len(known_migrations()))
     looks = "select count(*) > 0 from pg_stat_activity where query like %s and state_change > %s"
     now = await queue.value("select clock_timestamp()")
@@ -126,5 +126,5 @@ async def test_a_worker_goes_on_when_the_migration_says_so(queue: Queue, start: 
     job = await invoke(queue)
     await queue.until("select state = 'completed' from conductor.job where id = %s", job)
     await start()  # another one begins
-    await queue.until("select count(*) = 2 from conductor.workers", within_s=60)
+    await queue.until("select count(*) = 2 from conductor.workers")
     assert not await queue.value("select bool_or(draining) from conductor.workers")

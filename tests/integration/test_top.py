@@ -304,9 +304,9 @@ async def test_on_a_terminal_it_goes_on_until_control_c(
         seen += os.read(terminal, 65536)
         return re.search(pattern, seen) is not None
 
-    wait_until(lambda: shows(rb"no queues"), 30, "the first screen")
+    wait_until(lambda: shows(rb"no queues"), 60, "the first screen")
     await queue.rows("insert into conductor.queues (name) values ('parcels')")
-    wait_until(lambda: shows(rb"parcels"), 30, "the queue that came later")
+    wait_until(lambda: shows(rb"parcels"), 60, "the queue that came later")
     process.send_signal(signal.SIGINT)
-    wait_until(lambda: shows(rb"\x1b\[\?1049l"), 30, "the terminal is given back")
-    assert process.wait(30) == 0
+    wait_until(lambda: shows(rb"\x1b\[\?1049l"), 60, "the terminal is given back")
+    assert process.wait(60) == 0

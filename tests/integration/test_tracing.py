@@ -134,7 +134,7 @@ async def test_one_trace_from_a_request_through_steps_and_waits_to_a_child(
     async with Orchestrator(conductor, metrics_port=None):
         with spans.tracer.start_as_current_span("request"):
             handle = await conductor.invoke(sell, Order())
-        assert await handle.result(20) == "a box"
+        assert await handle.result(60) == "a box"
         await eventually(lambda: _is(len(spans.named("process default")) == 2))
 
     assert len({trace_of(span) for span in spans.all}) == 1

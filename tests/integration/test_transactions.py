@@ -138,7 +138,7 @@ async def test_a_zombie_commits_nothing(workshop: Workshop) -> None:
 
     await workshop.invoke()
     async with workshop.worker([task(handler)]):
-        await asyncio.wait_for(stopped.wait(), 10)
+        await asyncio.wait_for(stopped.wait(), 60)
     assert await booked(workshop) == 0
 
 
@@ -161,7 +161,7 @@ async def test_a_zombie_thread_commits_nothing_and_begins_no_more(workshop: Work
 
     job = await workshop.invoke()
     async with workshop.worker([task(handler)]):
-        assert await asyncio.wait_for(stopped, 10) == "JobCancelled"
+        assert await asyncio.wait_for(stopped, 60) == "JobCancelled"
     assert await booked(workshop) == 0
     assert (await workshop.job(job))["state"] == "running"  # the other's, who has written nothing
     assert await workshop.queue.value("select count(*) from conductor.steps") == 0
@@ -199,18 +199,21 @@ async def test_a_commit_without_an_answer_is_looked_up(
 async def test_the_server_ends_an_idle_transaction(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("conductor.transactions.IDLE_SHARE", 0.2 / DEAD_AFTER_S)
+    monkeypatch.setattr("conductor.transactions.IDLE_SHARE", 1 / DEAD_AFTER_S)
+    gone = "select not exists (select from pg_stat_activity where pid = %s)"
+    ended: list[int] = []
 
     async def handler(_event: Any, ctx: Any) -> Any:
         async def work(db: Any) -> None:
             await book(db, ctx)
             if not ctx.job.attempt:
-                await asyncio.sleep(1)
+                await workshop.queue.until(gone, db.info.backend_pid)
+                ended.append(db.info.backend_pid)
 
         await ctx.transaction("book", work, returns=None)
 
     row = await finish(workshop, handler)
-    assert (row["state"], row["attempt"]) == ("completed", 1)
+    assert (row["state"], row["attempt"], len(ended)) == ("completed", 1, 1)
     assert await booked(workshop) == 1
 
 

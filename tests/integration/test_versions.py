@@ -72,8 +72,8 @@ async def test_old_jobs_finish_on_old_code(releases: Releases, first: str | None
     async with Orchestrator(newer):
         await newer.emit(go, 2)
         await newer.emit(go, 1)
-        assert await old.result(timeout_s=20) == [f"{first}"] * 3
-        assert await new.result(timeout_s=20) == ["2"] * 3
+        assert await old.result(timeout_s=60) == [f"{first}"] * 3
+        assert await new.result(timeout_s=60) == ["2"] * 3
 
 
 async def test_a_job_waits_for_a_worker_with_its_version(releases: Releases) -> None:
@@ -91,7 +91,7 @@ async def test_a_job_waits_for_a_worker_with_its_version(releases: Releases) -> 
             "select state = 'ready' and fence = 1 from conductor.job where id = %s", old.id
         )
         async with Orchestrator(await releases.make("1")):
-            assert await old.result(timeout_s=20) == ["1"] * 3
+            assert await old.result(timeout_s=60) == ["1"] * 3
 
 
 @pytest.mark.parametrize("has_begun", [True, False])

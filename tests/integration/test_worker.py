@@ -17,6 +17,7 @@ from conductor.maintenance import partition_name
 from conductor.metrics import Metrics
 from conductor.retry import RetryPolicy
 from conductor.store.maintenance import MaintenanceStore
+from conductor.worker import claiming
 from tests.integration.conftest import Queue, eventually
 from tests.integration.workers import Workshop, task
 
@@ -212,17 +213,18 @@ async def test_a_retry_waits_its_turn(workshop: Workshop) -> None:
         if not ctx.job.attempt:
             raise ValueError("later")
 
-    policy = RetryPolicy(initial_s=0.3, jitter=0)
+    policy = RetryPolicy(initial_s=3600, max_s=3600, jitter=0)
     job = await workshop.invoke()
     async with workshop.worker([task(handler, retry=policy)]):
         await workshop.queue.until(
             "select state = 'scheduled' from conductor.job where id = %s", job
         )
         waiting = await workshop.job(job)
+        await workshop.queue.pass_by(hours=1)
         row = await workshop.ended(job)
     assert waiting["error"]["message"] == "later"
+    assert waiting["run_at"] > datetime.now(UTC) + timedelta(minutes=50)
     assert row["state"] == "completed"
-    assert row["started_at"] >= waiting["run_at"]
 
 
 async def test_delayed_jobs_run_when_they_are_due(workshop: Workshop) -> None:
@@ -230,7 +232,7 @@ async def test_delayed_jobs_run_when_they_are_due(workshop: Workshop) -> None:
     job = await workshop.invoke({"number": 1}, run_at=due, state="scheduled")
     async with workshop.worker([DOUBLE]):
         row = await workshop.ended(job)
-    assert due <= row["started_at"] < due + timedelta(seconds=2)
+    assert due <= row["started_at"]
 
 
 async def test_higher_priority_runs_first(workshop: Workshop) -> None:
@@ -285,23 +287,23 @@ async def test_late_commits_behind_the_cursor_are_found(workshop: Workshop) -> N
     long_past = past - timedelta(hours=1)
     async with workshop.worker([DOUBLE]):
         await workshop.ended(await workshop.invoke({"number": 1}))
-        await workshop.ended(await workshop.invoke({"number": 1}, run_at=past), within_s=2)
-        await workshop.ended(await workshop.invoke({"number": 1}, run_at=long_past), within_s=5)
+        await workshop.ended(await workshop.invoke({"number": 1}, run_at=past))
+        await workshop.ended(await workshop.invoke({"number": 1}, run_at=long_past))
 
 
-async def test_a_hint_wakes_an_idle_worker(workshop: Workshop) -> None:
+async def test_a_hint_wakes_an_idle_worker(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SHORTEST_POLL_S", "LONGEST_POLL_S"):  # only a hint can end this pause
+        monkeypatch.setattr(claiming, name, 3600.0)
     async with workshop.worker([DOUBLE], listen=True):
-        await asyncio.sleep(2.5)  # until it polls once a second
         await workshop.queue.until(
             "select exists (select from pg_stat_activity where query = 'listen conductor_jobs')"
         )
-        waits = []
         for _ in range(3):
             job = await workshop.invoke({"number": 1})
             await workshop.queue.rows("select pg_notify('conductor_jobs', 'default')")
-            row = await workshop.ended(job)
-            waits.append((row["started_at"] - row["run_at"]).total_seconds())
-        assert min(waits) < 0.1
+            await workshop.ended(job)
 
 
 async def test_nothing_is_kept_without_retention(workshop: Workshop) -> None:
@@ -318,12 +320,12 @@ async def test_nothing_is_kept_without_retention(workshop: Workshop) -> None:
 # --- cancellation and timeouts --------------------------------------------------------------------
 
 
-async def test_a_running_handler_is_cancelled_within_a_second(workshop: Workshop) -> None:
+async def test_a_running_handler_is_cancelled(workshop: Workshop) -> None:
     cleaned = asyncio.Event()
 
     async def handler(_event: Any, _ctx: Any) -> None:
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             cleaned.set()
 
@@ -333,7 +335,7 @@ async def test_a_running_handler_is_cancelled_within_a_second(workshop: Workshop
             "select state = 'running' from conductor.jobs where id = %s", job
         )
         assert await workshop.queue.value("select conductor.cancel(%s, 'changed my mind')", job)
-        row = await workshop.ended(job, within_s=2)
+        row = await workshop.ended(job)
     assert cleaned.is_set()
     assert (row["state"], row["error"]["type"]) == ("cancelled", "JobCancelled")
     assert row["error"]["message"] == "changed my mind"
@@ -352,7 +354,7 @@ async def test_a_claimed_job_that_waits_for_a_slot_is_cancelled(workshop: Worksh
             "select state = 'running' from conductor.job where id = %s", jobs[501]
         )
         await workshop.queue.value("select conductor.cancel(%s)", jobs[501])
-        await workshop.ended(jobs[501], within_s=2)
+        await workshop.ended(jobs[501])
         release.set()
         await workshop.drained()
     assert (await workshop.job(jobs[500]))["state"] == "completed"
@@ -384,7 +386,7 @@ async def test_a_handler_that_cancels_itself_has_failed(workshop: Workshop) -> N
 
 
 async def test_sync_handlers_run_side_by_side_in_threads(workshop: Workshop) -> None:
-    together = threading.Barrier(4, timeout=10)
+    together = threading.Barrier(4, timeout=60)
 
     def handler(_event: Any, ctx: Any) -> str:
         together.wait()
@@ -402,7 +404,7 @@ async def test_a_cancelled_thread_keeps_its_slot_until_it_returns(workshop: Work
 
     def handler(event: Any, ctx: Any) -> None:
         if event.payload["n"] == 0:
-            release.wait(20)
+            release.wait(100)
             if ctx.cancelled:
                 stopped.set()
 
@@ -412,7 +414,7 @@ async def test_a_cancelled_thread_keeps_its_slot_until_it_returns(workshop: Work
             "select state = 'running' from conductor.jobs where id = %s", first
         )
         await workshop.queue.value("select conductor.cancel(%s)", first)
-        assert (await workshop.ended(first, within_s=2))["state"] == "cancelled"
+        assert (await workshop.ended(first))["state"] == "cancelled"
         assert (await workshop.job(second))["state"] in {"ready", "running"}
         release.set()
         assert (await workshop.ended(second))["state"] == "completed"
@@ -498,7 +500,7 @@ async def test_terminated_connections_lose_and_repeat_nothing(workshop: Workshop
                     " and application_name <> 'conductor services'",
                     [database.name],
                 )
-            await workshop.drained(60)
+            await workshop.drained()
     assert await workshop.queue.value("select count(*) from conductor.history") == total
     assert set(ran) == set(range(total))
     rows = await workshop.queue.rows("select distinct attempt, crashes from conductor.history")

@@ -112,13 +112,11 @@ class Workshop:
         (row,) = await self.queue.rows("select * from conductor.job where id = %s", job)
         return row
 
-    async def ended(self, job: int, within_s: float = 20.0) -> dict[str, Any]:
+    async def ended(self, job: int) -> dict[str, Any]:
         """Wait until a job has ended; return it."""
-        await self.queue.until(
-            "select exists (select from conductor.history where id = %s)", job, within_s=within_s
-        )
+        await self.queue.until("select exists (select from conductor.history where id = %s)", job)
         return await self.job(job)
 
-    async def drained(self, within_s: float = 30.0) -> None:
+    async def drained(self) -> None:
         """Wait until no job is left."""
-        await self.queue.until("select count(*) = 0 from conductor.jobs", within_s=within_s)
+        await self.queue.until("select count(*) = 0 from conductor.jobs")
