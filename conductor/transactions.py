@@ -8,9 +8,12 @@ opened when needed. This module must not know what a step means.
 
 from __future__ import annotations
 
+import asyncio
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from conductor.errors import FenceLost
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 IDLE_SHARE: Final = 0.75  # of the time after which a worker is declared dead
 MAX_CONNECTIONS: Final = 20  # unless somebody asks for more
 _WAIT_S: Final = 600.0  # for a connection: others' transactions go first
+_CLOSING_S: Final = 2.0  # for threads of the pool that are just connecting
 
 _LIMIT: Final = load("steps")["limit_idle"]
 
@@ -63,6 +67,7 @@ class Transactions:
         self._limit = {"timeout_s": dead_after_s * IDLE_SHARE}
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] | None = None
         self._blocking: ConnectionPool[Connection[Any]] | None = None
+        self._opening = Lock()  # threads come together
 
     async def run(
         self, step: StepWrite, work: Callable[[AsyncConnection[Any]], Awaitable[bytes]]
@@ -79,6 +84,7 @@ class Transactions:
         committing = False
         async with self._pool.connection() as connection:
             register_arrays(connection)
+            connection.row_factory = tuple_row  # others may have wanted other rows
             try:
                 async with connection.transaction():
                     await connection.execute(_LIMIT, self._limit)
@@ -95,13 +101,15 @@ class Transactions:
 
     def run_blocking(self, step: StepWrite, work: Callable[[Connection[Any]], bytes]) -> bytes:
         """Like `run`, in a thread."""
-        if self._blocking is None:
-            self._blocking = ConnectionPool(
-                self._dsn, open=True, check=check_open_blocking, **self._options()
-            )
+        with self._opening:
+            if self._blocking is None:
+                self._blocking = ConnectionPool(
+                    self._dsn, open=True, check=check_open_blocking, **self._options()
+                )
         committing = False
         with self._blocking.connection() as connection:
             register_arrays(connection)
+            connection.row_factory = tuple_row
             try:
                 with connection.transaction():
                     connection.execute(_LIMIT, self._limit)
@@ -121,7 +129,7 @@ class Transactions:
         if self._pool is not None:
             await self._pool.close()
         if self._blocking is not None:
-            self._blocking.close(timeout=0)
+            await asyncio.to_thread(self._blocking.close, timeout=_CLOSING_S)
 
     def _options(self) -> dict[str, Any]:
         return {

@@ -3,16 +3,20 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from conductor.errors import FenceLost, JobCancelled
 from conductor.lease import DEAD_AFTER_S
 from conductor.metrics import Metrics
-from conductor.transactions import _check
+from conductor.store.steps import StepWrite
+from conductor.transactions import Transactions, _check
 from tests.integration.conftest import Queue
 from tests.integration.workers import Workshop, task
 
@@ -86,6 +90,57 @@ async def test_a_thread_has_transactions_too(workshop: Workshop) -> None:
     row = await finish(workshop, handler)
     assert row["result"] == 3
     assert await booked(workshop) == 1
+
+
+async def test_rows_are_tuples_whatever_others_have_wanted(workshop: Workshop) -> None:
+    async def handler(_event: Any, ctx: Any) -> Any:
+        async def one(db: Any) -> Any:
+            found = await (await db.execute("select 1 as a")).fetchone()
+            db.row_factory = dict_row
+            return found
+
+        return [await ctx.transaction("first", one), await ctx.transaction("second", one)]
+
+    def in_a_thread(_event: Any, ctx: Any) -> Any:
+        def one(db: Any) -> Any:
+            found = db.execute("select 1 as a").fetchone()
+            db.row_factory = dict_row
+            return found
+
+        return [ctx.transaction("first", one), ctx.transaction("second", one)]
+
+    for each in (handler, in_a_thread):
+        assert (await finish(workshop, each))["result"] == [[1], [1]]
+
+
+async def test_threads_that_come_together_share_their_connections(
+    workshop: Workshop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each may have opened a pool, of which all but one stayed; closing complained of threads."""
+    transactions = Transactions(workshop.queue.database.dsn, 1, lambda: 0, dead_after_s=8.0)
+    together = threading.Barrier(5, timeout=20)
+    step = StepWrite(0, 0, "one", 0, "transaction", b"null")
+
+    def look(db: psycopg.Connection[Any]) -> bytes:
+        counted = "select count(*) from pg_stat_activity where application_name = %s"
+        found.append(db.execute(counted, ["conductor transactions"]).fetchone())
+        return b"1"
+
+    def come() -> None:
+        together.wait()
+        with pytest.raises(FenceLost):
+            transactions.run_blocking(step, look)
+
+    found: list[Any] = []
+    often, seldom = 1e-6, sys.getswitchinterval()
+    sys.setswitchinterval(often)
+    try:
+        await asyncio.gather(*(asyncio.to_thread(come) for _ in range(5)))
+    finally:
+        sys.setswitchinterval(seldom)
+    await transactions.close()
+    assert found == [(1,)] * 5
+    assert "stop thread" not in caplog.text
 
 
 async def test_a_connection_that_was_lost_meanwhile_costs_no_attempt(workshop: Workshop) -> None:
