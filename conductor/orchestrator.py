@@ -216,17 +216,25 @@ class Orchestrator:
 
         What has come for waiting jobs has reached them by then: events, ends of children, deadlines
         and schedules. Jobs that wait for something later are not waited for (see `travel`). Starts
-        and stops the orchestrator unless it is started. Raises TimeoutError.
+        and stops the orchestrator unless it is started. Raises TimeoutError and says what is left.
         """
         if not self.is_started:
             async with self:
                 await self.drain(timeout_s)
             return
         tasks = [(task.queue, task.name) for task in self.registration.tasks]
-        async with asyncio.timeout(timeout_s), self._connections.lend() as connection:
-            store = OperationStore(connection)
-            while await store.has_unfinished(tasks):  # noqa: ASYNC110 - the database is asked
-                await asyncio.sleep(_DRAIN_POLL_S)
+        try:
+            async with asyncio.timeout(timeout_s), self._connections.lend() as connection:
+                store = OperationStore(connection)
+                while await store.has_unfinished(tasks):  # noqa: ASYNC110 - the database is asked
+                    await asyncio.sleep(_DRAIN_POLL_S)
+        except TimeoutError:
+            async with self._connections.lend() as connection:
+                left = await OperationStore(connection).unfinished(tasks)
+            jobs = ", ".join("{jobs} {state} of task {task}".format_map(row) for row in left)
+            raise TimeoutError(
+                f"not drained after {timeout_s:g} s: {jobs or 'events or schedules that are due'}"
+            ) from None
 
     async def __aenter__(self) -> Self:
         """Start."""

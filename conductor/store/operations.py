@@ -160,6 +160,11 @@ class OperationStore:
         values = {"queues": [queue for queue, _ in tasks], "tasks": [task for _, task in tasks]}
         return bool(await self._scalar("has_unfinished", values))
 
+    async def unfinished(self, tasks: Collection[tuple[str, str]]) -> list[Row]:
+        """Return ``task``, ``state`` and number of ``jobs`` that are such jobs."""
+        values = {"queues": [queue for queue, _ in tasks], "tasks": [task for _, task in tasks]}
+        return await self._rows("unfinished_jobs", values)
+
     async def _rows(self, query: str, values: Row) -> list[Row]:
         cursor = self._connection.cursor(row_factory=dict_row)
         await cursor.execute(_QUERIES[query], values)

@@ -155,6 +155,17 @@ async def test_drain_starts_and_stops_by_itself(queue: Queue) -> None:
     assert await queue.rows("select * from conductor.workers") == []
 
 
+async def test_a_drain_that_takes_too_long_says_what_is_left(queue: Queue) -> None:
+    app = App(queue.database.dsn, slots={"slow": 1})
+    async with app.conductor, app.orchestrator:
+        await app.conductor.invoke_many(slow, [Number(n=n) for n in range(3)])
+        await asyncio.wait_for(app.started.wait(), 60)
+        left = "not drained after 0.1 s: 2 ready of task slow, 1 running of task slow"
+        with pytest.raises(TimeoutError, match=left):
+            await app.orchestrator.drain(timeout_s=0.1)
+        app.release.set()
+
+
 async def test_two_processes_share_the_work(queue: Queue) -> None:
     one, two = App(queue.database.dsn), App(queue.database.dsn)
     async with one.orchestrator, two.orchestrator, one.conductor:

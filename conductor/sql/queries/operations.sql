@@ -267,3 +267,17 @@ select exists (
         union all
         (select from conductor.lane_calls l where l.queue = p.queue limit 1)
     ) found)
+
+-- name: unfinished_jobs
+-- How many jobs of these (queue, task) pairs are in the way of that, by task and state.
+select u.task, u.state, count(*) as jobs
+from (
+    select j.task,
+        case when j.state in ('scheduled', 'waiting') then 'due' else j.state::text end as state
+    from unnest(%(queues)s::text[], %(tasks)s::text[]) as p (queue, task)
+    join conductor.jobs j on j.queue = p.queue and j.task = p.task
+    where j.state in ('ready', 'suspect', 'running')
+        or (j.state in ('scheduled', 'waiting') and j.run_at <= conductor.now())
+) u
+group by u.task, u.state
+order by u.task, u.state
