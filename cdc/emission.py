@@ -17,8 +17,8 @@ from cdc.errors import EmissionInvalid
 from cdc.lsn import Lsn
 from cdc.routing import DeadLetter, Routed
 from cdc.wire.messages import LogicalMessage
-from conductor import filters
 from conductor.contract import JobSpec, encode_position
+from conductor.filters import FilterFailed
 from conductor.matching import EventFilter, EventIndex, Subscription, event_topic
 
 PREFIX: Final = "conductor.emit"
@@ -174,22 +174,15 @@ def _route(
 ) -> None:
     """Append one job a subscription that wants the event; a filter that fails, a dead letter."""
     for subscription in subscriptions:
+        wanted = subscription.filter
         try:
-            wanted = _is_wanted(subscription, emission.value)
-        except filters.FilterFailed as error:
+            is_wanted = not isinstance(wanted, EventFilter) or wanted.admits(emission.value)
+        except FilterFailed as error:
             reason = f"{type(error).__name__}: {error}"
             out.dead_letters.append(_dead_letter(place, subscription.id, reason, raw))
             continue
-        if wanted:
+        if is_wanted:
             out.specs.append(emission.job_of(subscription))
-
-
-def _is_wanted(subscription: Subscription, value: Any) -> bool:
-    """Tell whether a subscription's filter is true of an event. Raises FilterFailed."""
-    wanted = subscription.filter
-    if not isinstance(wanted, EventFilter) or wanted.when is None:
-        return True
-    return filters.compile_stored(wanted.when).matches({"event": value})
 
 
 def _dead_letter(place: Place, subscription: int | None, error: str, raw: bytes) -> DeadLetter:

@@ -1,7 +1,7 @@
 """Word for jobs that wait: changes and emitted events that have come for their steps.
 
 Runs in the sink's transaction, after the batch was received, and only inserts (router-rules 28):
-no job's row is locked. What fields and filters mean is `conductor.matching`'s and the filters'.
+no job's row is locked. What matches is `conductor.matching`'s to say.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,8 @@ from psycopg.rows import dict_row, tuple_row
 from cdc import emission_queries
 from cdc.emission import Emission
 from cdc.lsn import Lsn
-from conductor import filters
 from conductor.contract import JobSpec
-from conductor.matching import matched_values
+from conductor.matching import end_wait, matched_values
 
 Wait = tuple[str, JobSpec]
 """A topic, and what has come for those who wait for it."""
@@ -78,7 +77,7 @@ async def _tell_of_events(
     words = [
         (row["job"], row["name"], *ending)
         for row in await cursor.fetchall()
-        if (ending := _judge(row["condition"], waits[row["place"]][1])) is not None
+        if (ending := _ending(row["condition"], waits[row["place"]][1])) is not None
     ]
     if words:
         values = _by_column(_WORD_COLUMNS, words)
@@ -86,25 +85,8 @@ async def _tell_of_events(
     return {int(job) for job, *_ in words}
 
 
-def _judge(condition: str | None, emission: Emission) -> tuple[str, str] | None:
-    """Return how a step ends that waits for this event: outcome and result; None: it waits on.
-
-    The result is the event's envelope, whose text the payload is taken from, unless it failed.
-    """
-    value = emission.value
-    when = orjson.loads(condition).get("when") if condition else None
-    try:
-        if when and not filters.compile_stored(when).matches({"event": value}):
-            return None
-    except filters.FilterFailed as error:
-        reason = {"type": "FilterFailed", "message": str(error)}
-        return "failed", orjson.dumps(reason).decode()
-    try:
-        orjson.dumps(value)
-    except orjson.JSONEncodeError as error:  # it reads what is nested deeper than it writes
-        reason = {"type": "EventUnreadable", "message": str(error)}
-        return "failed", orjson.dumps(reason).decode()
-    return "completed", emission.payload.decode()
+def _ending(condition: str | None, emission: Emission) -> tuple[str, str] | None:
+    return end_wait(condition, emission.value, emission.payload.decode())
 
 
 def _by_column(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:

@@ -20,7 +20,6 @@ from typing import Final
 
 import orjson
 
-from conductor import filters
 from conductor.connections import Connections
 from conductor.errors import FilterFailed
 from conductor.matching import EventFilter, EventIndex, Subscription
@@ -214,8 +213,7 @@ def _is_wanted(subscription: Subscription, dispatch: Dispatch) -> bool:
     wanted = subscription.filter
     if not isinstance(wanted, EventFilter) or wanted.when is None:
         return True
-    payload = orjson.loads(dispatch.payload)["payload"]
-    return filters.compile_stored(wanted.when).matches({"event": payload})
+    return wanted.admits(orjson.loads(dispatch.payload)["payload"])
 
 
 def read_events(

@@ -1,7 +1,7 @@
 """Subscriptions, and which of them an event or a table concerns.
 
 Shared by the router (changes and events read from the WAL) and the dispatcher (events emitted
-through the queue), so that both paths match alike. Pure: rows in, subscriptions out.
+through the queue), so that both paths match alike. Pure: rows and payloads in, decisions out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from orjson import OPT_SORT_KEYS, JSONEncodeError, dumps, loads
 
 from conductor.contract import encode_head
+from conductor.filters import FilterFailed, compile_stored
 
 Operation = Literal["insert", "update", "delete", "truncate"]
 Group = Literal["transaction"]
@@ -89,6 +90,10 @@ class EventFilter:
 
     event: str
     when: str | None = None  # CEL
+
+    def admits(self, payload: Any) -> bool:
+        """Return whether an event with this payload is wanted. Raises FilterFailed."""
+        return self.when is None or compile_stored(self.when).matches({"event": payload})
 
     def to_json(self) -> dict[str, Any]:
         """Return the stored definition; `EventFilter.from_json` reads it back."""
@@ -186,6 +191,25 @@ def matched_values(fields: str, message: Any) -> str | None:
         return _json([_canonical(message[name]) for name in names])
     except JSONEncodeError:  # nobody can wait for what is nested too deep to be written
         return None
+
+
+def end_wait(condition: str | None, payload: Any, envelope: str) -> tuple[str, str] | None:
+    """Return how a wait ends with an event, outcome and result; None: it goes on.
+
+    ``condition`` is what the wait has stored (JSON). The result is the event's envelope, as text:
+    written again, numbers might be others. Of a wait that fails it says why.
+    """
+    when = loads(condition).get("when") if condition else None
+    try:
+        if when and not compile_stored(when).matches({"event": payload}):
+            return None
+    except FilterFailed as error:
+        return "failed", dumps({"type": "FilterFailed", "message": str(error)}).decode()
+    try:
+        dumps(payload)
+    except JSONEncodeError as error:  # it reads what is nested deeper than it writes
+        return "failed", dumps({"type": "EventUnreadable", "message": str(error)}).decode()
+    return "completed", envelope
 
 
 def _canonical(value: Any) -> Any:

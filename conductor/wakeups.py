@@ -1,7 +1,7 @@
 """Emitted events and the jobs that wait for them.
 
 In the dispatcher's transaction word is left for the steps that an event concerns; the jobs are
-woken after its commit, or soon after by any worker. This module must not decide what fields match
+woken after its commit, or soon after by any worker. This module must not decide what matches
 (`conductor.matching` does).
 """
 
@@ -9,18 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import orjson
-from pydantic_core import to_json
-
-from conductor import filters
-from conductor.errors import FilterFailed
-from conductor.matching import event_topic, matched_values
+from conductor.matching import end_wait, event_topic, matched_values
 from conductor.store.waits import Probe, Waiting, WaitStore, Wakeup
-
-COMPLETED: Final = "completed"
-FAILED: Final = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +54,6 @@ def probes(messages: Sequence[Message], known: Sequence[tuple[str, str]]) -> lis
 
 
 def judge(waiting: Waiting, message: Message) -> Wakeup | None:
-    """Return the word for a step whose fields match; None when its filter says no.
-
-    The payload goes to it as text, as to subscribers: written again, numbers might be others.
-    """
-    condition = orjson.loads(waiting.condition) if waiting.condition else {}
-    when = condition.get("when")
-    try:
-        if when and not filters.compile_stored(when).matches({"event": message.payload}):
-            return None
-    except FilterFailed as error:
-        reason = to_json({"type": "FilterFailed", "message": str(error)}).decode()
-        return Wakeup(waiting.job, waiting.name, FAILED, reason)
-    try:
-        orjson.dumps(message.payload)
-    except orjson.JSONEncodeError as error:  # it reads what is nested deeper than it writes
-        reason = to_json({"type": "EventUnreadable", "message": str(error)}).decode()
-        return Wakeup(waiting.job, waiting.name, FAILED, reason)
-    return Wakeup(waiting.job, waiting.name, COMPLETED, message.envelope)
+    """Return the word for a step whose fields match; None when its filter says no."""
+    ending = end_wait(waiting.condition, message.payload, message.envelope)
+    return None if ending is None else Wakeup(waiting.job, waiting.name, *ending)
