@@ -16,7 +16,9 @@ from psycopg.rows import dict_row
 from cdc.config import Settings
 from cdc.metrics import Metrics
 from cdc.service import Service
+from conductor.migrations import migrate
 from tests.servers import ScratchDatabase
+from tools.localpg.server import PostgresServer
 
 TIMEOUT_S = 60.0  # only a failure takes as long
 OPERATIONS = ("insert", "update", "delete", "truncate")
@@ -68,6 +70,19 @@ def subscribe(
     )
     query(dsn, "select pg_notify('conductor_subscriptions', '')")
     return int(subscription)
+
+
+def ascii_shop(server: PostgresServer) -> ScratchDatabase:
+    """A captured table `t` in a database that also holds what the server cannot decode."""
+    query(
+        server.dsn(),
+        "create database ascii encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0",
+    )
+    dsn = server.dsn("ascii") + "&client_encoding=utf8"
+    migrate(dsn)
+    query(dsn, "create table t (id int primary key, body text)")
+    subscribe(dsn, "public.t", ["insert"])
+    return ScratchDatabase("ascii", dsn, dsn, dsn)
 
 
 def stamps(database: ScratchDatabase, subscription: int) -> tuple[str | None, str | None]:

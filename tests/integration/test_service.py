@@ -27,6 +27,7 @@ from cdc.metrics import Metrics
 from cdc.service import Service
 from conductor.migrations import migrate
 from tests.integration.sidecar import (
+    ascii_shop,
     captured,
     drop_slot,
     eventually,
@@ -347,20 +348,11 @@ async def test_a_publication_dropped_while_stopped_is_missing(shop: ScratchDatab
 async def test_what_the_server_cannot_decode_stops_after_a_few_attempts(
     start_server: StartServer,
 ) -> None:
-    server = start_server()
-    query(
-        server.dsn(),
-        "create database ascii encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0",
-    )
-    dsn = server.dsn("ascii") + "&client_encoding=utf8"
-    migrate(dsn)
-    shop = ScratchDatabase("ascii", dsn, dsn, dsn)
-    query(dsn, "create table t (id int primary key, body text)")
-    subscribe(dsn, "public.t", ["insert"])
+    shop = ascii_shop(start_server())
     async with capturing(shop):
         insert(shop, 1)
         await routed(shop, 1)
-    query(dsn, "insert into t values (2, convert_from('\\xff', 'SQL_ASCII'))")
+    query(shop.dsn, "insert into t values (2, convert_from('\\xff', 'SQL_ASCII'))")
     metrics = Metrics("test", shop.name)
     with pytest.raises(ServerDecodeError) as caught:
         await Service(settings_for(shop), metrics).run()

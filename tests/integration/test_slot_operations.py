@@ -11,8 +11,8 @@ from cdc.lsn import Lsn
 from cdc.metrics import Metrics
 from cdc.service import Service
 from cdc.slot_operations import drop_slot, list_slots, skip_to
-from conductor.migrations import migrate
 from tests.integration.sidecar import (
+    ascii_shop,
     captured,
     cdc,
     eventually,
@@ -167,20 +167,11 @@ async def test_a_skip_stays_between_progress_and_the_servers_end(shop: ScratchDa
 
 
 async def test_exactly_what_the_server_cannot_decode_is_skipped(start_server: StartServer) -> None:
-    server = start_server()
-    query(
-        server.dsn(),
-        "create database ascii encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0",
-    )
-    dsn = server.dsn("ascii") + "&client_encoding=utf8"
-    migrate(dsn)
-    shop = ScratchDatabase("ascii", dsn, dsn, dsn)
-    query(dsn, "create table t (id int primary key, body text)")
-    subscribe(dsn, "public.t", ["insert"])
+    shop = ascii_shop(start_server())
     async with running(shop):
         await captured(shop, 1)
     insert(shop, *range(1, 300))
-    query(dsn, "insert into t values (300, convert_from('\\xff', 'SQL_ASCII'))")
+    query(shop.dsn, "insert into t values (300, convert_from('\\xff', 'SQL_ASCII'))")
     insert(shop, 301, 302)
     error = await run_into(shop, ServerDecodeError)
     assert ids(shop) == list(range(1, 300))  # all that came before it
@@ -200,20 +191,11 @@ async def test_exactly_what_the_server_cannot_decode_is_skipped(start_server: St
 async def test_in_pieces_the_place_of_what_cannot_be_decoded_is_not_known_yet(
     start_server: StartServer,
 ) -> None:
-    server = start_server(settings={"logical_decoding_work_mem": "64kB"})
-    query(
-        server.dsn(),
-        "create database ascii encoding 'SQL_ASCII' lc_collate 'C' lc_ctype 'C' template template0",
-    )
-    dsn = server.dsn("ascii") + "&client_encoding=utf8"
-    migrate(dsn)
-    shop = ScratchDatabase("ascii", dsn, dsn, dsn)
-    query(dsn, "create table t (id int primary key, body text)")
-    subscribe(dsn, "public.t", ["insert"])
+    shop = ascii_shop(start_server(settings={"logical_decoding_work_mem": "64kB"}))
     async with running(shop):
         await captured(shop, 1)
     query(
-        dsn,
+        shop.dsn,
         "insert into t select i, case i when 3000 then convert_from('\\xff', 'SQL_ASCII')"
         " else 'x' end from generate_series(1, 6000) i",
     )
