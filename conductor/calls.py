@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from orjson import loads
 from pydantic_core import to_json
 
+from conductor.arguments import check_type
 from conductor.codec import Codec
 from conductor.contract import DISPATCH_TASK, INTERNAL_QUEUE, event_envelope
 from conductor.definitions import EventDefinition, Task, TaskDefinition
@@ -74,7 +75,8 @@ class ScheduleOptions(TypedDict, total=False):
 
 
 def definition_of(task: TaskDefinition[Any, Any] | Task[Any, Any]) -> TaskDefinition[Any, Any]:
-    """Return the definition of a task that is bound or not."""
+    """Return the definition of a task that is bound or not. Raises DefinitionInvalid."""
+    check_type("the task", task, (TaskDefinition, Task), "ctx.invoke(name, send_email, …)")
     return task.definition if isinstance(task, Task) else task
 
 

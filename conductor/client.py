@@ -302,6 +302,7 @@ class Conductor(Declarations[D], Emitter, Scheduling):
     def _known_task(
         self, task: TaskDefinition[Any, Any] | Task[Any, Any] | str
     ) -> TaskDefinition[Any, Any]:
+        check_type("the task", task, (TaskDefinition, Task, str), "invoke(send_email, …)")
         name = task if isinstance(task, str) else task.name
         known = self.definitions.get(name)
         given = task.definition if isinstance(task, Task) else task

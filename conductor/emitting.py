@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 from typing_extensions import TypeVar
 
+from conductor.arguments import check_type
 from conductor.binding import refuse_second
+from conductor.definitions import EventDefinition
 from conductor.enqueue import Enqueued, JobBatch, Via, WalEmission, emission, emit_through_wal
 from conductor.errors import UnknownEvent
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
     from conductor.connections import Connections
-    from conductor.definitions import EventDefinition
 
 P = TypeVar("P")
 
@@ -158,6 +159,7 @@ class Emitter(ABC):
         return WalEmission(definition.name, encoded, via, metadata)
 
     def _known_event(self, event: EventDefinition[Any] | str) -> EventDefinition[Any]:
+        check_type("the event", event, (EventDefinition, str), "emit(user_created, …)")
         name = event if isinstance(event, str) else event.name
         definition = self.events.get(name)
         if definition is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice, repeat
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import psycopg
 from pydantic_core import to_json
@@ -85,6 +85,10 @@ class JobBatch:
 
     def __post_init__(self) -> None:
         """Refuse options that cannot be meant."""
+        _check_kind("run_at", self.run_at, datetime, "run_at=datetime.now(UTC) + timedelta(days=1)")
+        _check_kind("delay", self.delay, timedelta, "delay=5 or delay=timedelta(minutes=1)")
+        _check_kind("dedupe_for", self.dedupe_for, timedelta, "dedupe_for=timedelta(hours=1)")
+        _check_kind("metadata", self.metadata, dict, 'metadata={"order": 42}')
         if self.run_at is not None and self.run_at.tzinfo is None:
             raise OptionInvalid(f"run_at {self.run_at} has no time zone")
         if self.run_at is not None and self.run_at > LAST_INSTANT:
@@ -177,8 +181,17 @@ def check_ordered(task: str, keys: Sequence[str | None], *, delayed: bool, prior
             )
 
 
+def _check_kind(name: str, value: object, kind: type[Any], example: str) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise OptionInvalid(
+            f"{name} is not {kind.__name__}, but {value!r}",
+            hint=f"Such as {example}. Nothing was stored.",
+        )
+
+
 def check_option(name: str, text: str | None) -> None:
-    """Raise OptionInvalid for a text option that PostgreSQL cannot hold."""
+    """Raise OptionInvalid for an option that is no text, or one that PostgreSQL cannot hold."""
+    _check_kind(name, text, str, f"{name}=str(order.id)")
     try:
         texts.check_text(text)
     except texts.TextInvalid as error:
@@ -276,6 +289,11 @@ class WalEmission:
     payloads: Sequence[bytes]
     via: Via
     metadata: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a way that there is not."""
+        if self.via not in get_args(Via):
+            raise OptionInvalid(f"via={self.via!r}", hint=f"One of {', '.join(get_args(Via))}.")
 
     def traced(self) -> AbstractContextManager[Sending]:
         """Trace that it is sent, where there is a tracer."""

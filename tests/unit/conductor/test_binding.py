@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import ModuleType
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
@@ -245,6 +246,36 @@ def test_declarations_that_cannot_be_stored_are_refused(text: str) -> None:
 def test_times_that_the_database_cannot_hold_are_refused(options: Any, message: str) -> None:
     with pytest.raises(OptionInvalid, match=message):
         client().invocation(nightly, [None], options).statement()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"key": 7}, "key is not str, but 7"),
+        ({"dedupe_key": UUID(int=1)}, "dedupe_key is not str, but UUID"),
+        ({"run_at": "tomorrow"}, "run_at is not datetime, but 'tomorrow'"),
+        ({"delay": "5"}, "delay is not timedelta, but '5'"),
+        ({"dedupe_key": "a", "dedupe_for": 60}, "dedupe_for is not timedelta, but 60"),
+        ({"metadata": 3}, "metadata is not dict, but 3"),
+    ],
+)
+def test_options_of_a_job_in_another_type_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(OptionInvalid, match=f"^{message}") as refused:
+        client().invocation(nightly, [None], options)
+    assert f"Such as {message.split(maxsplit=1)[0]}=" in refused.value.hint
+
+
+def test_what_is_no_task_and_no_event_is_refused() -> None:
+    conductor, untyped = client(), cast("Any", child)
+    with pytest.raises(DefinitionInvalid, match="the task is not TaskDefinition or Task or str"):
+        conductor.invocation(greeted, [None], {})
+    with pytest.raises(DefinitionInvalid, match="the task is not TaskDefinition or Task, but 'n'"):
+        untyped(None, "n", None, {})
+    with pytest.raises(DefinitionInvalid, match="the event is not EventDefinition or str"):
+        conductor.emission(nightly, [None], None)
+    with pytest.raises(OptionInvalid, match=r"^via='wall'$") as refused:
+        conductor.wal_emission(greeted, [], None, "wall")
+    assert refused.value.hint == "One of queue, wal, auto."
 
 
 def test_refetch_is_about_new_rows_of_jobs() -> None:
