@@ -59,6 +59,10 @@ _MAX_OPERATORS: Final = 1_000
 """The library recurses once for each operator of a chain: 1,500 end a process in a thread with 1 MB
 of stack, which is all that some platforms give a thread."""
 _OPERATORS: Final = frozenset({*"+-*/%<>!.[", "in"})  # and ==, of two marks
+_COLLECTING: Final = frozenset({"filter", "map"})
+"""The library copies what they have found so far with every member: n² for a list of n."""
+_MAX_STEPS: Final = 25_000_000
+"""Some three seconds, in which no other thread of the process runs: leases and probes wait."""
 
 _TOKEN: Final = re.compile(
     r"""(?P<blank>\s+|//[^\n]*)
@@ -112,12 +116,15 @@ NO_REFERENCES: Final = References(
 class Filter:
     """A compiled expression; see `compile`."""
 
-    __slots__ = ("_program", "references", "source")
+    __slots__ = ("_degree", "_program", "references", "source")
 
-    def __init__(self, source: str, program: cel.Program, references: References) -> None:
+    def __init__(
+        self, source: str, program: cel.Program, references: References, degree: int = 1
+    ) -> None:
         self.source = source
         self.references = references
         self._program = program
+        self._degree = degree
 
     def matches(self, values: Mapping[str, Any]) -> bool:
         """Return what the expression says of these variables. Raises FilterFailed.
@@ -125,6 +132,8 @@ class Filter:
         >>> compile("new.price > 3").matches({"new": {"price": 5}})
         True
         """
+        if self._degree > 1:
+            self._check_effort(values)
         try:
             found = self._program.execute(dict(values))
         except Exception as error:
@@ -136,6 +145,15 @@ class Filter:
         if not isinstance(found, bool):
             raise FilterFailed(f"filter {self.source!r} gives {type(found).__name__}, not a bool")
         return found
+
+    def _check_effort(self, values: Mapping[str, Any]) -> None:
+        """Raise FilterFailed for values on which the macros would take the process away."""
+        count, longest = _size(values)
+        if count * longest ** (self._degree - 1) > _MAX_STEPS:
+            raise FilterFailed(
+                f"filter {self.source!r}: {count} values, in lists and maps of up to {longest},"
+                " are too many for its macros"
+            )
 
 
 class BrokenFilter:
@@ -185,7 +203,7 @@ def _compile(source: str) -> Filter:
         raise FilterInvalid(f"filter {source!r} is not CEL: {_reason(error)}") from error
     _check_functions(source, program)
     _check_patterns(source, tokens)
-    return Filter(source, program, _references(tokens, program))
+    return Filter(source, program, _references(tokens, program), _degree(tokens))
 
 
 def _check_size(source: str, tokens: tuple[Token, ...]) -> None:
@@ -199,6 +217,38 @@ def _check_size(source: str, tokens: tuple[Token, ...]) -> None:
             f" most {_MAX_LENGTH} and {_MAX_OPERATORS}",
             hint="Such as new.id in [1, 2, 3] for many comparisons.",
         )
+
+
+def _degree(tokens: tuple[Token, ...]) -> int:
+    """Return the power of a list's length that the steps of an evaluation grow with, at least 1.
+
+    >>> [_degree(tuple(tokens_of(e))) for e in ("a.b", "a.all(x, b.all(y, x))", "a.map(x, x)")]
+    [1, 2, 2]
+    """
+    found, open_macros = 1, list[bool]()
+    for dot, name, bracket in zip((_END, _END, *tokens), (_END, *tokens), tokens, strict=False):
+        if bracket.text == "(":
+            is_macro = dot.text == "." and name.text in MACROS
+            if is_macro:
+                found = max(found, sum(open_macros) + 1 + (name.text in _COLLECTING))
+            open_macros.append(is_macro)
+        elif bracket.text == ")" and open_macros:
+            open_macros.pop()
+    return found
+
+
+def _size(values: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many values there are within values, and the longest list or map among them."""
+    count, longest, rest = 0, 0, list[Any](values.values())
+    while rest:
+        value = rest.pop()
+        count += 1
+        if isinstance(value, Mapping):
+            value = list(value.values())
+        if isinstance(value, list | tuple):
+            longest = max(longest, len(value))
+            rest.extend(value)
+    return count, longest
 
 
 def _is_panic(error: BaseException) -> bool:

@@ -147,6 +147,36 @@ def test_the_longest_chain_fits_on_the_stack_of_a_small_thread(depth: int) -> No
     assert (ended.returncode, ended.stdout) == (0, "True\n"), ended.stderr
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "event.a.filter(x, x > 3).size() > 0",
+        "event.a.map(x, x * 2).size() > 0",
+        "event.a.all(x, event.a.exists(y, y == x))",
+        "event.a.all(x, [1].all(y, event.a.all(z, z == x)))",
+    ],
+)
+def test_a_filter_whose_steps_grow_faster_than_its_values_fails_on_very_many(source: str) -> None:
+    """It would hold the interpreter for a minute, and with it leases, probes and the stream."""
+    found = filters.compile(source)
+    assert isinstance(found.matches({"event": {"a": list(range(100))}}), bool)
+    with pytest.raises(FilterFailed, match="20002 values, in lists and maps of up to 20000, are"):
+        found.matches({"event": {"a": list(range(20_000))}})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "event.a.all(x, x >= 0) && event.a.exists(x, x > 3)",
+        "event.a[3] == 3 && (event.a.size() > 4)",
+        "event.filter == null || [1, 2].size() == 2",
+    ],
+)
+def test_a_filter_that_looks_at_each_value_once_takes_many(source: str) -> None:
+    values = {"event": {"a": list(range(20_000)), "filter": None}}
+    assert filters.compile(source).matches(values)
+
+
 def test_the_librarys_own_panic_is_an_error_of_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filters, "_MAX_LENGTH", 10**6)
     with pytest.raises(FilterInvalid, match="is not CEL"):
