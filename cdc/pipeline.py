@@ -15,19 +15,20 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from cdc import emission
 from cdc.emission import EventRouter, Place
 from cdc.errors import RelationUnknown, ServerDecodeError, UndecodableMessage
 from cdc.lsn import Lsn
 from cdc.marker import PREFIX, Marker, decode_marker
+from cdc.pending import Pending
 from cdc.progress import Progress
 from cdc.relations import describe_shape
-from cdc.routing import DeadLetter, Routed, Router
-from cdc.sink import DURABLE_EVERY_S, Batch, Sink, Stamp
+from cdc.routing import DeadLetter, Router
+from cdc.sink import DURABLE_EVERY_S, Sink, Stamp
 from cdc.tracing import TransactionSpans, committed
 from cdc.transactions import UNCERTAIN, TransactionReader
 from cdc.wire.frames import XLOG_DATA, XLOG_DATA_HEADER_SIZE, Keepalive, parse_frame
@@ -43,15 +44,8 @@ from cdc.wire.messages import (
 )
 from conductor.matching import Subscription
 
-if TYPE_CHECKING:
-    from opentelemetry.trace import Span
-
-PENDING_LIMIT_BYTES: Final = 4 << 20
-"""Jobs and dead letters held in memory: beyond it the reader waits for the writer."""
-
 READ_FRAMES: Final = 1024
 READ_BYTES: Final = 256 << 10
-_OVERHEAD_BYTES: Final = 128  # of the objects that hold a job
 BURST_END_S: Final = 0.02
 HINT_EVERY_S: Final = 0.005
 STATUS_EVERY_S: Final = 1.0
@@ -117,24 +111,7 @@ class PipelineMetrics(Protocol):
 
 
 _head_of = attrgetter("head")
-_payload_of = attrgetter("payload")
 _ROW_CHANGES: Final = (Insert, Update, Delete)
-
-
-@dataclass(slots=True)
-class _Pending:
-    """What is routed and not yet written; `cut` of its jobs belong to whole transactions."""
-
-    routed: Routed = field(default_factory=Routed)
-    stamps: list[Stamp] = field(default_factory=list)
-    size_bytes: int = 0
-    cut: int = 0
-    dead_cut: int = 0
-    wait_cut: int = 0
-    end_lsn: int | None = None
-    since_s: float = 0.0
-    commit_time_us: int = 0
-    spans: list["Span"] = field(default_factory=list)
 
 
 class Pipeline:
@@ -174,7 +151,7 @@ class Pipeline:
         self._revision = subscriptions.revision
         self._spans = TransactionSpans(slot)
         self._progress = Progress(position.routed_lsn, position.acknowledged_lsn)
-        self._pending = _Pending()
+        self._pending = Pending()
         self._marker: Marker | None = None
         self._uncommitted: Counter[bytes] = Counter()  # jobs written in the open sink transaction
         self._hints: set[str] = set()
@@ -235,7 +212,7 @@ class Pipeline:
                 await self._meet(marker)
             if self._has_work:
                 self._work.set()
-            if self._pending.size_bytes >= PENDING_LIMIT_BYTES:
+            if self._pending.is_full:
                 await self._wait_for_room()
 
     def _located(self, error: ServerDecodeError) -> ServerDecodeError:
@@ -290,7 +267,7 @@ class Pipeline:
                 marker = self._take_rare(event, payload)
                 if marker is not None:
                     break
-        pending.size_bytes += _held_bytes(routed, done)
+        pending.grow(done)
         self._metrics.read(kinds, size_bytes, routed.unmatched)
         routed.unmatched = 0
         if any(self._events.counts):
@@ -340,17 +317,8 @@ class Pipeline:
             pending.spans += spans
         elif self._sink.is_open:  # its jobs are written already
             pending.spans += spans
-        self._cut_at(commit.end_lsn)
+        pending.cut_at(commit.end_lsn, time.monotonic())
         self._progress.transaction_ended(commit.end_lsn)
-
-    def _cut_at(self, end_lsn: int) -> None:
-        pending, routed = self._pending, self._pending.routed
-        pending.cut = len(routed.specs)
-        pending.dead_cut = len(routed.dead_letters)
-        pending.wait_cut = len(routed.waits)
-        if pending.end_lsn is None:
-            pending.since_s = time.monotonic()
-        pending.end_lsn = end_lsn
 
     def _set_aside(self, error: UndecodableMessage, payload: bytes) -> None:
         if payload[:1] == UNCERTAIN and not self._events.are_ours:
@@ -368,7 +336,7 @@ class Pipeline:
         )
         if not self._reader.in_transaction:  # a message that stands alone ends at its own LSN
             self._progress.received(error.commit_lsn)
-            self._cut_at(error.commit_lsn)
+            self._pending.cut_at(error.commit_lsn, time.monotonic())
 
     def _describe(self, relation_oid: int | None) -> dict[str, Any] | None:
         if relation_oid is None:
@@ -425,11 +393,9 @@ class Pipeline:
     @property
     def _has_work(self) -> bool:
         pending = self._pending
-        if pending.size_bytes >= PENDING_LIMIT_BYTES:
+        if pending.is_full:
             return True
-        cuts = pending.cut or pending.dead_cut or pending.wait_cut
-        whole = cuts or pending.stamps or self._sink.is_open
-        return bool(whole) and pending.end_lsn is not None
+        return (pending.has_whole or self._sink.is_open) and pending.end_lsn is not None
 
     async def _write(self) -> None:
         while not self._stop.is_set():
@@ -471,14 +437,15 @@ class Pipeline:
         self._status_due.set()
 
     async def _write_pending(self) -> None:
-        spans = self._pending.spans
-        batch, commit_time_us = self._take_batch()
+        taken = self._pending
+        batch, self._pending = taken.take()
+        self._room.set()
         started_s = time.monotonic()
         await self._sink.write(batch)
         self._uncommitted.update(map(_head_of, batch.specs))
         if batch.end_lsn is None:
             return
-        committed(spans)
+        committed(taken.spans)
         durable = self._sink.is_durable
         self._progress.committed(batch.end_lsn, durable=durable)
         if durable:
@@ -491,34 +458,12 @@ class Pipeline:
                 jobs_by_head=heads,
                 dead_letters=len(batch.dead_letters),
                 duration_s=time.monotonic() - started_s,
-                commit_time_us=commit_time_us,
+                commit_time_us=taken.commit_time_us,
                 end_lsn=batch.end_lsn,
             )
         )
         if started_s - self._hinted_at_s >= HINT_EVERY_S:
             await self._hint()
-
-    def _take_batch(self) -> tuple[Batch, int]:
-        """Take the whole transactions that are pending, or else the piece of a large one."""
-        pending, routed = self._pending, self._pending.routed
-        self._room.set()
-        if pending.end_lsn is None:
-            self._pending = _Pending()
-            return Batch(routed.specs, routed.dead_letters, waits=routed.waits), 0
-        rest = Routed(
-            routed.specs[pending.cut :],
-            routed.dead_letters[pending.dead_cut :],
-            routed.waits[pending.wait_cut :],
-        )
-        self._pending = _Pending(rest, size_bytes=_held_bytes(rest, (0, 0, 0)))
-        batch = Batch(
-            routed.specs[: pending.cut],
-            routed.dead_letters[: pending.dead_cut],
-            pending.stamps,
-            pending.end_lsn,
-            routed.waits[: pending.wait_cut],
-        )
-        return batch, pending.commit_time_us
 
     async def _hint(self) -> None:
         if self._hints and not self._sink.is_open:
@@ -547,15 +492,3 @@ class Pipeline:
             acknowledged=acknowledged,
             server=max(self._server_lsn, received),
         )
-
-
-def _held_bytes(routed: Routed, since: tuple[int, int, int]) -> int:
-    """Return about how much memory is held by what was routed after the lengths `since`."""
-    specs, letters, waits = since
-    jobs = routed.specs[specs:]
-    jobs += (spec for _, spec in routed.waits[waits:])
-    size = sum(map(len, map(_payload_of, jobs))) + _OVERHEAD_BYTES * len(jobs)
-    if len(routed.dead_letters) > letters:
-        for letter in routed.dead_letters[letters:]:
-            size += len(letter.raw) + len(letter.error) + 2 * _OVERHEAD_BYTES
-    return size

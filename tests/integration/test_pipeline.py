@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from cdc.metrics import Metrics
-from cdc.pipeline import PENDING_LIMIT_BYTES
+from cdc.pending import PENDING_LIMIT_BYTES
 from cdc.service import Service
 from tests.integration.sidecar import (
     captured,

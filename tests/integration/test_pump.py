@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from cdc.metrics import Metrics
-from cdc.pipeline import PENDING_LIMIT_BYTES, Pipeline
+from cdc.pending import PENDING_LIMIT_BYTES
+from cdc.pipeline import Pipeline
 from cdc.sink import Sink
 from cdc.wire.messages import Begin, Column, Commit, Insert, Message, Relation
 from conductor.matching import Subscription
