@@ -4,6 +4,7 @@ The reader fills it. The writer takes the whole transactions, or, when one alone
 memory, a piece of it. This module must not write anything, nor wait.
 """
 
+import time
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
@@ -56,14 +57,14 @@ class Pending:
         """Count in what was routed after `Routed.lengths` were these."""
         self.size_bytes += _held_bytes(self.routed, since)
 
-    def cut_at(self, end_lsn: int, now_s: float) -> None:
+    def cut_at(self, end_lsn: int) -> None:
         """Note that everything routed so far belongs to whole transactions."""
         routed = self.routed
         self.cut = len(routed.specs)
         self.dead_cut = len(routed.dead_letters)
         self.wait_cut = len(routed.waits)
         if self.end_lsn is None:
-            self.since_s = now_s
+            self.since_s = time.monotonic()
         self.end_lsn = end_lsn
 
     def take(self) -> tuple[Batch, "Pending"]:

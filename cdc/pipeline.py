@@ -317,7 +317,7 @@ class Pipeline:
             pending.spans += spans
         elif self._sink.is_open:  # its jobs are written already
             pending.spans += spans
-        pending.cut_at(commit.end_lsn, time.monotonic())
+        pending.cut_at(commit.end_lsn)
         self._progress.transaction_ended(commit.end_lsn)
 
     def _set_aside(self, error: UndecodableMessage, payload: bytes) -> None:
@@ -336,7 +336,7 @@ class Pipeline:
         )
         if not self._reader.in_transaction:  # a message that stands alone ends at its own LSN
             self._progress.received(error.commit_lsn)
-            self._pending.cut_at(error.commit_lsn, time.monotonic())
+            self._pending.cut_at(error.commit_lsn)
 
     def _describe(self, relation_oid: int | None) -> dict[str, Any] | None:
         if relation_oid is None:
