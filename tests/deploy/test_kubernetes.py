@@ -73,6 +73,24 @@ def test_the_scaler_owns_the_number_of_replicas(tree: Path) -> None:
         assert ("replicas" not in worker["spec"]) == owned
 
 
+def test_what_no_policy_allows_is_denied_to_all_our_pods(tree: Path) -> None:
+    manifests = combine(tree, ["cdc-deployment", "networkpolicy"])
+    denied = [
+        policy["spec"]["podSelector"]["matchLabels"].items()
+        for policy in manifests
+        if policy["kind"] == "NetworkPolicy"
+        and set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+        and not {"ingress", "egress"} & policy["spec"].keys()
+    ]
+    ours = {
+        owner: any(labels <= metadata["labels"].items() for labels in denied)
+        for owner, metadata, _ in pod_specs(manifests)
+    }
+    del ours["Deployment application"]  # a stranger's
+    assert len(ours) == 3
+    assert all(ours.values())
+
+
 def test_a_changed_setting_rolls_the_pods(tree: Path) -> None:
     before = config_maps_of(combine(tree, ["cdc-deployment"]))
     text = (KUBERNETES / "base" / "cdc.toml").read_text()
