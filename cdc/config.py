@@ -214,6 +214,9 @@ def load(**overrides: Any) -> Settings:
         raise ConfigError(_describe_unread(error)) from None
     except ValueError as error:  # the TOML file cannot be parsed
         raise ConfigError(f"{CONFIG_VARIABLE}: {error}") from None
+    except OSError as error:
+        where = error.filename or path
+        raise ConfigError(f"{CONFIG_VARIABLE}: cannot read {where}: {error.strerror}") from None
 
 
 def _describe(error: ValidationError) -> str:

@@ -22,7 +22,7 @@ from cdc.catalog import (
 from cdc.conditions import Situation, judge
 from cdc.config import Settings
 from cdc.connection import Connection, connect_queue, connect_source, queue_errors, source_errors
-from cdc.errors import PublicationDrift, PublicationMissing, SlotBusy
+from cdc.errors import CdcError, PublicationDrift, PublicationMissing, SlotBusy
 from cdc.lsn import Lsn
 from cdc.preflight import can_fail_over, refuse_server, refuse_unlimited_wal
 from cdc.publication import Plan, PublicationKeeper, apply_plan
@@ -278,7 +278,12 @@ def _describe(situation: Situation, command: queries.Statement | None) -> str | 
 async def _connect(settings: Settings, stack: AsyncExitStack) -> _Connections:
     source = await connect_source(settings.source_conninfo, application_name=_NAME)
     stack.push_async_callback(source.close)
-    admin = await connect_source(settings.admin_conninfo, application_name=_NAME)
+    try:
+        admin = await connect_source(settings.admin_conninfo, application_name=_NAME)
+    except CdcError as error:
+        if settings.admin_dsn.get_secret_value():  # not the source's, which let us in
+            error.hint = error.hint.replace("CDC_SOURCE_DSN", "CDC_ADMIN_DSN")
+        raise
     stack.push_async_callback(admin.close)
     with source_errors():
         await admin.execute(queries.WAIT_BRIEFLY_FOR_LOCKS)

@@ -150,6 +150,9 @@ def load(**options: Any) -> Settings:
         raise ConfigError(_describe_unread(error), hint=_HINT) from None
     except ValueError as error:  # the TOML file cannot be parsed
         raise ConfigError(f"{CONFIG_VARIABLE}: {error}", hint=_HINT) from None
+    except OSError as error:
+        problem = f"cannot read {error.filename or path}: {error.strerror}"
+        raise ConfigError(f"{CONFIG_VARIABLE}: {problem}", hint=_HINT) from None
 
 
 def _describe(error: ValidationError) -> str:

@@ -107,6 +107,12 @@ async def test_a_plan_is_what_apply_does(shop: ScratchDatabase) -> None:
         await routed(shop, 1)
 
 
+async def test_a_wrong_dsn_of_the_admin_is_named(shop: ScratchDatabase) -> None:
+    done = cdc(shop, "apply", CDC_ADMIN_DSN=dsn_for(shop.source_dsn, dbname="nonesuch"))
+    assert done.returncode == 78
+    assert "\nhint: correct CDC_ADMIN_DSN, or the server's roles and pg_hba.conf\n" in done.stderr
+
+
 async def test_a_dba_can_run_what_is_printed(shop: ScratchDatabase, stranger: str) -> None:
     variables = {"CDC_SOURCE_DSN": stranger, "CDC_QUEUE_DSN": shop.source_dsn}
     done = cdc(shop, "apply", **variables)

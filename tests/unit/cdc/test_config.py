@@ -115,6 +115,12 @@ def test_what_would_leave_out_nothing_is_refused(
         load()
 
 
+def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CDC_CONFIG", "/proc/self/mem")  # whoever asks, root as well
+    with pytest.raises(ConfigError, match=r"^CDC_CONFIG: cannot read /proc/self/mem: Input/output"):
+        load()
+
+
 def test_a_missing_folder_of_secrets_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CDC_SECRETS_DIR", "/nonesuch")
     with pytest.raises(ConfigError, match="there is no folder"):

@@ -97,6 +97,12 @@ def test_a_file_that_is_wrong_is_refused(
         load()
 
 
+def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONDUCTOR_CONFIG", "/proc/self/mem")  # whoever asks, root as well
+    with pytest.raises(ConfigError, match=r"^CONDUCTOR_CONFIG: cannot read /proc/self/mem: Input"):
+        load()
+
+
 @pytest.mark.parametrize("dsn", ["postgresql://u:s3@cret@127.0.0.1/db", "postgresql://u:s3/cret@h"])
 def test_a_password_that_is_read_as_a_host_is_refused_unseen(
     monkeypatch: pytest.MonkeyPatch, dsn: str
