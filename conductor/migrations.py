@@ -11,6 +11,7 @@ This module must not know what a migration does.
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -25,7 +26,7 @@ from conductor.errors import DatabaseUnavailable, MigrationMismatch, PrivilegeMi
 from conductor.logins import login_refused
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from psycopg import AsyncConnection
 
@@ -134,12 +135,22 @@ def _connect(dsn: str) -> psycopg.Connection[Any]:
         raise DatabaseUnavailable(f"cannot connect to the database: {error}") from error
 
 
+@contextmanager
+def _asked(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """Lend a connection for questions; one that is lost meanwhile may be tried again."""
+    with _connect(dsn) as connection:
+        try:
+            yield connection
+        except psycopg.OperationalError as error:
+            raise DatabaseUnavailable(f"lost the database while asking it: {error}") from error
+
+
 def pending_migrations(dsn: str) -> tuple[Migration, ...]:
     """Return what `migrate` would apply; changes nothing.
 
     Raises DatabaseUnavailable, LoginRefused and MigrationMismatch.
     """
-    with _connect(dsn) as connection:
+    with _asked(dsn) as connection:
         return pending_of(known_migrations(), _recorded(connection))
 
 
@@ -152,7 +163,7 @@ def check_migrated(dsn: str) -> None:
     known = known_migrations()
     newest = known[-1].number
     try:
-        with _connect(dsn) as connection:
+        with _asked(dsn) as connection:
             recorded = _recorded(connection)
             ending = None
             if recorded and recorded[-1][0] > newest:

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 from conductor import migrations
 from conductor.errors import DatabaseUnavailable, MigrationMismatch
-from conductor.migrations import Migration, known_migrations, migrate, pending_migrations
+from conductor.migrations import (
+    Migration,
+    check_migrated,
+    known_migrations,
+    migrate,
+    pending_migrations,
+)
 from tests.servers import Cluster, ScratchDatabase, dsn_for
 
 
@@ -117,6 +125,24 @@ def test_a_failing_migration_leaves_nothing(
     assert recorded(migrated.dsn) == [m.name for m in known]
     with psycopg.connect(migrated.dsn) as connection:
         assert connection.execute("select to_regclass('conductor.half')").fetchone() == (None,)
+
+
+@pytest.mark.parametrize("ask", [check_migrated, pending_migrations])
+def test_a_server_that_goes_while_it_is_asked_may_be_asked_again(
+    migrated: ScratchDatabase, ask: Callable[[str], Any]
+) -> None:
+    """A worker that was starting ended with a traceback, though it tries for a while."""
+    with psycopg.connect(migrated.admin_dsn, autocommit=True) as connection:
+        name = psycopg.sql.Identifier(connection.info.dbname)
+        ends = psycopg.sql.SQL("alter database {} set idle_session_timeout = '1ms'")
+        connection.execute(ends.format(name))
+
+    def ask_often() -> None:
+        for _ in range(500):  # it may be faster than the timeout
+            ask(migrated.dsn)
+
+    with pytest.raises(DatabaseUnavailable, match="while asking it"):
+        ask_often()
 
 
 def test_no_server_is_one_clear_error(tmp_path: Path, database: ScratchDatabase) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from conductor import Conductor, Cron, Orchestrator, define_task
 from conductor.connections import Connections
 from conductor.metrics import Metrics
 from conductor.testing import travel
@@ -33,3 +34,28 @@ async def test_a_sleep_of_days_is_over(queue: Queue) -> None:
     await connections.close()
     await workshop.client.close()
     assert row["result"] == "rested"
+
+
+async def test_a_schedule_comes_and_a_dedupe_key_is_free_again(queue: Queue) -> None:
+    app, ran = Conductor(queue.database.dsn), list[str]()
+    remind = define_task("remind")
+
+    @app.task(remind)
+    async def reminding(_event: Any, _ctx: Any) -> None:
+        ran.append("invoked")
+
+    @app.task("yearly", Cron("0 0 1 1 *"))
+    async def yearly(_event: Any, _ctx: Any) -> None:
+        ran.append("yearly")
+
+    orchestrator = Orchestrator(app)
+    async with app, orchestrator, queue.connections.lend() as connection:
+        for status in ("enqueued", "dropped"):
+            handle = await app.invoke(remind, dedupe_key="milk", dedupe_for=timedelta(days=2))
+            assert handle.status == status
+            await orchestrator.drain()
+        assert ran == ["invoked"]
+        await travel(connection, timedelta(days=366))
+        assert (await app.invoke(remind, dedupe_key="milk")).status == "enqueued"
+        await orchestrator.drain()
+        assert sorted(ran) == ["invoked", "invoked", "yearly"]
