@@ -441,7 +441,7 @@ def _print_status(report: dict[str, Any]) -> None:
 
     console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
     facts = Table(show_header=False, box=None)
-    for name, value in report.items():
+    for name, value in {**report, "leader": report["leader"] or "nobody"}.items():
         if not isinstance(value, list) and value is not None:
             size = f" ({decimal(value)})" if name.endswith("bytes") and value >= 1000 else ""
             facts.add_row(name.replace("_", " "), escape(_printable(f"{value}{size}")))
