@@ -7,8 +7,6 @@ from functools import cache
 from typing import Any, Final
 
 import kubernetes_validate  # type: ignore[import-untyped]  # it has no annotations
-from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
-from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 from pydantic import BaseModel, ValidationError
 
 from tests.deploy.kustomize import Manifest
@@ -16,12 +14,28 @@ from tests.deploy.kustomize import Manifest
 KUBERNETES_VERSIONS: Final = ("1.31", "1.34")
 """The oldest and the newest that the manifests are written for."""
 
-MODELS: Final[dict[tuple[str, str], type[BaseModel]]] = {
-    ("keda.sh/v1alpha1", "ScaledObject"): ScaledObject,
-    ("keda.sh/v1alpha1", "TriggerAuthentication"): TriggerAuthentication,
-    ("monitoring.coreos.com/v1", "PodMonitor"): PodMonitor,
-    ("monitoring.coreos.com/v1", "PrometheusRule"): PrometheusRule,
-}
+
+@cache
+def models() -> dict[tuple[str, str], type[BaseModel]]:
+    """The models of the operators' kinds.
+
+    Imported when a manifest is judged: that takes seconds, and every process collects these tests.
+    """
+    from cloudcoil.models.keda.v1alpha1 import (  # noqa: PLC0415
+        ScaledObject,
+        TriggerAuthentication,
+    )
+    from cloudcoil.models.prometheus_operator.v1 import (  # noqa: PLC0415
+        PodMonitor,
+        PrometheusRule,
+    )
+
+    return {
+        ("keda.sh/v1alpha1", "ScaledObject"): ScaledObject,
+        ("keda.sh/v1alpha1", "TriggerAuthentication"): TriggerAuthentication,
+        ("monitoring.coreos.com/v1", "PodMonitor"): PodMonitor,
+        ("monitoring.coreos.com/v1", "PrometheusRule"): PrometheusRule,
+    }
 
 
 def judge(manifest: Manifest) -> list[str]:
@@ -33,7 +47,7 @@ def judge(manifest: Manifest) -> list[str]:
 def _judge_once(text: str) -> tuple[str, ...]:
     """Schemas take their time, and the same manifest comes in many combinations."""
     manifest = json.loads(text)
-    if model := MODELS.get((manifest["apiVersion"], manifest["kind"])):
+    if model := models().get((manifest["apiVersion"], manifest["kind"])):
         return tuple(_judge_by_model(manifest, model))
     return tuple(_judge_by_schema(manifest))
 

@@ -17,7 +17,7 @@ from cdc.config import Settings
 from cdc.metrics import Metrics
 from cdc.service import Service
 from conductor.migrations import migrate
-from tests.servers import ScratchDatabase
+from tests.servers import POLL_INTERVAL_S, ScratchDatabase, longer
 from tools.localpg.server import PostgresServer
 
 TIMEOUT_S = 60.0  # only a failure takes as long
@@ -148,6 +148,7 @@ async def eventually(
 ) -> Any:
     """Wait until the condition gives something true; return that."""
     deadline_s = asyncio.get_running_loop().time() + timeout_s
+    pause_s = POLL_INTERVAL_S
     while True:
         result = condition()
         if isinstance(result, Awaitable):
@@ -156,7 +157,8 @@ async def eventually(
             return result
         if asyncio.get_running_loop().time() > deadline_s:
             raise TimeoutError(f"{what}: not within {timeout_s} s")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause_s)
+        pause_s = longer(pause_s)
 
 
 @asynccontextmanager
