@@ -176,7 +176,8 @@ def check_schedule_name(name: Any) -> str:
 
 
 def emission(parent: JobInfo, event: EventDefinition[Any], payload: Any) -> NewJob:
-    """Return the dispatch job of an event. Raises PayloadInvalid."""
+    """Return the dispatch job of an event. Raises PayloadInvalid, DefinitionInvalid."""
+    check_type("the event", event, (EventDefinition,), "ctx.emit(name, user_created, …)")
     inherited = without_context(parent.metadata)
     return NewJob(
         queue=INTERNAL_QUEUE,
@@ -236,6 +237,7 @@ def expected_event(event: EventDefinition[Any], match: Match | None, when: str |
 
 def expected_change(change: OnChange[Any], match: Match | None) -> Expected:
     """Return what a wait for a change stores. Raises UnknownColumn, OptionInvalid."""
+    check_type("the change", change, (OnChange,), 'OnChange(Payments, "insert")')
     captured = change.filter.columns
     _check_names(match, captured, UnknownColumn, f"among what is captured of {change.table}")
     fields, matched = _match_key({name: _as_sent(value) for name, value in (match or {}).items()})

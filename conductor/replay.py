@@ -203,7 +203,15 @@ def _codec_of(form: Any) -> Codec[Any]:
 
 
 def step_codec(fn: Callable[..., Any], returns: Any) -> Codec[Any]:
-    """Return how a step's result is stored: by ``returns``, else fn's annotation, else as JSON."""
+    """Return how a step's result is stored: by ``returns``, else fn's annotation, else as JSON.
+
+    Raises OptionInvalid for what is no function.
+    """
+    if not callable(fn):
+        raise OptionInvalid(
+            f"a step is given {type(fn).__name__}, which cannot be called",
+            hint="Give the function, not what it returns: ctx.step('pay', lambda: pay(order)).",
+        )
     if returns is not UNSET:
         return _codec_of(returns)
     annotated = _annotated(fn)

@@ -25,7 +25,7 @@ from conductor import (
     define_event,
     define_task,
 )
-from conductor.calls import child
+from conductor.calls import child, emission, expected_change
 from conductor.definitions import Batch
 from conductor.enqueue import JobBatch
 from conductor.errors import (
@@ -271,6 +271,10 @@ def test_what_is_no_task_and_no_event_is_refused() -> None:
         conductor.invocation(greeted, [None], {})
     with pytest.raises(DefinitionInvalid, match="the task is not TaskDefinition or Task, but 'n'"):
         untyped(None, "n", None, {})
+    with pytest.raises(DefinitionInvalid, match="the event is not EventDefinition, but 'left'"):
+        cast("Any", emission)(None, "left", None)
+    with pytest.raises(DefinitionInvalid, match="the change is not OnChange, but"):
+        cast("Any", expected_change)(Users, None)
     with pytest.raises(DefinitionInvalid, match="the event is not EventDefinition or str"):
         conductor.emission(nightly, [None], None)
     with pytest.raises(OptionInvalid, match=r"^via='wall'$") as refused:

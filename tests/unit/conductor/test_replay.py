@@ -193,6 +193,13 @@ def test_what_the_database_cannot_hold_does_not_name_a_step(name: object) -> Non
         check_step_name(name)
 
 
+@pytest.mark.parametrize("fn", [3, iter(())])
+def test_what_cannot_be_called_is_no_step(fn: Any) -> None:
+    with pytest.raises(OptionInvalid, match=f"a step is given {type(fn).__name__}") as refused:
+        step_codec(fn, int)
+    assert "not what it returns" in refused.value.hint
+
+
 def test_functions_of_one_factory_keep_their_own_types() -> None:
     def loader(form: Any) -> Callable[[], Any]:
         def load() -> None: ...
