@@ -29,6 +29,11 @@ PREFIX: Final = "CDC_"
 CONFIG_VARIABLE: Final = "CDC_CONFIG"
 SECRETS_VARIABLE: Final = "CDC_SECRETS_DIR"
 
+_QUOTED: Final = re.compile(
+    r"""(?<!\w)[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*\"""", re.DOTALL
+)
+"""Strings and names in SQL; those between dollars are not read."""
+
 SlotName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")]
 
 
@@ -48,7 +53,23 @@ def _check_columns(value: list[str]) -> list[str]:
 def _check_condition(value: str) -> str:
     if not value.strip():
         raise ValueError("the condition is empty; leave the table out to send every row")
+    if not _is_one_expression(value):
+        raise ValueError(
+            "the condition is to be one SQL expression: every bracket and quote closed, "
+            "no semicolon, no comment"
+        )
     return value
+
+
+def _is_one_expression(condition: str) -> bool:
+    """Tell whether SQL in brackets stays there: nothing in it can end them, or the statement."""
+    rest = _QUOTED.sub(" ", condition)
+    depth = 0
+    for bracket in re.findall(r"[()]", rest):
+        depth += 1 if bracket == "(" else -1
+        if depth < 0:
+            return False
+    return depth == 0 and not re.search(r"[;'\"\0]|--|/\*|\$\w*\$", rest)
 
 
 TableKey = Annotated[str, AfterValidator(_check_table)]

@@ -1,5 +1,6 @@
 """Where settings come from, in which order, and what a wrong one says."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,44 @@ def test_a_secret_that_is_no_text_is_named(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ConfigError, match="CDC_SOURCE_DSN: it is not UTF-8") as caught:
         load()
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "level >= 40",
+        "(level > 1 or note = ')') and name <> 'it''s; -- x'",
+        '"odd;(" is null',
+        r"note ~ '\d+' and note <> E'a\'b'",
+        "level > 1 and e = 'x'",
+    ],
+)
+def test_a_condition_is_one_expression(monkeypatch: pytest.MonkeyPatch, condition: str) -> None:
+    monkeypatch.setenv("CDC_ROW_FILTERS", json.dumps({"public.t": condition}))
+    assert load().row_filters == {"public.t": condition}
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "true); drop table t; select (1",
+        "true; select 1",
+        "true) or (false",
+        "(true",
+        "true -- for now",
+        "true /* for now",
+        "note = 'x",
+        'note = "x',
+        r"note = E'\'' ; drop table t; --'",
+        r"note = e'\\'';drop table t;select ''",
+        "note = $$'$$; drop table t; --'",
+        "note = $a$ ' $a$ ) ; select ('",
+    ],
+)
+def test_what_would_go_beyond_its_condition_is_refused(
+    monkeypatch: pytest.MonkeyPatch, condition: str
+) -> None:
+    """A file of settings may be written by who may not write to the database."""
+    monkeypatch.setenv("CDC_ROW_FILTERS", json.dumps({"public.t": condition}))
+    with pytest.raises(ConfigError, match="one SQL expression"):
+        load()
