@@ -12,16 +12,30 @@ import os
 import secrets
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from conductor.dsn import parse_dsn, read_dsn
+from conductor.errors import ConfigError
 from conductor.migrations import migrate
 from conductor.sql import load
 from conductor.testing.rehearsal import Rehearsal
 from conductor.testing.travel import TimeTravel, travel
+
+
+class _Dsn(str):
+    """A DSN that pytest shows without its password, as an argument of a test that fails."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        parameters = read_dsn(self) or {}
+        parameters.pop("password", None)
+        return repr(make_conninfo("", **parameters))
 
 
 @pytest.fixture
@@ -40,17 +54,17 @@ def conductor_server_dsn() -> str:
             "may create databases, or override the fixture conductor_server_dsn",
             pytrace=False,
         )
-    return dsn
+    return _Dsn(dsn)
 
 
 @pytest.fixture
 def conductor_dsn(conductor_server_dsn: str) -> Iterator[str]:
     """A new database with the queue's schema, for one test."""
     name = f"conductor_test_{secrets.token_hex(6)}"
-    with psycopg.connect(conductor_server_dsn, autocommit=True) as server:
+    with _connected(conductor_server_dsn) as server:
         server.execute(_statement("create_database", name))
         try:
-            dsn = make_conninfo(conductor_server_dsn, dbname=name)
+            dsn = _Dsn(make_conninfo(conductor_server_dsn, dbname=name))
             migrate(dsn)
             yield dsn
         finally:
@@ -66,6 +80,14 @@ def time_travel(conductor_dsn: str) -> TimeTravel:
             await travel(connection, by)
 
     return pass_by
+
+
+def _connected(dsn: str) -> psycopg.Connection[Any]:
+    try:
+        parse_dsn(dsn)
+        return psycopg.connect(dsn, autocommit=True)
+    except (ConfigError, psycopg.OperationalError) as error:
+        pytest.fail(f"no server for tests: {error}", pytrace=False)
 
 
 def _statement(name: str, database: str) -> sql.Composed:
