@@ -25,6 +25,7 @@ from conductor import (
 )
 from conductor.errors import JobFailed
 from conductor.retry import RetryPolicy
+from conductor.worker import claiming
 from tests.integration.conftest import Queue
 
 pytestmark = pytest.mark.anyio
@@ -103,6 +104,26 @@ async def test_a_child_is_awaited_without_a_slot(shop: Shop, task: Any) -> None:
     assert [row["parent"] for row in rows] == [None, rows[0]["id"], rows[0]["id"]]
     assert await shop.queue.value("select count(*) from conductor.steps") == 0
     assert await shop.queue.value("select count(*) from conductor.wakeups") == 0
+
+
+async def test_a_child_of_another_queue_and_its_parent_wait_for_no_poll(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SHORTEST_POLL_S", "LONGEST_POLL_S"):  # only hints can end this pause
+        monkeypatch.setattr(claiming, name, 3600.0)
+    shop.children()
+
+    async def handler(_event: Any, ctx: Context[None]) -> str:
+        return (await ctx.invoke("one", other, Pack(order=1))).box
+
+    shop.parent(handler)
+    async with Orchestrator(shop.conductor):
+        await shop.queue.until(
+            "select exists (select from pg_stat_activity where query = 'listen conductor_jobs')"
+        )
+        for _ in range(3):
+            handle = await shop.conductor.invoke(parent, {}, hint=True)
+            assert await handle.result(timeout_s=60) == "box 1"
 
 
 async def test_a_waiting_job_has_its_state(shop: Shop) -> None:
