@@ -21,7 +21,13 @@ from conductor.errors import (
     PrivilegeMissing,
 )
 from conductor.logins import login_refused
-from conductor.store.sessions import check_open, connection_settings, prepare
+from conductor.store.sessions import (
+    RECONNECT_S,
+    check_open,
+    connection_settings,
+    knock_again,
+    prepare,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -102,6 +108,8 @@ class Connections:
                 name=self._name,
                 check=check_open,
                 configure=prepare,
+                reconnect_timeout=RECONNECT_S,
+                reconnect_failed=knock_again,
             )
             await self._pool.open()
         return self._pool

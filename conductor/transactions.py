@@ -21,9 +21,12 @@ from conductor.replay import inside
 from conductor.sql import load
 from conductor.store.arrays import register_arrays
 from conductor.store.sessions import (
+    RECONNECT_S,
     check_open,
     check_open_blocking,
     connection_settings,
+    knock_again,
+    knock_again_blocking,
     prepare,
 )
 from conductor.store.steps import write_statement
@@ -78,7 +81,12 @@ class Transactions:
         """
         if self._pool is None:
             self._pool = AsyncConnectionPool(
-                self._dsn, open=False, configure=prepare, check=check_open, **self._options()
+                self._dsn,
+                open=False,
+                configure=prepare,
+                check=check_open,
+                reconnect_failed=knock_again,
+                **self._options(),
             )
             await self._pool.open()
         committing = False
@@ -104,7 +112,11 @@ class Transactions:
         with self._opening:
             if self._blocking is None:
                 self._blocking = ConnectionPool(
-                    self._dsn, open=True, check=check_open_blocking, **self._options()
+                    self._dsn,
+                    open=True,
+                    check=check_open_blocking,
+                    reconnect_failed=knock_again_blocking,
+                    **self._options(),
                 )
         committing = False
         with self._blocking.connection() as connection:
@@ -137,6 +149,7 @@ class Transactions:
             "min_size": 0,
             "max_size": self._size,
             "timeout": _WAIT_S,
+            "reconnect_timeout": RECONNECT_S,
         }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from psycopg.abc import AdaptContext
     from psycopg.pq.abc import PGconn
+    from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 T = TypeVar("T")
 
@@ -35,6 +36,9 @@ _LIMIT: Final = load("steps")["limit_idle"]
 _STANDSTILL_S: Final = 5.0
 _FIRST_DELAY_S: Final = 0.05
 _LAST_DELAY_S: Final = 5.0
+RECONNECT_S: Final = 10.0
+"""For how long a pool tries to connect before it begins anew, as `knock_again` says."""
+_KNOCK_S: Final = 0.01
 _SETTINGS: Final[dict[str, str | int]] = {
     "connect_timeout": 10,
     "keepalives_idle": 5,
@@ -98,6 +102,25 @@ def check_open_blocking(connection: Connection[Any]) -> None:
 def _read_what_came(connection: PGconn) -> None:
     for _ in range(2):  # its last words, then the end
         connection.consume_input()
+
+
+async def knock_again(pool: AsyncConnectionPool[Any]) -> None:
+    """Let a pool that has given up connecting try again while somebody waits for a connection.
+
+    Its pauses double, up to five minutes if it is let: after an outage, whoever waits would go on
+    waiting for as long as that had lasted. A request makes the pool try at once.
+    """
+    if pool.get_stats().get("requests_waiting"):
+        with suppress(psycopg.OperationalError):  # nothing to be had yet
+            async with pool.connection(_KNOCK_S):
+                pass
+
+
+def knock_again_blocking(pool: ConnectionPool[Any]) -> None:
+    """Like `knock_again`, in a thread."""
+    if pool.get_stats().get("requests_waiting"):
+        with suppress(psycopg.OperationalError), pool.connection(_KNOCK_S):
+            pass
 
 
 async def prepare(connection: AsyncConnection[Any]) -> None:
