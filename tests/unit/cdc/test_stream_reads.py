@@ -36,7 +36,7 @@ class Reads:
     async def send_status(
         self, write_lsn: int, flush_lsn: int, apply_lsn: int, *, reply_requested: bool = False
     ) -> None:
-        raise NotImplementedError
+        raise AssertionError("no status is due", write_lsn, flush_lsn, apply_lsn, reply_requested)
 
 
 @given(
